@@ -1,0 +1,86 @@
+//! What a step costs outside the forward pass: scheduling, sampling and commit, with a runner that computes nothing.
+//!
+//! `cargo bench --bench scheduler`
+use std::sync::Arc;
+
+use divan::Bencher;
+use wick::kv::CacheSalt;
+use wick::sampling::{Sampler, SamplingParams};
+use wick::scheduler::{NewSequence, Scheduler, SchedulerConfig, SeqId, StopLimits};
+
+fn main() {
+    divan::main();
+}
+
+fn config(running_max: usize) -> SchedulerConfig {
+    SchedulerConfig {
+        block_size: 16,
+        num_blocks: 64 * 1024,
+        batched_tokens_max: 512,
+        prefill_chunk_max: 128,
+        running_max,
+        context_max: 1 << 20,
+        logit_rows_max: 64,
+        prefix_cache: true,
+    }
+}
+
+/// A scheduler with `n` sequences that decode, each with its own context of 256 tokens.
+fn decoding(n: usize) -> Scheduler {
+    let mut scheduler = Scheduler::new(config(n));
+    for id in 0..n as u64 {
+        let prompt: Arc<[u32]> = (0..256).map(|t| (t + id as u32 * 7919) % 50_000).collect();
+        let limits = StopLimits { max_new_tokens: 1 << 19, stop_tokens: Arc::new([]) };
+        let seq =
+            NewSequence { id: SeqId(id), prompt, limits, salt: CacheSalt(0), prompt_logits: false, tenant: id % 3 };
+        scheduler.add(seq).expect("the prompt fits");
+    }
+    loop {
+        let step = scheduler.schedule();
+        let decodes = step.seqs.len() == n && step.seqs.iter().all(|s| s.tokens.len() == 1);
+        commit(&mut scheduler, &step);
+        if decodes {
+            return scheduler;
+        }
+    }
+}
+
+fn commit(scheduler: &mut Scheduler, step: &wick::scheduler::SchedulerOutput) {
+    let sampled: Vec<Option<u32>> = step.seqs.iter().map(|s| s.sample.then_some(s.start as u32 % 50_000)).collect();
+    scheduler.commit(step, &sampled);
+}
+
+/// One decode step of `n` sequences: schedule and commit.
+#[divan::bench(args = [1, 8, 32, 64])]
+fn decode_step(bencher: Bencher<'_, '_>, n: usize) {
+    let mut scheduler = decoding(n);
+    bencher.bench_local(move || {
+        let step = scheduler.schedule();
+        commit(&mut scheduler, &step);
+    });
+}
+
+/// One row of logits of a 150k vocabulary.
+fn row() -> Vec<f32> {
+    (0..151_936u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 21) as f32).collect()
+}
+
+fn sample(bencher: Bencher<'_, '_>, params: SamplingParams) {
+    let mut sampler = Sampler::new(Arc::new(params), &[1, 2, 3]);
+    bencher.with_inputs(row).bench_local_refs(|row| sampler.sample(row, 0, &[]));
+}
+
+#[divan::bench]
+fn sample_greedy(bencher: Bencher<'_, '_>) {
+    sample(bencher, SamplingParams { temperature: 0.0, ..SamplingParams::default() });
+}
+
+#[divan::bench]
+fn sample_top_p(bencher: Bencher<'_, '_>) {
+    sample(bencher, SamplingParams { temperature: 0.7, top_p: 0.9, ..SamplingParams::default() });
+}
+
+#[divan::bench]
+fn sample_greedy_with_20_logprobs(bencher: Bencher<'_, '_>) {
+    sample(bencher, SamplingParams { temperature: 0.0, logprobs: Some(20), ..SamplingParams::default() });
+}

@@ -1,0 +1,147 @@
+//! The instruction sets, and the table of kernels each one has.
+
+use super::attention::RowBlock;
+use super::elementwise::Activation;
+use super::isa;
+use super::panel::{ActPanel, WeightPanel};
+use super::quant::QuantType;
+use std::fmt;
+
+/// An instruction set that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Plain Rust, any processor. Also the reference the others are tested against.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+}
+
+/// Why an instruction set cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IsaError {
+    /// No instruction set of this name exists.
+    Unknown {
+        /// The name asked for.
+        name: String,
+    },
+    /// This processor does not have it.
+    Unavailable {
+        /// The instruction set asked for.
+        isa: Isa,
+    },
+}
+
+impl fmt::Display for IsaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IsaError::Unknown { name } => write!(f, "unknown instruction set '{name}'")?,
+            IsaError::Unavailable { isa } => {
+                write!(f, "this processor does not support the instruction set '{}'", isa.name())?
+            }
+        }
+        let names: Vec<&str> = Isa::ALL.iter().filter(|isa| isa.available()).map(|isa| isa.name()).collect();
+        write!(f, "; choose one of: {}", names.join(", "))
+    }
+}
+
+impl std::error::Error for IsaError {}
+
+impl Isa {
+    /// Every instruction set, from the plainest to the fastest.
+    pub const ALL: [Isa; 2] = [Isa::Scalar, Isa::Avx2];
+
+    /// The fastest instruction set of this processor.
+    pub fn detect() -> Isa {
+        Isa::ALL.into_iter().rev().find(|isa| isa.available()).unwrap_or(Isa::Scalar)
+    }
+
+    /// Whether this processor can run it.
+    pub fn available(self) -> bool {
+        match self {
+            Isa::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => false,
+        }
+    }
+
+    /// The instruction set called `name`.
+    ///
+    /// # Errors
+    /// [`IsaError::Unknown`] for a name that is none, [`IsaError::Unavailable`] when this processor lacks it.
+    pub fn from_name(name: &str) -> Result<Isa, IsaError> {
+        let isa = Isa::ALL
+            .into_iter()
+            .find(|isa| isa.name() == name)
+            .ok_or_else(|| IsaError::Unknown { name: name.to_owned() })?;
+        if isa.available() { Ok(isa) } else { Err(IsaError::Unavailable { isa }) }
+    }
+
+    /// Its name, as [`Isa::from_name`] reads it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+        }
+    }
+
+    /// Its kernels.
+    ///
+    /// # Panics
+    /// If this processor lacks it: an `Isa` can be named in source without a check, and running its kernels would be undefined.
+    pub(crate) fn table(self) -> &'static KernelTable {
+        assert!(self.available(), "{}", IsaError::Unavailable { isa: self });
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &isa::avx2::TABLE,
+            _ => &isa::scalar::TABLE,
+        }
+    }
+}
+
+/// Rows of a weight matrix, as blocks of `ty`.
+#[derive(Clone, Copy)]
+pub struct WeightRows<'a> {
+    pub ty: QuantType,
+    /// Values in a row.
+    pub cols: usize,
+    pub row_bytes: usize,
+    /// `rows * row_bytes` bytes, any alignment.
+    pub data: &'a [u8],
+}
+
+/// Most activation rows that one tile takes.
+pub const TILE_ROWS: usize = 4;
+
+/// The kernels of one instruction set. A function here may only be called on a processor that has the instruction set, which
+/// [`Isa::table`] checks once; that is what makes them `unsafe`.
+pub struct KernelTable {
+    /// Quantises one row of activations to `ceil(len / 256)` panels.
+    pub quantize: unsafe fn(x: &[f32], out: &mut [ActPanel]),
+    /// Integer dot products straight from the blocks: `out[j * acts.len() + r]` = weight row `j` . activation row `r`, for
+    /// 1..=[`TILE_ROWS`] activation rows.
+    pub dot_blocks: unsafe fn(w: &WeightRows<'_>, acts: &[&[ActPanel]], out: &mut [f32]),
+    /// Unpacks weight rows to panels, `ceil(cols / 256)` a row.
+    pub unpack: unsafe fn(w: &WeightRows<'_>, out: &mut [WeightPanel]),
+    /// The same dot products from the unpacked form of rows of `ty`. Same bits as `dot_blocks`.
+    #[allow(clippy::type_complexity)] // the arguments of a tile, named once
+    pub dot_panels: unsafe fn(ty: QuantType, cols: usize, w: &[WeightPanel], acts: &[&[ActPanel]], out: &mut [f32]),
+    /// Dot products of float weights (F32, F16, BF16) with 1..=[`TILE_ROWS`] float rows.
+    pub dot_dense: unsafe fn(w: &WeightRows<'_>, x: &[&[f32]], out: &mut [f32]),
+    /// The same from weights already widened to f32, `x[0].len()` a row. Same bits as `dot_dense`.
+    pub dot_wide: unsafe fn(w: &[f32], x: &[&[f32]], out: &mut [f32]),
+    /// One query row against one KV block.
+    pub attend: unsafe fn(&mut RowBlock<'_>),
+    /// One row of RMS normalisation: `x`, `weight`, `eps`, `out`.
+    pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
+    /// `residual += x`.
+    pub add: unsafe fn(&mut [f32], &[f32]),
+    /// `out = act(gate) * up`.
+    pub gated: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
+    /// Cosines and sines of angles (plain f32 radians below 2^20).
+    pub sin_cos: unsafe fn(angles: &[f32], cos: &mut [f32], sin: &mut [f32]),
+}

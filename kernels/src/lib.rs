@@ -1,0 +1,22 @@
+//! CPU kernels of wick: slices in, slices out.
+//!
+//! The crate knows nothing of tensors, models or files. Every function is safe, checks the lengths it is given and panics with a message
+//! when they do not fit together (callers guarantee shapes). All `unsafe` code of the project lives here.
+//!
+//! **Batch invariance.** The order in which an output element is summed depends on the shape of its own row and on the instruction set,
+//! never on the number of rows, the tile a row falls into, the number of threads or the thread that runs it. The same row gives the same
+//! bits in any batch.
+#![deny(unsafe_op_in_unsafe_fn)]
+#![warn(missing_docs)]
+
+mod cpu;
+
+pub use cpu::Cpu;
+pub use cpu::attention::{AttentionArgs, AttentionScratch, SeqSpan, paged_attention};
+pub use cpu::dispatch::{Isa, IsaError};
+pub use cpu::elementwise::{Activation, add_rms_norm, gated_activation, rms_norm};
+pub use cpu::kv::{KvSlice, KvSliceMut, write_kv};
+pub use cpu::matmul::{MatmulScratch, MatrixRef, matmul};
+pub use cpu::pool::ThreadPool;
+pub use cpu::quant::{QuantType, dequantize};
+pub use cpu::rope::rope;

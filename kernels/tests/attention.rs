@@ -1,0 +1,261 @@
+//! Attention against a naive double-precision one, and the same bits however the work is cut.
+
+mod common;
+
+use common::{Rng, bits, cpu, isas};
+use half::f16;
+use proptest::prelude::*;
+use wick_kernels::{
+    AttentionArgs, AttentionScratch, Cpu, Isa, KvSlice, KvSliceMut, SeqSpan, paged_attention, write_kv,
+};
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    block_size: usize,
+    window: Option<usize>,
+    softcap: Option<f32>,
+    f16: bool,
+}
+
+const PLAIN: Shape =
+    Shape { heads: 6, kv_heads: 2, head_dim: 64, block_size: 16, window: None, softcap: None, f16: false };
+
+/// A cache with the tokens of some sequences in shuffled blocks; unused slots are NaN.
+struct Case {
+    shape: Shape,
+    contexts: Vec<usize>,
+    tables: Vec<Vec<u32>>,
+    q: Vec<Vec<f32>>,
+    k: Vec<Vec<f32>>,
+    v: Vec<Vec<f32>>,
+    k32: Vec<f32>,
+    v32: Vec<f32>,
+    k16: Vec<f16>,
+    v16: Vec<f16>,
+}
+
+impl Case {
+    fn new(shape: Shape, contexts: &[usize], seed: u64) -> Case {
+        let mut rng = Rng(seed);
+        let Shape { heads, kv_heads, head_dim, block_size, .. } = shape;
+        let total: usize = contexts.iter().map(|c| c.div_ceil(block_size)).sum();
+        let mut free: Vec<u32> = (0..total as u32 + 2).collect();
+        let size = free.len() * block_size * kv_heads * head_dim;
+        let mut case = Case {
+            shape,
+            contexts: contexts.to_vec(),
+            tables: Vec::new(),
+            q: Vec::new(),
+            k: Vec::new(),
+            v: Vec::new(),
+            k32: vec![f32::NAN; size],
+            v32: vec![f32::NAN; size],
+            k16: vec![f16::NAN; size],
+            v16: vec![f16::NAN; size],
+        };
+        for &context in contexts {
+            let table: Vec<u32> =
+                (0..context.div_ceil(block_size)).map(|_| free.swap_remove(rng.below(free.len()))).collect();
+            let slots: Vec<u32> =
+                (0..context).map(|t| table[t / block_size] * block_size as u32 + (t % block_size) as u32).collect();
+            let mut make = |n: usize| {
+                let values = (0..n).map(|_| 2.0 * rng.float());
+                if shape.f16 {
+                    values.map(|v| f16::from_f32(v).to_f32()).collect()
+                } else {
+                    values.collect::<Vec<f32>>()
+                }
+            };
+            let (k, v) = (make(context * kv_heads * head_dim), make(context * kv_heads * head_dim));
+            case.q.push(make(context * heads * head_dim));
+            let cpu = cpu(Isa::detect(), 2);
+            write_kv(
+                &cpu,
+                &k,
+                &v,
+                &slots,
+                kv_heads,
+                head_dim,
+                block_size,
+                KvSliceMut::F32(&mut case.k32),
+                KvSliceMut::F32(&mut case.v32),
+            );
+            write_kv(
+                &cpu,
+                &k,
+                &v,
+                &slots,
+                kv_heads,
+                head_dim,
+                block_size,
+                KvSliceMut::F16(&mut case.k16),
+                KvSliceMut::F16(&mut case.v16),
+            );
+            case.k.push(k);
+            case.v.push(v);
+            case.tables.push(table);
+        }
+        case
+    }
+
+    /// Attention of the last `counts[s]` rows of the first `ends[s]` tokens of each sequence.
+    fn run(&self, cpu: &Cpu, ends: &[usize], counts: &[usize]) -> Vec<Vec<f32>> {
+        let Shape { heads, kv_heads, head_dim, block_size, window, softcap, f16 } = self.shape;
+        let width = heads * head_dim;
+        let mut q = Vec::new();
+        let mut seqs = Vec::new();
+        for (s, (&end, &count)) in ends.iter().zip(counts).enumerate() {
+            seqs.push(SeqSpan { q_start: q.len() / width, q_len: count, context_len: end, blocks: &self.tables[s] });
+            q.extend_from_slice(&self.q[s][(end - count) * width..end * width]);
+        }
+        let (k, v) = if f16 {
+            (KvSlice::F16(&self.k16), KvSlice::F16(&self.v16))
+        } else {
+            (KvSlice::F32(&self.k32), KvSlice::F32(&self.v32))
+        };
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let args =
+            AttentionArgs { q: &q, k, v, heads, kv_heads, head_dim, block_size, scale, window, softcap, seqs: &seqs };
+        let mut out = vec![f32::NAN; q.len()];
+        paged_attention(cpu, &args, &mut out, &mut AttentionScratch::default());
+        seqs.iter().map(|s| out[s.q_start * width..(s.q_start + s.q_len) * width].to_vec()).collect()
+    }
+
+    fn naive(&self, s: usize) -> Vec<f64> {
+        let Shape { heads, kv_heads, head_dim: d, window, softcap, .. } = self.shape;
+        let at = |v: &[f32], row: usize, heads: usize, h: usize, i: usize| f64::from(v[(row * heads + h) * d + i]);
+        let mut out = Vec::new();
+        for row in 0..self.contexts[s] {
+            let low = window.map_or(0, |w| (row + 1).saturating_sub(w));
+            for h in 0..heads {
+                let kv = h / (heads / kv_heads);
+                let scores: Vec<f64> = (low..=row)
+                    .map(|j| {
+                        let dot: f64 =
+                            (0..d).map(|i| at(&self.q[s], row, heads, h, i) * at(&self.k[s], j, kv_heads, kv, i)).sum();
+                        let score = dot / (d as f64).sqrt();
+                        softcap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
+                    })
+                    .collect();
+                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for i in 0..d {
+                    out.push(
+                        weights
+                            .iter()
+                            .enumerate()
+                            .map(|(n, w)| w * at(&self.v[s], low + n, kv_heads, kv, i))
+                            .sum::<f64>()
+                            / sum,
+                    );
+                }
+            }
+        }
+        out
+    }
+
+    fn check(&self, cpu: &Cpu) {
+        let got = self.run(cpu, &self.contexts, &self.contexts);
+        for (s, got) in got.iter().enumerate() {
+            for (i, (got, want)) in got.iter().zip(self.naive(s)).enumerate() {
+                assert!(
+                    (f64::from(*got) - want).abs() < 3e-6,
+                    "{:?} {:?} sequence {s} value {i}: {got} not {want}",
+                    cpu.isa,
+                    self.shape
+                );
+            }
+        }
+    }
+}
+
+fn shapes() -> Vec<Shape> {
+    vec![
+        PLAIN,
+        Shape { f16: true, ..PLAIN },
+        Shape { window: Some(5), ..PLAIN },
+        Shape { window: Some(33), softcap: Some(2.0), f16: true, ..PLAIN },
+        Shape { softcap: Some(50.0), heads: 4, kv_heads: 4, ..PLAIN },
+        Shape { heads: 9, kv_heads: 3, head_dim: 20, block_size: 5, ..PLAIN },
+        Shape { heads: 2, kv_heads: 1, head_dim: 256, block_size: 32, window: Some(1), ..PLAIN },
+    ]
+}
+
+#[test]
+fn matches_double_precision() {
+    for isa in isas() {
+        for shape in shapes() {
+            Case::new(shape, &[1, 70, 16, 17], 1).check(&cpu(isa, 2));
+        }
+    }
+}
+
+#[test]
+fn cutting_the_work_never_changes_bits() {
+    for isa in isas() {
+        for shape in shapes() {
+            let case = Case::new(shape, &[61, 40], 2);
+            let width = shape.heads * shape.head_dim;
+            let whole = case.run(&cpu(isa, 1), &[61, 40], &[61, 40]);
+            for threads in [1, 2, 3] {
+                let cpu = cpu(isa, threads);
+                for chunk in [1, 2, 7, 16, 33] {
+                    for (s, whole) in whole.iter().enumerate() {
+                        let context = case.contexts[s];
+                        for start in (0..context).step_by(chunk) {
+                            let end = (start + chunk).min(context);
+                            // With and without the other sequence in the batch.
+                            let mut ends = [0, 0];
+                            let mut counts = [0, 0];
+                            (ends[s], counts[s]) = (end, end - start);
+                            let alone = case.run(&cpu, &ends, &counts);
+                            (ends[1 - s], counts[1 - s]) = (20, 3);
+                            let together = case.run(&cpu, &ends, &counts);
+                            assert_eq!(
+                                bits(&alone[s]),
+                                bits(&whole[start * width..end * width]),
+                                "{isa:?} {shape:?} {start}..{end}"
+                            );
+                            assert_eq!(bits(&together[s]), bits(&alone[s]));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "outside the cache")]
+fn a_block_outside_the_cache_is_refused() {
+    let mut case = Case::new(PLAIN, &[20], 3);
+    case.tables[0][1] = 99;
+    case.run(&cpu(Isa::Scalar, 1), &[20], &[1]);
+}
+
+#[test]
+#[should_panic(expected = "slot 64 is outside")]
+fn a_slot_outside_the_cache_is_refused() {
+    let mut cache = [vec![0.0; 64 * 8], vec![0.0; 64 * 8]];
+    let [k, v] = &mut cache;
+    write_kv(&cpu(Isa::Scalar, 1), &[0.0; 8], &[0.0; 8], &[64], 1, 8, 16, KvSliceMut::F32(k), KvSliceMut::F32(v));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn any_shape(
+        kv_heads in 1..4usize, group in 1..5usize, head_dim in 1..40usize, block_size in 1..20usize,
+        window in proptest::option::of(1..40usize), f16: bool, contexts in proptest::collection::vec(1..50usize, 1..4), seed: u64,
+    ) {
+        let shape = Shape { heads: kv_heads * group, kv_heads, head_dim, block_size, window, softcap: None, f16 };
+        let case = Case::new(shape, &contexts, seed);
+        for isa in isas() {
+            case.check(&cpu(isa, 2));
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Shared by the kernel tests: a small generator of numbers, processors to test, random matrices.
+#![allow(dead_code)]
+
+use std::num::NonZeroUsize;
+use wick_kernels::{Cpu, Isa, QuantType, ThreadPool};
+
+/// SplitMix64 (Steele, Lea and Flood 2014).
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// In -1..1.
+    pub fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// Mostly small, now and then large: like hidden states.
+    pub fn floats(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| if self.below(50) == 0 { 20.0 * self.float() } else { self.float() }).collect()
+    }
+
+    /// Random blocks of `rows` rows with scales of a sensible size.
+    pub fn matrix(&mut self, ty: QuantType, rows: usize, cols: usize) -> Vec<u8> {
+        let mut data: Vec<u8> = (0..rows * ty.row_bytes(cols).unwrap()).map(|_| self.next() as u8).collect();
+        for block in data.chunks_exact_mut(ty.block_bytes()) {
+            let halves: &[usize] = match ty {
+                QuantType::Q4_0 | QuantType::Q5_0 | QuantType::Q8_0 => &[0],
+                QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4K | QuantType::Q5K => &[0, 2],
+                QuantType::Q2K => &[80, 82],
+                QuantType::Q3K => &[108],
+                QuantType::Q6K => &[208],
+                QuantType::F16 => &[0],
+                _ => &[],
+            };
+            for &at in halves {
+                block[at..at + 2].copy_from_slice(&half::f16::from_f32(self.float() * 0.05).to_le_bytes());
+            }
+            match ty {
+                QuantType::F32 | QuantType::Q8K => block[..4].copy_from_slice(&self.float().to_le_bytes()),
+                QuantType::BF16 => block.copy_from_slice(&half::bf16::from_f32(self.float()).to_le_bytes()),
+                _ => {}
+            }
+        }
+        data
+    }
+}
+
+pub fn cpu(isa: Isa, threads: usize) -> Cpu {
+    Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(threads).unwrap()) }
+}
+
+/// Every instruction set this machine can run.
+pub fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.available())
+}
+
+pub fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}

@@ -1,0 +1,160 @@
+//! Reads request bodies: bounded in size and time, and never left half-read on a connection that is kept.
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt;
+use serde_json::Value;
+
+use super::AppState;
+use super::error::ApiError;
+use super::fields::{Fields, type_name};
+
+/// A refused request's body is read up to this much, so that the connection stays usable.
+const DISCARD_BYTES_MAX: usize = 1 << 20;
+/// … and for this long.
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
+/// Bodies above this are parsed on the blocking pool.
+const PARSE_INLINE_MAX: usize = 64 << 10;
+
+/// A request body that is one JSON object.
+pub(crate) struct JsonBody(pub(crate) Fields);
+
+impl FromRequest<AppState> for JsonBody {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, app: &AppState) -> Result<Self, Response> {
+        let (parts, body) = request.into_parts();
+        if !is_json(&parts.headers) {
+            return Err(refuse(ApiError::ContentType, body).await);
+        }
+        let bytes = read(body, &parts.headers, app).await?;
+        let value =
+            if bytes.len() > PARSE_INLINE_MAX { app.blocking(move || parse(&bytes)).await } else { parse(&bytes) };
+        match value.map_err(IntoResponse::into_response)? {
+            Value::Object(map) => Ok(Self(Fields::body(map))),
+            other => Err(ApiError::NotAnObject { found: type_name(&other) }.into_response()),
+        }
+    }
+}
+
+/// Answers with `error` after taking the request's body off the connection; closes the connection if that fails.
+pub(crate) async fn refuse(error: ApiError, body: Body) -> Response {
+    let drained = discard(body, DISCARD_BYTES_MAX).await;
+    let mut response = error.into_response();
+    if !drained {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Reads and forgets a body; true if it ended within the bounds.
+async fn discard(body: Body, bytes_max: usize) -> bool {
+    let mut left = bytes_max;
+    let mut chunks = body.into_data_stream();
+    let all = async {
+        while let Some(chunk) = chunks.next().await {
+            let Some(rest) = chunk.ok().and_then(|chunk| left.checked_sub(chunk.len())) else { return false };
+            left = rest;
+        }
+        true
+    };
+    tokio::time::timeout(DISCARD_TIME_MAX, all).await.unwrap_or(false)
+}
+
+/// No content type counts as JSON: curl users forget it, and there is nothing else it could be.
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return true };
+    let Ok(value) = value.to_str() else { return false };
+    let mime = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    mime == "application/json" || (mime.starts_with("application/") && mime.ends_with("+json"))
+}
+
+async fn read(body: Body, headers: &HeaderMap, app: &AppState) -> Result<Vec<u8>, Response> {
+    let limit = app.options().body_bytes_max;
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > limit) {
+        return Err(refuse(ApiError::BodyTooLarge { limit }, body).await);
+    }
+    let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(1 << 20));
+    let mut chunks = body.into_data_stream();
+    let deadline = tokio::time::Instant::now() + app.options().body_time_max;
+    loop {
+        let idle = tokio::time::Instant::now() + app.options().body_idle_max;
+        let chunk = match tokio::time::timeout_at(idle.min(deadline), chunks.next()).await {
+            Err(_) => return Err(closing(ApiError::BodyTimeout)),
+            Ok(None) => return Ok(bytes),
+            Ok(Some(Err(_))) => return Err(closing(ApiError::BodyAborted)),
+            Ok(Some(Ok(chunk))) => chunk,
+        };
+        if bytes.len() + chunk.len() > limit {
+            return Err(refuse(ApiError::BodyTooLarge { limit }, Body::from_stream(chunks)).await);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+}
+
+fn closing(error: ApiError) -> Response {
+    let mut response = error.into_response();
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// serde_json bounds the depth of nesting at 128; its own messages quote nothing of the input, but they are replaced by
+/// fixed ones so that this stays so.
+fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
+    if let Err(error) = std::str::from_utf8(bytes) {
+        return Err(ApiError::NotUtf8 { offset: error.valid_up_to() });
+    }
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(ApiError::MalformedJson { reason: "it is empty", line: 1, column: 1 });
+    }
+    serde_json::from_slice(bytes).map_err(|error| {
+        let reason = if error.to_string().starts_with("recursion limit exceeded") {
+            "it is nested too deeply"
+        } else if error.is_eof() {
+            "it ends in the middle of a value"
+        } else {
+            "there is a syntax error"
+        };
+        ApiError::MalformedJson { reason, line: error.line(), column: error.column() }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syntax_errors_say_where_and_quote_nothing() {
+        let error = parse(b"{\"messages\": [\n secret]}").unwrap_err();
+        assert_eq!(error, ApiError::MalformedJson { reason: "there is a syntax error", line: 2, column: 2 });
+        assert!(!error.to_string().contains("secret"));
+        assert_eq!(parse(b"{\"a\": \"\xff\"}").unwrap_err(), ApiError::NotUtf8 { offset: 7 });
+        assert!(
+            matches!(parse(b"{\"a\": 1").unwrap_err(), ApiError::MalformedJson { reason, .. } if reason.contains("middle"))
+        );
+        assert!(matches!(parse(b" ").unwrap_err(), ApiError::MalformedJson { reason: "it is empty", .. }));
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error() {
+        let deep = [b"[".repeat(100_000), b"]".repeat(100_000)].concat();
+        let error = parse(&deep).unwrap_err();
+        assert!(error.to_string().contains("nested too deeply"), "{error}");
+    }
+
+    #[test]
+    fn json_content_types() {
+        let with =
+            |value: &'static str| HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(value))]);
+        assert!(is_json(&HeaderMap::new()));
+        assert!(is_json(&with("application/json; charset=utf-8")));
+        assert!(is_json(&with("Application/JSON")));
+        assert!(is_json(&with("application/vnd.api+json")));
+        assert!(!is_json(&with("text/plain")));
+        assert!(!is_json(&with("multipart/form-data; boundary=x")));
+    }
+}

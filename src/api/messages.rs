@@ -1,0 +1,202 @@
+//! Checks chat messages and brings them into the form that chat templates read: text content, tool arguments as objects.
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::fields::{Fields, type_name};
+
+const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool"];
+
+/// Hints about caching on messages and parts; they cannot change the answer.
+const CACHE_HINTS: &[&str] = &["cache_control", "prompt_cache_breakpoint"];
+
+/// Validates `messages`; the result has the keys role, content, name, `tool_calls`, `tool_call_id`, `reasoning_content`.
+///
+/// `developer` becomes `system` (templates know only that word), text parts are joined by newlines, and the arguments of
+/// tool calls, JSON in a string on the wire, become objects, as templates written for `transformers` expect.
+pub(crate) fn lower(value: Value) -> Result<Vec<Value>, ApiError> {
+    let Value::Array(items) = value else {
+        return Err(ApiError::WrongType { param: "messages".into(), expected: "an array", found: type_name(&value) });
+    };
+    if items.is_empty() {
+        return Err(ApiError::invalid("messages", "`messages` is empty; give at least one message."));
+    }
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| message(Fields::at(format!("messages[{index}]"), item)?))
+        .collect()
+}
+
+fn message(mut fields: Fields) -> Result<Value, ApiError> {
+    let role = fields.choice("role", ROLES)?.ok_or_else(|| ApiError::Missing { param: fields.path("role") })?;
+    let mut out = Map::new();
+    out.insert("role".into(), if role == "developer" { "system" } else { role }.into());
+    let mut text = content(&mut fields)?;
+    if role == "assistant" {
+        let refusal = fields.string("refusal")?;
+        text = text.or(refusal);
+    }
+    let calls = if role == "assistant" { tool_calls(&mut fields)? } else { None };
+    if text.is_none() && calls.is_none() {
+        return Err(ApiError::Missing { param: fields.path("content") });
+    }
+    out.insert("content".into(), text.map_or(Value::Null, Value::String));
+    if let Some(name) = fields.string("name")? {
+        out.insert("name".into(), name.into());
+    }
+    match role {
+        "assistant" => {
+            if let Some(calls) = calls {
+                out.insert("tool_calls".into(), calls);
+            }
+            let reasoning = fields.string("reasoning")?;
+            if let Some(reasoning) = fields.string("reasoning_content")?.or(reasoning) {
+                out.insert("reasoning_content".into(), reasoning.into());
+            }
+            for unsupported in ["audio", "function_call"] {
+                if fields.take(unsupported).is_some() {
+                    return Err(ApiError::Unsupported { param: fields.path(unsupported), hint: "" });
+                }
+            }
+            // Citations that came with an earlier answer; the conversation's text does not contain them.
+            fields.array("annotations")?;
+        }
+        "tool" => {
+            let id = fields.string("tool_call_id")?;
+            let id = id.ok_or_else(|| ApiError::Missing { param: fields.path("tool_call_id") })?;
+            out.insert("tool_call_id".into(), id.into());
+        }
+        _ => {}
+    }
+    for hint in CACHE_HINTS {
+        fields.take(hint);
+    }
+    fields.finish()?;
+    Ok(Value::Object(out))
+}
+
+/// A string, or text parts joined by newlines.
+fn content(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let path = fields.path("content");
+    let parts = match fields.take("content") {
+        None => return Ok(None),
+        Some(Value::String(text)) => return Ok(Some(text)),
+        Some(Value::Array(parts)) => parts,
+        Some(other) => {
+            let expected = "a string or an array of text parts";
+            return Err(ApiError::WrongType { param: path, expected, found: type_name(&other) });
+        }
+    };
+    if parts.is_empty() {
+        return Err(ApiError::invalid(&path, format!("`{path}` is an empty array; give at least one part.")));
+    }
+    let texts: Result<Vec<String>, ApiError> =
+        parts.into_iter().enumerate().map(|(index, part)| text_part(format!("{path}[{index}]"), part)).collect();
+    Ok(Some(texts?.join("\n")))
+}
+
+fn text_part(path: String, part: Value) -> Result<String, ApiError> {
+    let mut part = Fields::at(path.clone(), part)?;
+    let kind = part.string("type")?.ok_or_else(|| ApiError::Missing { param: part.path("type") })?;
+    let field = match kind.as_str() {
+        "text" => "text",
+        "refusal" => "refusal",
+        _ => return Err(ApiError::Unsupported { param: path, hint: ": models here read text parts only" }),
+    };
+    let text = part.string(field)?.ok_or_else(|| ApiError::Missing { param: part.path(field) })?;
+    for hint in CACHE_HINTS {
+        part.take(hint);
+    }
+    part.finish()?;
+    Ok(text)
+}
+
+/// An assistant's earlier calls; an empty array is none.
+fn tool_calls(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
+    let path = fields.path("tool_calls");
+    let calls = fields.array("tool_calls")?.unwrap_or_default();
+    let lowered: Result<Vec<Value>, ApiError> =
+        calls.into_iter().enumerate().map(|(index, call)| tool_call(format!("{path}[{index}]"), call)).collect();
+    let lowered = lowered?;
+    Ok((!lowered.is_empty()).then_some(Value::Array(lowered)))
+}
+
+fn tool_call(path: String, call: Value) -> Result<Value, ApiError> {
+    let mut call = Fields::at(path, call)?;
+    let id = call.string("id")?;
+    let kind = call.string("type")?;
+    if kind.is_some_and(|kind| kind != "function") {
+        return Err(ApiError::Unsupported { param: call.path("type"), hint: ", except `function`" });
+    }
+    // Where a call stood in a stream; the array's order says it already.
+    call.integer("index", 0..=i64::MAX)?;
+    let mut function = Fields::at(call.path("function"), call.require("function")?)?;
+    let name = function.string("name")?.ok_or_else(|| ApiError::Missing { param: function.path("name") })?;
+    let arguments = arguments(&mut function)?;
+    function.finish()?;
+    call.finish()?;
+    let mut lowered = json!({"type": "function", "function": {"name": name, "arguments": arguments}});
+    if let Some(id) = id {
+        lowered["id"] = id.into();
+    }
+    Ok(lowered)
+}
+
+fn arguments(function: &mut Fields) -> Result<Value, ApiError> {
+    let text = function.string("arguments")?.unwrap_or_default();
+    if text.trim().is_empty() {
+        return Ok(Value::Object(Map::new()));
+    }
+    match serde_json::from_str(&text) {
+        Ok(arguments @ Value::Object(_)) => Ok(arguments),
+        _ => {
+            let param = function.path("arguments");
+            let message = format!("`{param}` must be a JSON object written as a string.");
+            Err(ApiError::InvalidValue { param, message })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversations_with_parts_and_tools_are_lowered() {
+        let lowered = lower(json!([
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]},
+            {"role": "assistant", "content": null, "refusal": null, "audio": null, "annotations": [],
+             "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "ok"},
+        ]));
+        let expected = json!([
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "a\nb"},
+            {"role": "assistant", "content": null,
+             "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}, "id": "c1"}]},
+            {"role": "tool", "content": "ok", "tool_call_id": "c1"},
+        ]);
+        assert_eq!(Value::Array(lowered.unwrap()), expected);
+    }
+
+    #[test]
+    fn errors_name_the_place() {
+        let param = |messages: Value| lower(messages).unwrap_err().body()["error"]["param"].clone();
+        assert_eq!(param(json!([])), "messages");
+        assert_eq!(param(json!("hi")), "messages");
+        assert_eq!(param(json!(["hi"])), "messages[0]");
+        assert_eq!(param(json!([{"content": "x"}])), "messages[0].role");
+        assert_eq!(param(json!([{"role": "king", "content": "x"}])), "messages[0].role");
+        assert_eq!(param(json!([{"role": "user"}])), "messages[0].content");
+        assert_eq!(param(json!([{"role": "user", "content": 1}])), "messages[0].content");
+        assert_eq!(param(json!([{"role": "user", "content": []}])), "messages[0].content");
+        assert_eq!(param(json!([{"role": "user", "content": "x", "nmae": "y"}])), "messages[0].nmae");
+        assert_eq!(param(json!([{"role": "user", "content": "x", "tool_calls": []}])), "messages[0].tool_calls");
+        assert_eq!(param(json!([{"role": "tool", "content": "x"}])), "messages[0].tool_call_id");
+        let image = json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]}]);
+        assert_eq!(param(image), "messages[0].content[1]");
+        let call = json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]);
+        assert_eq!(param(call), "messages[0].tool_calls[0].function.arguments");
+    }
+}

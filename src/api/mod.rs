@@ -1,0 +1,263 @@
+//! HTTP and OpenAI's JSON. Nothing below knows either.
+//!
+//! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat` or `completions`
+//! (fields → a `pipeline::Plan`) → `pipeline` (admission, then one stream of `pipeline::Event`s) → `stream` (server-sent
+//! events) or `fold` (one JSON body: the fold of the same events).
+pub mod auth;
+mod body;
+mod chat;
+mod choice;
+mod completions;
+pub mod error;
+mod fields;
+mod fold;
+mod gate;
+mod logprobs;
+mod messages;
+mod models;
+mod ops;
+pub mod params;
+mod pipeline;
+mod stream;
+mod tokenize;
+mod types;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::{get, post};
+use tokio::sync::{Semaphore, watch};
+
+pub use auth::KeyStore;
+pub use error::ApiError;
+
+use crate::engine::EngineHandle;
+use crate::telemetry::{Metrics, ModelMetrics, Observed, StepMetrics};
+use crate::text::TextTools;
+
+/// One model that clients can name.
+pub struct ServedModel {
+    /// The name clients use; may contain slashes.
+    pub alias: String,
+    pub engine: EngineHandle,
+    pub text: Arc<TextTools>,
+    /// Unix time in seconds, shown by `/v1/models`.
+    pub created: u64,
+    /// Tokens of prompt and completion together; the engine's own limit applies too.
+    pub context_max: usize,
+    pub owned_by: String,
+    /// The observer that the engine was started with, for the metrics of its steps.
+    pub steps: Option<Arc<StepMetrics>>,
+}
+
+/// How the HTTP service behaves.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// `None`: everyone may use every route.
+    pub auth: Option<KeyStore>,
+    /// A larger request body is answered with 413.
+    pub body_bytes_max: usize,
+    /// Longest pause inside a request body.
+    pub body_idle_max: Duration,
+    /// Longest time for a whole request body.
+    pub body_time_max: Duration,
+    /// Longest time for a request's head; also how long an idle kept-alive connection stays open.
+    pub head_time_max: Duration,
+    /// A stream that has nothing to say for this long sends a comment. Must not be zero.
+    pub keep_alive: Duration,
+    /// Connections open at once; more wait to be accepted.
+    pub connections_max: usize,
+    /// Prompts being tokenized at once.
+    pub text_jobs_max: usize,
+    /// Prompts waiting to be tokenized; one more is answered with 503.
+    pub text_jobs_waiting_max: usize,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            auth: None,
+            body_bytes_max: 32 << 20,
+            body_idle_max: Duration::from_secs(30),
+            body_time_max: Duration::from_mins(5),
+            head_time_max: Duration::from_secs(75),
+            keep_alive: Duration::from_secs(10),
+            connections_max: 8192,
+            text_jobs_max: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            text_jobs_waiting_max: 1024,
+        }
+    }
+}
+
+/// A served model with what the API keeps about it.
+pub(crate) struct Model {
+    pub(crate) served: ServedModel,
+    pub(crate) metrics: Arc<ModelMetrics>,
+    /// The smaller of the served and the engine's limit.
+    pub(crate) context_max: usize,
+    /// Changes when answers may change: with the version and the model.
+    pub(crate) fingerprint: String,
+}
+
+/// What all requests share. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    models: Vec<Arc<Model>>,
+    options: ServerOptions,
+    metrics: Metrics,
+    /// Requests being answered, streams included until their last byte.
+    in_flight: watch::Sender<usize>,
+    /// New requests are refused.
+    draining: watch::Sender<bool>,
+    /// Running requests are cut off.
+    cut: watch::Sender<bool>,
+    text_running: Arc<Semaphore>,
+    text_waiting: Arc<Semaphore>,
+}
+
+impl AppState {
+    #[must_use]
+    pub fn new(models: Vec<ServedModel>, options: ServerOptions) -> Self {
+        let observed = |model: &ServedModel| Observed {
+            model: model.alias.clone(),
+            engine: model.engine.clone(),
+            steps: model.steps.clone(),
+        };
+        let metrics = Metrics::new(models.iter().map(observed).collect());
+        let models = models
+            .into_iter()
+            .map(|served| {
+                Arc::new(Model {
+                    metrics: Arc::new(metrics.model(&served.alias)),
+                    context_max: served.context_max.min(served.engine.info().context_max),
+                    fingerprint: types::fingerprint(&served.alias),
+                    served,
+                })
+            })
+            .collect();
+        let jobs = options.text_jobs_max.max(1);
+        Self {
+            shared: Arc::new(Shared {
+                models,
+                metrics,
+                in_flight: watch::Sender::new(0),
+                draining: watch::Sender::new(false),
+                cut: watch::Sender::new(false),
+                text_running: Arc::new(Semaphore::new(jobs)),
+                text_waiting: Arc::new(Semaphore::new(jobs + options.text_jobs_waiting_max)),
+                options,
+            }),
+        }
+    }
+
+    /// Whether a load balancer should send requests here: not draining, and every engine works.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.is_draining() && self.is_healthy()
+    }
+
+    /// Whether every engine works.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.models().iter().all(|model| model.served.engine.is_healthy())
+    }
+
+    /// New requests are refused with 503 from now on; running ones go on.
+    pub fn drain(&self) {
+        self.shared.draining.send_replace(true);
+        for model in self.models() {
+            model.served.engine.drain();
+        }
+    }
+
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        *self.shared.draining.borrow()
+    }
+
+    /// Ends running requests with an error.
+    pub fn cut_off(&self) {
+        self.shared.cut.send_replace(true);
+    }
+
+    /// How many requests are being answered, as a value that can be waited for.
+    #[must_use]
+    pub fn in_flight(&self) -> watch::Receiver<usize> {
+        self.shared.in_flight.subscribe()
+    }
+
+    #[must_use]
+    pub fn options(&self) -> &ServerOptions {
+        &self.shared.options
+    }
+
+    /// The text of `/metrics`.
+    #[must_use]
+    pub fn metrics_text(&self) -> String {
+        self.shared.metrics.text()
+    }
+
+    fn models(&self) -> &[Arc<Model>] {
+        &self.shared.models
+    }
+
+    fn find(&self, alias: &str) -> Result<Arc<Model>, ApiError> {
+        let found = self.models().iter().find(|model| model.served.alias == alias);
+        found.cloned().ok_or_else(|| ApiError::ModelNotFound { model: alias.chars().take(256).collect() })
+    }
+
+    /// The model that a request's `model` field names; without one, the first.
+    fn named(&self, fields: &mut fields::Fields) -> Result<Arc<Model>, ApiError> {
+        match (fields.string("model")?, self.models()) {
+            (None, [first, ..]) => Ok(Arc::clone(first)),
+            (alias, _) => self.find(&alias.unwrap_or_default()),
+        }
+    }
+
+    /// Runs CPU work (tokenizing, parsing) on the blocking pool: a bounded number at once, a bounded number waiting.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let Ok(waiting) = Arc::clone(&self.shared.text_waiting).try_acquire_owned() else {
+            return Err(ApiError::Overloaded {
+                reason: "too many prompts are waiting to be tokenized".to_owned(),
+                retry_after: Duration::from_secs(1),
+            });
+        };
+        let running = Arc::clone(&self.shared.text_running).acquire_owned().await.map_err(|_| ApiError::Internal)?;
+        // The permits travel with the job: it goes on when the client leaves.
+        let task = tokio::task::spawn_blocking(move || {
+            let _permits = (waiting, running);
+            job()
+        });
+        task.await.unwrap_or_else(|error| {
+            tracing::error!(panicked = error.is_panic(), "a text job failed");
+            Err(ApiError::Internal)
+        })
+    }
+}
+
+/// Every route of the server.
+pub fn router(state: AppState) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::get))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/livez", get(ops::live))
+        .route("/readyz", get(ops::ready))
+        .route("/health", get(ops::health))
+        .route("/metrics", get(ops::metrics))
+        .fallback(ops::not_found)
+        .method_not_allowed_fallback(ops::method_not_allowed)
+        .layer(axum::middleware::from_fn_with_state(state.clone(), gate::gate))
+        .with_state(state)
+}

@@ -1,0 +1,47 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Serialize;
+
+use super::error::ApiError;
+use super::{AppState, Model};
+
+/// OpenAI's model object with vLLM's `max_model_len`.
+#[derive(Serialize)]
+pub(crate) struct ModelObject {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: String,
+    max_model_len: usize,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ModelList {
+    object: &'static str,
+    data: Vec<ModelObject>,
+}
+
+fn object(model: &Model) -> ModelObject {
+    ModelObject {
+        id: model.served.alias.clone(),
+        object: "model",
+        created: model.served.created,
+        owned_by: model.served.owned_by.clone(),
+        max_model_len: model.context_max,
+    }
+}
+
+/// Every model; an error while an engine is down, since load balancers probe this route.
+pub(crate) async fn list(State(app): State<AppState>) -> Result<Json<ModelList>, ApiError> {
+    if !app.is_healthy() {
+        return Err(ApiError::EngineStopped);
+    }
+    let data = app.models().iter().map(|model| object(model)).collect();
+    Ok(Json(ModelList { object: "list", data }))
+}
+
+/// One model; its id may contain slashes.
+pub(crate) async fn get(State(app): State<AppState>, Path(id): Path<String>) -> Result<Json<ModelObject>, ApiError> {
+    Ok(Json(object(&*app.find(&id)?)))
+}

@@ -1,0 +1,158 @@
+//! From a model's name to a running engine: what `serve`, `chat` and `bench` share.
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::config::{EngineArgs, FetchArgs, KvDtypeArg};
+use crate::engine::{EngineHandle, QueueLimits, StepObserver};
+use crate::hub::{self, LocalModel};
+use crate::model::registry;
+use crate::ops::KvDtype;
+use crate::runner::device::{DeviceChoice, select};
+use crate::runner::memory::available_bytes;
+use crate::runner::plan::{MemoryPlan, PlanInputs, PlanLimits};
+use crate::runner::{ModelRunner, RunnerOptions};
+use crate::scheduler::SchedulerConfig;
+use crate::text::TextTools;
+use crate::weights::{self, ModelFiles};
+
+/// Bytes of logits that a step may hold for requests that want the log-probabilities of their prompt.
+const PROMPT_LOGITS_BYTES: usize = 64 << 20;
+
+/// A model whose files are opened and whose memory is planned; nothing big has been loaded yet.
+pub(super) struct Planned {
+    pub alias: String,
+    pub files: ModelFiles,
+    pub text: Arc<TextTools>,
+    pub plan: MemoryPlan,
+    pub scheduler: SchedulerConfig,
+    pub runner: RunnerOptions,
+    pub queue: QueueLimits,
+}
+
+/// The memory that a model may plan with: what other models of this process have not planned, shared evenly with those
+/// still to come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Bytes planned by models before this one.
+    pub taken: u64,
+    /// This one and those after it.
+    pub models_left: usize,
+}
+
+impl Room {
+    pub(super) const ALL: Self = Self { taken: 0, models_left: 1 };
+}
+
+/// Finds the model (fetching it if need be), reads its headers and tokenizer, and plans its memory.
+pub(super) async fn plan_model(
+    name: &str,
+    engine: &EngineArgs,
+    fetch: &FetchArgs,
+    room: Room,
+) -> anyhow::Result<Planned> {
+    let local = hub::resolve(name, &fetch.options()).await?;
+    let engine = engine.clone();
+    tokio::task::spawn_blocking(move || plan_local(&local, &engine, room)).await.context("opening the model")?
+}
+
+fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Result<Planned> {
+    let (device, why) = select(DeviceChoice::parse(&args.device)?)?;
+    tracing::info!(device = %why, "device");
+    let isa = args.isa.as_deref().map(wick_kernels::Isa::from_name).transpose()?;
+    let threads = threads(args.threads);
+    let files = weights::open(&local.path)?;
+    let spec = registry::spec(&files.config)?;
+    let text = TextTools::load(&local.path, args.chat_template.as_deref())?;
+    let context_max = match args.context {
+        Some(asked) if asked.get() > spec.max_context => anyhow::bail!(
+            "--context {asked} is more than the {} tokens that {} was made for: lower it",
+            spec.max_context,
+            local.alias
+        ),
+        Some(asked) => asked.get(),
+        None => spec.max_context,
+    };
+    let block_size = usize::from(args.block_size);
+    let logit_rows_max = (PROMPT_LOGITS_BYTES / (spec.vocab * size_of::<f32>())).max(1);
+    let kv_dtype = match args.kv_dtype {
+        KvDtypeArg::F16 => KvDtype::F16,
+        KvDtypeArg::F32 => KvDtype::F32,
+    };
+    let limits = PlanLimits {
+        block_size,
+        context_max,
+        sequences_max: args.max_running.get(),
+        batched_tokens_max: args.batched_tokens.get(),
+        logit_rows_max,
+    };
+    let mut inputs = PlanInputs::of(&spec, files.weights.total_bytes(), kv_dtype, limits);
+    inputs.kv_memory = args.kv_memory;
+    if device.is_cpu() {
+        inputs.available =
+            available_bytes().map(|bytes| bytes.saturating_sub(room.taken) / room.models_left.max(1) as u64);
+    }
+    let plan = MemoryPlan::new(inputs)?;
+    let scheduler = SchedulerConfig {
+        block_size,
+        num_blocks: plan.num_blocks,
+        batched_tokens_max: args.batched_tokens.get(),
+        prefill_chunk_max: args.prefill_chunk.get().min(args.batched_tokens.get()),
+        running_max: args.max_running.get(),
+        context_max,
+        logit_rows_max,
+        prefix_cache: !args.no_prefix_cache,
+    };
+    let runner = RunnerOptions { device, threads, isa, kv_dtype, block_size, num_blocks: plan.num_blocks };
+    let queue = QueueLimits { sequences_max: args.queue_requests.get(), tokens_max: args.queue_tokens.get() };
+    Ok(Planned { alias: local.alias.clone(), files, text: Arc::new(text), plan, scheduler, runner, queue })
+}
+
+/// The threads asked for, or one for each core; more than cores is slower, so it is said.
+fn threads(asked: Option<NonZeroUsize>) -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    match asked {
+        Some(n) if n > cores => {
+            tracing::warn!(
+                threads = n,
+                cores,
+                "more threads than cores: they wait for each other at every step, which is slower"
+            );
+            n
+        }
+        Some(n) => n,
+        None => cores,
+    }
+}
+
+impl Planned {
+    /// Loads the weights and makes the runner.
+    pub(super) fn load(&self) -> anyhow::Result<ModelRunner> {
+        let started = Instant::now();
+        let runner = ModelRunner::load(&self.files, &self.runner)?;
+        tracing::info!(
+            model = %self.alias,
+            runs = %runner.describe(),
+            milliseconds = started.elapsed().as_millis() as u64,
+            "model loaded"
+        );
+        Ok(runner)
+    }
+
+    /// Loads the weights and starts the engine thread.
+    pub(super) async fn start(
+        self,
+        observer: Option<Arc<dyn StepObserver>>,
+    ) -> anyhow::Result<(EngineHandle, Arc<TextTools>)> {
+        tokio::task::spawn_blocking(move || {
+            let runner = self.load()?;
+            let engine = EngineHandle::spawn_observed(Box::new(runner), self.scheduler, self.queue, observer)
+                .context("starting the engine thread")?;
+            Ok((engine, self.text))
+        })
+        .await
+        .context("loading the model")?
+    }
+}

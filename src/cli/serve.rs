@@ -1,0 +1,167 @@
+//! `wick serve`: loads the models, then answers over HTTP until told to stop.
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail, ensure};
+use tokio::net::TcpSocket;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::loading::{Planned, Room, plan_model};
+use super::say;
+use crate::api::auth::{KeyStore, Scope, generate_key};
+use crate::api::{AppState, ServedModel, ServerOptions};
+use crate::config::{KeyArgs, ServeArgs};
+use crate::engine::EngineHandle;
+use crate::server;
+use crate::telemetry::StepMetrics;
+
+/// Connections the system may hold before they are accepted.
+const BACKLOG: u32 = 1024;
+
+pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let keys = args.keys.as_deref().map(KeyStore::load).transpose()?;
+    check(&args, keys.is_some())?;
+    // Taken before loading, so that a port in use is known at once; connections are refused until the models are ready.
+    let address = SocketAddr::new(args.host, args.port);
+    let socket = if args.host.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket
+        .bind(address)
+        .with_context(|| format!("cannot listen on {address}: choose another --port, or stop what uses it"))?;
+
+    let planned = plan_all(&args).await?;
+    if args.print_config {
+        say(format_args!("{args:#?}"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut models = Vec::new();
+    for p in planned {
+        models.push(start(p).await?);
+    }
+    let names: Vec<String> = models.iter().map(|m| m.alias.clone()).collect();
+    let engines: Vec<EngineHandle> = models.iter().map(|m| m.engine.clone()).collect();
+    let options = ServerOptions {
+        auth: keys,
+        body_bytes_max: usize::try_from(args.body_limit).unwrap_or(usize::MAX),
+        keep_alive: Duration::from_secs(args.keep_alive),
+        ..ServerOptions::default()
+    };
+    let state = AppState::new(models, options);
+    let listener = socket.listen(BACKLOG).with_context(|| format!("cannot listen on {address}"))?;
+    say(format_args!("wick serves {} at http://{}/v1", names.join(", "), listener.local_addr()?))?;
+    tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
+
+    let (failed, shutdown) = stop_conditions(engines)?;
+    let report = server::run(listener, state, shutdown, Duration::from_secs(args.drain)).await?;
+    tracing::info!(
+        running = report.running,
+        cut_off = report.cut_off,
+        milliseconds = report.elapsed.as_millis() as u64,
+        "stopped"
+    );
+    if failed.load(std::sync::atomic::Ordering::Acquire) {
+        bail!("the engine broke an invariant and stopped (see the log): restart the server, and please report it");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What can be refused before anything is fetched or loaded.
+fn check(args: &ServeArgs, keys: bool) -> anyhow::Result<()> {
+    ensure!(
+        args.host.is_loopback() || keys || args.allow_public_without_keys,
+        "{} is reachable from other machines, and without --keys everyone there could use the server: \
+         give a keys file (see `wick key`), or --allow-public-without-keys",
+        args.host
+    );
+    ensure!(
+        args.models.len() == 1 || args.alias.is_none(),
+        "--alias names one model, but {} are to be served",
+        args.models.len()
+    );
+    ensure!(
+        args.models.len() == 1 || args.engine.chat_template.is_none(),
+        "--chat-template belongs to one model, but {} are to be served",
+        args.models.len()
+    );
+    Ok(())
+}
+
+async fn plan_all(args: &ServeArgs) -> anyhow::Result<Vec<Planned>> {
+    let mut planned: Vec<Planned> = Vec::new();
+    for (i, name) in args.models.iter().enumerate() {
+        let taken = planned.iter().map(|p| p.plan.total_bytes).sum();
+        let room = Room { taken, models_left: args.models.len() - i };
+        let mut p = plan_model(name, &args.engine, &args.fetch, room).await?;
+        if let Some(alias) = &args.alias {
+            p.alias.clone_from(alias);
+        }
+        ensure!(planned.iter().all(|q| q.alias != p.alias), "two models would both be named `{}`", p.alias);
+        say(format_args!("{}\n{}", p.alias, p.plan))?;
+        planned.push(p);
+    }
+    Ok(planned)
+}
+
+async fn start(planned: Planned) -> anyhow::Result<ServedModel> {
+    let alias = planned.alias.clone();
+    let context_max = planned.scheduler.context_max;
+    let steps = Arc::new(StepMetrics::default());
+    let (engine, text) = planned.start(Some(steps.clone())).await?;
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    Ok(ServedModel { alias, engine, text, created, context_max, owned_by: "wick".to_owned(), steps: Some(steps) })
+}
+
+/// A future that resolves on SIGTERM, SIGINT or a broken engine, and a flag that says whether it was the last. A second
+/// signal ends the process at once.
+fn stop_conditions(
+    engines: Vec<EngineHandle>,
+) -> anyhow::Result<(Arc<std::sync::atomic::AtomicBool>, impl Future<Output = ()>)> {
+    let failed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let flag = failed.clone();
+    let future = async move {
+        let broken = futures_util::future::select_all(engines.iter().map(|e| Box::pin(e.failed())));
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = broken => flag.store(true, std::sync::atomic::Ordering::Release),
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("second signal: stopping at once");
+            std::process::exit(130);
+        });
+    };
+    Ok((failed, future))
+}
+
+/// `wick key NAME`: prints the key once, and what belongs into the keys file.
+pub(super) fn new_key(args: &KeyArgs) -> anyhow::Result<ExitCode> {
+    let key = generate_key(&args.name, &[Scope::Infer])
+        .with_context(|| format!("`{}` cannot be a key's name: use letters, digits, `-`, `_` and `.`", args.name))?;
+    eprintln!("The key, shown only now (clients send it as `Authorization: Bearer KEY`):");
+    say(&key.plaintext)?;
+    eprintln!("Append to the keys file that `wick serve --keys FILE` reads:\n");
+    match &args.append {
+        Some(path) => append(path, &key.toml)?,
+        None => eprint!("{}", key.toml),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn append(path: &Path, text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.create(true).append(true).mode(0o600).open(path);
+    file.and_then(|mut f| f.write_all(text.as_bytes())).with_context(|| format!("writing {}", path.display()))?;
+    eprintln!("(appended to {})", path.display());
+    Ok(())
+}

@@ -1,0 +1,351 @@
+//! The one thread that touches the device: drain commands → drop abandoned sequences → schedule → execute → sample →
+//! commit → emit.
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::admission::{Admitted, Shared, Ticket};
+use super::message::{EngineFailure, EngineStats, SeqEvent, StepObserver, StepReport, Usage};
+use crate::runner::{Logits, Runner};
+use crate::sampling::{SampledToken, Sampler, TokenLogprobs, logprobs};
+use crate::scheduler::{
+    FinishReason, LogitRows, NewSequence, ScheduledSeq, Scheduler, SchedulerConfig, SchedulerOutput, SeqId,
+};
+
+/// What the engine knows about a sequence besides what the scheduler keeps.
+struct LiveSeq {
+    prompt: Arc<[u32]>,
+    stop_tokens: Arc<[u32]>,
+    sampler: Sampler,
+    /// Alternatives to report for every prompt token.
+    prompt_logprobs: Option<u8>,
+    /// The prompt position whose log-probability is reported next.
+    next_prompt_position: usize,
+    cached_tokens: usize,
+    generated: usize,
+    submitted: Instant,
+    events: UnboundedSender<SeqEvent>,
+    ticket: Ticket,
+}
+
+/// What one sequence got out of a step.
+#[derive(Default)]
+struct StepResult {
+    prompt_logprobs: Vec<TokenLogprobs>,
+    sampled: Option<SampledToken>,
+}
+
+/// Events that leave once the step's books are closed.
+type Outbox = Vec<(UnboundedSender<SeqEvent>, SeqEvent)>;
+
+pub(super) struct EngineCore {
+    runner: Box<dyn Runner>,
+    scheduler: Scheduler,
+    live: HashMap<SeqId, LiveSeq>,
+    commands: mpsc::Receiver<Vec<Admitted>>,
+    shared: Arc<Shared>,
+    observer: Option<Arc<dyn StepObserver>>,
+    stats: EngineStats,
+    /// Steps in a row in which nothing could run.
+    empty_steps: usize,
+}
+
+/// So many steps in a row without anything to run mean that the scheduler is stuck.
+const EMPTY_STEPS_MAX: usize = 16;
+
+impl EngineCore {
+    pub(super) fn new(
+        runner: Box<dyn Runner>,
+        config: SchedulerConfig,
+        commands: mpsc::Receiver<Vec<Admitted>>,
+        shared: Arc<Shared>,
+        observer: Option<Arc<dyn StepObserver>>,
+    ) -> Self {
+        let scheduler = Scheduler::new(config);
+        let stats = EngineStats { gauges: scheduler.gauges(), ..EngineStats::default() };
+        shared.publish(stats);
+        Self { runner, scheduler, live: HashMap::new(), commands, shared, observer, stats, empty_steps: 0 }
+    }
+
+    /// Serves until every handle is gone and nothing is left to do. A panic that reaches this point means that an
+    /// invariant broke: everything unfinished fails, and the engine refuses further work and reports itself unhealthy.
+    pub(super) fn run(mut self) {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve())) else { return };
+        tracing::error!(panic = panic_message(&*panic), "the engine stopped: an invariant broke");
+        // From here on nothing new is sent, so draining the channel leaves nobody behind.
+        self.shared.stop();
+        let waiting: Vec<_> = self.commands.try_iter().flatten().map(|a| a.events).collect();
+        let running: Vec<_> = self.live.drain().map(|(_, seq)| seq.events).collect();
+        for events in waiting.into_iter().chain(running) {
+            // An error means that nobody listens any more; here and below.
+            let _ = events.send(SeqEvent::Failed(EngineFailure::Stopped));
+        }
+        self.shared.settle();
+    }
+
+    fn serve(&mut self) {
+        while self.receive() {
+            self.drop_abandoned();
+            if !self.live.is_empty() {
+                self.step();
+            }
+            self.shared.settle();
+        }
+    }
+
+    /// Takes in what was submitted; waits for it when there is nothing else to do. False: all handles are gone and
+    /// nothing is left to do.
+    fn receive(&mut self) -> bool {
+        if self.live.is_empty() {
+            match self.commands.recv() {
+                Ok(group) => self.take_in(group),
+                Err(mpsc::RecvError) => return false,
+            }
+        }
+        while let Ok(group) = self.commands.try_recv() {
+            self.take_in(group);
+        }
+        true
+    }
+
+    fn take_in(&mut self, group: Vec<Admitted>) {
+        for Admitted { id, request, events, submitted, ticket } in group {
+            let sequence = NewSequence {
+                id,
+                prompt: request.prompt.clone(),
+                limits: request.limits.clone(),
+                salt: request.salt,
+                prompt_logits: request.prompt_logprobs.is_some(),
+                tenant: request.tenant,
+            };
+            self.scheduler.add(sequence).expect("the handle checked it against the same limits; else it is a bug");
+            let seq = LiveSeq {
+                sampler: Sampler::new(request.params, &request.prompt),
+                prompt: request.prompt,
+                stop_tokens: request.limits.stop_tokens,
+                prompt_logprobs: request.prompt_logprobs,
+                next_prompt_position: 1,
+                cached_tokens: 0,
+                generated: 0,
+                submitted,
+                events,
+                ticket,
+            };
+            self.live.insert(id, seq);
+        }
+        self.publish();
+    }
+
+    /// Nobody listens any more: the client is gone or has all it wanted.
+    fn drop_abandoned(&mut self) {
+        let abandoned: Vec<SeqId> =
+            self.live.iter().filter(|(_, seq)| seq.events.is_closed()).map(|(&id, _)| id).collect();
+        if abandoned.is_empty() {
+            return;
+        }
+        for id in &abandoned {
+            self.scheduler.abort(*id);
+            self.live.remove(id);
+        }
+        self.stats.aborted += abandoned.len() as u64;
+        self.publish();
+        tracing::debug!(sequences = abandoned.len(), "aborted");
+    }
+
+    fn step(&mut self) {
+        let step = self.scheduler.schedule();
+        if step.is_empty() {
+            // Making room may take a step of its own, but not many in a row.
+            self.empty_steps += 1;
+            let unfinished = self.live.len();
+            assert!(self.empty_steps < EMPTY_STEPS_MAX, "{unfinished} sequences and nothing can run: this is a bug");
+            return;
+        }
+        self.empty_steps = 0;
+        self.announce(&step);
+        let begin = Instant::now();
+        let outcome = self.compute(&step);
+        let failed = outcome.is_err();
+        let mut outbox = Outbox::new();
+        let sampled = match outcome {
+            Ok(results) => self.commit(&step, results, &mut outbox),
+            Err(message) => {
+                self.fail(&step, &message, &mut outbox);
+                0
+            }
+        };
+        let report = StepReport {
+            tokens: step.total_tokens(),
+            sequences: step.seqs.len(),
+            sampled,
+            seconds: begin.elapsed().as_secs_f64(),
+            failed,
+        };
+        self.stats.steps += 1;
+        self.stats.failed_steps += u64::from(failed);
+        self.stats.busy_seconds += report.seconds;
+        self.stats.last_step_tokens = report.tokens;
+        // Numbers first: whoever has seen the last event finds its blocks and its place in the queue free.
+        self.publish();
+        for (events, event) in outbox {
+            let _ = events.send(event);
+        }
+        tracing::debug!(
+            tokens = report.tokens,
+            sequences = report.sequences,
+            sampled,
+            preempted = step.preempted.len(),
+            seconds = report.seconds,
+            failed,
+            "step"
+        );
+        if let Some(observer) = &self.observer {
+            observer.observe(&report);
+        }
+    }
+
+    /// Tells the sequences whose first chunk this is.
+    fn announce(&mut self, step: &SchedulerOutput) {
+        for scheduled in &step.seqs {
+            let Some(cached_tokens) = scheduled.cached_tokens else { continue };
+            let seq = live(&mut self.live, scheduled.id);
+            seq.cached_tokens = cached_tokens;
+            seq.ticket.start();
+            let _ = seq.events.send(SeqEvent::Started { cached_tokens, queued: seq.submitted.elapsed() });
+        }
+    }
+
+    /// Runs the step and reads its rows. A panic in the runner or in sampling is the step's failure, not the engine's:
+    /// the scheduler has not been touched since, and the samplers of the step go with their sequences.
+    fn compute(&mut self, step: &SchedulerOutput) -> Result<Vec<StepResult>, String> {
+        let Self { runner, live: sequences, .. } = self;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let mut logits = runner.execute(step).map_err(|error| error.to_string())?;
+            check_shape(&logits, step, runner.vocab())?;
+            let mut rows = logits.rows_mut();
+            let results = step.seqs.iter().map(|scheduled| {
+                let seq = live(sequences, scheduled.id);
+                seq.read_rows(scheduled, rows.by_ref().take(row_count(scheduled)))
+            });
+            Ok(results.collect())
+        }));
+        outcome.unwrap_or_else(|panic| Err(format!("it panicked: {}", panic_message(&*panic))))
+    }
+
+    /// Advances the scheduler and turns the results into events. Returns the number of tokens sampled.
+    fn commit(&mut self, step: &SchedulerOutput, results: Vec<StepResult>, outbox: &mut Outbox) -> usize {
+        let tokens: Vec<Option<u32>> = results.iter().map(|r| r.sampled.as_ref().map(|s| s.id)).collect();
+        let updates = self.scheduler.commit(step, &tokens);
+        let finished: HashMap<SeqId, FinishReason> =
+            updates.into_iter().filter_map(|update| Some((update.id, update.finish?))).collect();
+        let mut sampled = 0;
+        for (scheduled, result) in step.seqs.iter().zip(results) {
+            let seq = live(&mut self.live, scheduled.id);
+            let computed = scheduled.start + scheduled.tokens.len();
+            seq.ticket.remaining(seq.prompt.len().saturating_sub(computed));
+            if !result.prompt_logprobs.is_empty() {
+                outbox.push((seq.events.clone(), SeqEvent::PromptLogprobs(result.prompt_logprobs)));
+            }
+            let Some(token) = result.sampled else { continue };
+            sampled += 1;
+            if seq.generated == 1 {
+                self.stats.prompt_tokens += seq.prompt.len() as u64;
+            }
+            outbox.push((seq.events.clone(), SeqEvent::Token(token)));
+            if let Some(&reason) = finished.get(&scheduled.id) {
+                let usage = Usage {
+                    prompt_tokens: seq.prompt.len(),
+                    cached_tokens: seq.cached_tokens,
+                    completion_tokens: seq.generated,
+                };
+                outbox.push((seq.events.clone(), SeqEvent::Finished { reason, usage }));
+                self.stats.finished += 1;
+                self.live.remove(&scheduled.id);
+            }
+        }
+        self.stats.generation_tokens += sampled as u64;
+        sampled
+    }
+
+    /// The step's sequences are lost; all others go on.
+    fn fail(&mut self, step: &SchedulerOutput, message: &str, outbox: &mut Outbox) {
+        tracing::error!(sequences = step.seqs.len(), tokens = step.total_tokens(), error = message, "a step failed");
+        for id in self.scheduler.fail_step(step) {
+            let Some(seq) = self.live.remove(&id) else { continue };
+            self.stats.failed += 1;
+            let failure = EngineFailure::Step { message: message.to_owned() };
+            outbox.push((seq.events, SeqEvent::Failed(failure)));
+        }
+    }
+
+    fn publish(&mut self) {
+        self.stats.scheduler = self.scheduler.counters();
+        self.stats.gauges = self.scheduler.gauges();
+        self.shared.publish(self.stats);
+    }
+}
+
+impl LiveSeq {
+    /// Reads the logits of the sequence's chunk, `rows`, in order: log-probabilities of the prompt tokens that follow
+    /// each position, and a new token from the last row.
+    fn read_rows<'a>(&mut self, scheduled: &ScheduledSeq, rows: impl Iterator<Item = &'a mut [f32]>) -> StepResult {
+        let mut result = StepResult::default();
+        let end = scheduled.start + scheduled.tokens.len();
+        let first = end - row_count(scheduled);
+        for (position, row) in (first..end).zip(rows) {
+            // A row at `position` predicts the token after it. Recomputation after a preemption may bring rows again
+            // that were reported before.
+            let predicted = position + 1;
+            if let Some(top) = self.prompt_logprobs
+                && predicted == self.next_prompt_position
+                && let Some(&token) = self.prompt.get(predicted)
+            {
+                result.prompt_logprobs.push(logprobs(row, token, usize::from(top)));
+                self.next_prompt_position += 1;
+            }
+            if scheduled.sample && predicted == end {
+                result.sampled = Some(self.sampler.sample(row, self.generated, &self.stop_tokens));
+                self.generated += 1;
+            }
+        }
+        result
+    }
+}
+
+fn live(sequences: &mut HashMap<SeqId, LiveSeq>, id: SeqId) -> &mut LiveSeq {
+    sequences.get_mut(&id).expect("a scheduled sequence that the engine does not know is a bug")
+}
+
+/// Rows of logits that belong to a chunk.
+fn row_count(scheduled: &ScheduledSeq) -> usize {
+    match scheduled.logits {
+        LogitRows::None => 0,
+        LogitRows::Last => 1,
+        LogitRows::All => scheduled.tokens.len(),
+    }
+}
+
+fn check_shape(logits: &Logits, step: &SchedulerOutput, vocab: usize) -> Result<(), String> {
+    let rows: usize = step.seqs.iter().map(row_count).sum();
+    let expected = rows * vocab;
+    if rows > 0 && logits.vocab != vocab || logits.data.len() != expected {
+        return Err(format!(
+            "the runner returned {} logits in rows of {}, expected {rows} rows of {vocab}",
+            logits.data.len(),
+            logits.vocab
+        ));
+    }
+    Ok(())
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "(no message)",
+    }
+}

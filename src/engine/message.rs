@@ -1,0 +1,145 @@
+//! Plain data between the API and the engine thread.
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::kv::CacheSalt;
+use crate::sampling::{SampledToken, SamplingParams, TokenLogprobs};
+pub use crate::scheduler::FinishReason;
+use crate::scheduler::{SchedulerCounters, SchedulerGauges, StopLimits};
+
+/// One sequence to generate.
+#[derive(Debug, Clone)]
+pub struct GenerationRequest {
+    pub prompt: Arc<[u32]>,
+    pub params: Arc<SamplingParams>,
+    pub limits: StopLimits,
+    pub salt: CacheSalt,
+    pub tenant: u64,
+    /// `Some(n)`: log-probabilities of the prompt's tokens with `n` alternatives each; bypasses the prefix cache.
+    pub prompt_logprobs: Option<u8>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    /// Of those, taken from the prefix cache.
+    pub cached_tokens: usize,
+    /// Tokens generated, the stop token among them.
+    pub completion_tokens: usize,
+}
+
+/// What happens to a sequence, in order: `Started`, `PromptLogprobs`*, `Token`*, then `Finished` or `Failed`, the last event.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SeqEvent {
+    /// The first chunk is about to run.
+    Started {
+        cached_tokens: usize,
+        /// Time between submission and this event.
+        queued: Duration,
+    },
+    /// Log-probabilities of the next prompt tokens, from position 1 on (position 0 has none). Over all such events
+    /// every position comes exactly once and in order, and all of them before the first `Token`.
+    PromptLogprobs(Vec<TokenLogprobs>),
+    /// A generated token. The stop token that ends a sequence is one of them, directly before
+    /// `Finished { reason: StopToken(..), .. }`: it counts in [`Usage`] and its log-probability may be wanted; whoever
+    /// turns tokens into text leaves its text out.
+    Token(SampledToken),
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+    },
+    /// The sequence was lost; what was sent before stands.
+    Failed(EngineFailure),
+}
+
+/// Why a running sequence was lost.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineFailure {
+    #[error("the step that computed this request failed: {message}")]
+    Step { message: String },
+    #[error("the engine stopped")]
+    Stopped,
+}
+
+/// Why a request was not admitted. Nothing of it was started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// `waiting_sequences`: admitted and not finished, `waiting_tokens`: their prompt tokens not yet computed, both
+    /// without the refused request. `retry_after`: 1 to 60 s, from the recent throughput.
+    #[error("the queue is full: {waiting_sequences} requests and {waiting_tokens} prompt tokens are waiting")]
+    QueueFull { waiting_sequences: usize, waiting_tokens: usize, retry_after: Duration },
+    /// `needed`: prompt and requested output tokens; where not even one output token fits, the prompt and one.
+    #[error("this model's maximum context length is {context_max} tokens but {needed} were requested")]
+    TooLong { needed: usize, context_max: usize },
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// In the prompt or in `logit_bias`.
+    #[error("token id {token} is outside the vocabulary of {vocab}")]
+    TokenOutOfRange { token: u32, vocab: usize },
+    #[error("the request needs {needed} KV blocks but the whole cache has {total}")]
+    NeverFits { needed: usize, total: usize },
+    #[error("the server is shutting down")]
+    Draining,
+    #[error("the engine stopped")]
+    Stopped,
+}
+
+/// Receives a sequence's events; dropping it aborts the sequence.
+#[derive(Debug)]
+pub struct GenerationStream {
+    pub events: mpsc::UnboundedReceiver<SeqEvent>,
+}
+
+impl GenerationStream {
+    /// The next event; after `Finished` or `Failed`, `None`.
+    pub async fn next(&mut self) -> Option<SeqEvent> {
+        self.events.recv().await
+    }
+}
+
+/// Counters and gauges of the engine thread. The `queued_*` gauges are of this moment, all else is as of the last
+/// step, arrival or abort that the thread has handled.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EngineStats {
+    pub scheduler: SchedulerCounters,
+    pub gauges: SchedulerGauges,
+    pub steps: u64,
+    pub failed_steps: u64,
+    /// Seconds spent in steps.
+    pub busy_seconds: f64,
+    /// Prompt tokens of the sequences that got their first token, cached ones included.
+    pub prompt_tokens: u64,
+    /// Tokens generated.
+    pub generation_tokens: u64,
+    /// Sequences that ended by themselves.
+    pub finished: u64,
+    /// Sequences whose stream was dropped before the end.
+    pub aborted: u64,
+    /// Sequences lost with a failed step.
+    pub failed: u64,
+    /// Tokens computed in the last step, over all sequences.
+    pub last_step_tokens: usize,
+    /// Sequences admitted and not yet started.
+    pub queued_sequences: usize,
+    /// Prompt tokens not yet computed, over all admitted sequences.
+    pub queued_tokens: usize,
+}
+
+/// One step, for histograms such as the tokens per iteration.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Tokens computed, over all sequences.
+    pub tokens: usize,
+    pub sequences: usize,
+    /// Tokens sampled; 0 when the step failed.
+    pub sampled: usize,
+    pub seconds: f64,
+    pub failed: bool,
+}
+
+/// Is told about every step, on the engine thread: it must be quick and must not block.
+pub trait StepObserver: Send + Sync {
+    fn observe(&self, step: &StepReport);
+}

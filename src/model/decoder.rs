@@ -1,0 +1,158 @@
+//! The forward pass of every dense decoder, driven by [`DecoderSpec`] alone: it asks for no architecture's name.
+//!
+//! ```text
+//! tokens → embedding · scale ─┬─ norm → attention ─(norm)─┬─ norm → feed-forward ─(norm)─┬─ … → norm → output matrix → logits
+//!                             └───────── residual ────────┴────────── residual ──────────┘
+//! ```
+//! The norms in brackets exist where the layer's norms are `Sandwich`. Each addition to the residual is fused with the norm that follows.
+use candle_core::{Device, Result, Tensor};
+
+use super::spec::{DecoderSpec, LayerSpec, NormPlacement};
+use crate::nn::{Attention, Embedding, Mlp, RmsNorm};
+use crate::ops::{self, ExecContext, ForwardBatch, LayerKv};
+use crate::weights::{LoadError, Matrix, WeightSource};
+
+/// A loaded model.
+pub struct Decoder {
+    spec: DecoderSpec,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    final_norm: RmsNorm,
+    /// Output matrix `[vocab, hidden]`.
+    output: Matrix,
+}
+
+struct Layer {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    mlp_norm: RmsNorm,
+    mlp: Mlp,
+    sandwich: Option<Sandwich>,
+}
+
+/// Norms of what attention and feed-forward give, before it is added to the residual.
+struct Sandwich {
+    after_attention: RmsNorm,
+    after_mlp: RmsNorm,
+}
+
+impl Decoder {
+    /// Takes every tensor that `spec` asks for, by its Hugging Face name, and nothing else.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or the source has tensors that the model does not use.
+    pub fn load(spec: DecoderSpec, source: &dyn WeightSource, device: &Device) -> std::result::Result<Self, LoadError> {
+        let table = (spec.vocab, spec.hidden);
+        let embedding = Embedding::load(source, "model.embed_tokens", table, spec.embed_scale, device)?;
+        let layers = spec
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(i, layer)| Layer::load(source, &format!("model.layers.{i}"), spec.hidden, layer, device));
+        let layers = layers.collect::<std::result::Result<Vec<_>, _>>()?;
+        let final_norm = RmsNorm::load(source, "model.norm", spec.hidden, spec.final_norm, device)?;
+        let output = if spec.tie_embeddings {
+            if source.contains("lm_head.weight") {
+                // Some checkpoints save the tied matrix twice; like the reference we read the embeddings only.
+                source.matrix("lm_head.weight", spec.vocab, spec.hidden, device)?;
+            }
+            embedding.matrix().clone()
+        } else {
+            source.matrix("lm_head.weight", spec.vocab, spec.hidden, device)?
+        };
+        source.finish()?;
+        Ok(Self { spec, embedding, layers, final_norm, output })
+    }
+
+    #[must_use]
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// Computes the batch, writes its keys and values to `kv` (one entry per layer) and returns the logits of `batch.logit_rows` on the
+    /// host, `[logit_rows, vocab]` row after row. After the last layer's attention only those rows are computed.
+    ///
+    /// # Errors
+    /// The batch does not fit the model or the cache, or the device failed. The cache then holds garbage in the batch's slots.
+    pub fn forward(&self, cx: &ExecContext, batch: &ForwardBatch, kv: &mut [LayerKv]) -> Result<Vec<f32>> {
+        if kv.len() != self.layers.len() {
+            candle_core::bail!("a KV cache of {} layers for a model of {}", kv.len(), self.layers.len())
+        }
+        let mut residual = self.embedding.forward(cx, &batch.input_ids)?;
+        let mut pending: Option<Tensor> = None;
+        for (i, (layer, kv)) in self.layers.iter().zip(kv).enumerate() {
+            let normed;
+            (residual, normed) = add_and_norm(cx, residual, pending.take(), &layer.attention_norm)?;
+            let mut attended = layer.attention.forward(cx, &normed, batch, kv)?;
+            if i + 1 == self.layers.len() {
+                if batch.logit_rows.is_empty() {
+                    return Ok(Vec::new());
+                }
+                attended = ops::gather_rows(cx, attended, &batch.logit_rows)?;
+                residual = ops::gather_rows(cx, residual, &batch.logit_rows)?;
+            }
+            let out;
+            (residual, out) = layer.feed_forward(cx, residual, attended)?;
+            pending = Some(out);
+        }
+        let (_, normed) = add_and_norm(cx, residual, pending, &self.final_norm)?;
+        ops::logits(cx, &self.output, &normed, self.spec.final_softcap)
+    }
+}
+
+/// Adds what a block gave (nothing before the first layer) to the residual and norms the sum: (residual, norm).
+fn add_and_norm(
+    cx: &ExecContext,
+    residual: Tensor,
+    pending: Option<Tensor>,
+    norm: &RmsNorm,
+) -> Result<(Tensor, Tensor)> {
+    if let Some(x) = pending {
+        return norm.forward_add(cx, residual, &x);
+    }
+    let normed = norm.forward(cx, &residual)?;
+    Ok((residual, normed))
+}
+
+impl Layer {
+    fn load(
+        source: &dyn WeightSource,
+        name: &str,
+        hidden: usize,
+        spec: &LayerSpec,
+        device: &Device,
+    ) -> std::result::Result<Self, LoadError> {
+        let norm = |part: &str| RmsNorm::load(source, &format!("{name}.{part}"), hidden, spec.norm, device);
+        // Hugging Face's `post_attention_layernorm` stands before the feed-forward in a pre-norm layer, and after attention in a sandwich.
+        let (mlp_norm, sandwich) = match spec.norms {
+            NormPlacement::Pre => (norm("post_attention_layernorm")?, None),
+            NormPlacement::Sandwich => {
+                let after_attention = norm("post_attention_layernorm")?;
+                let after_mlp = norm("post_feedforward_layernorm")?;
+                (norm("pre_feedforward_layernorm")?, Some(Sandwich { after_attention, after_mlp }))
+            }
+        };
+        Ok(Self {
+            attention_norm: norm("input_layernorm")?,
+            attention: Attention::load(source, &format!("{name}.self_attn"), hidden, &spec.attn, device)?,
+            mlp_norm,
+            mlp: Mlp::load(source, &format!("{name}.mlp"), hidden, &spec.ffn, device)?,
+            sandwich,
+        })
+    }
+
+    /// From attention's output to the feed-forward's: (residual with attention added, what is still to be added).
+    fn feed_forward(&self, cx: &ExecContext, residual: Tensor, attended: Tensor) -> Result<(Tensor, Tensor)> {
+        let attended = match &self.sandwich {
+            Some(norms) => norms.after_attention.forward(cx, &attended)?,
+            None => attended,
+        };
+        let (residual, normed) = self.mlp_norm.forward_add(cx, residual, &attended)?;
+        let out = self.mlp.forward(cx, &normed)?;
+        let out = match &self.sandwich {
+            Some(norms) => norms.after_mlp.forward(cx, &out)?,
+            None => out,
+        };
+        Ok((residual, out))
+    }
+}

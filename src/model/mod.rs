@@ -1,0 +1,6 @@
+//! Decoder models: a typed, per-layer specification and one forward pass over it.
+pub mod arch;
+pub mod config;
+pub mod decoder;
+pub mod registry;
+pub mod spec;

@@ -1,0 +1,86 @@
+//! The attention block: projections, norms of q and k, rope, cache, attention, output projection.
+use candle_core::{Device, Result, Tensor};
+
+use super::linear::{Linear, LinearShape};
+use super::norm::RmsNorm;
+use crate::model::spec::{AttnBias, AttnSpec};
+use crate::ops::{self, AttentionParams, ExecContext, ForwardBatch, LayerKv, RopeParams};
+use crate::weights::{LoadError, WeightSource};
+
+pub struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    /// Norms of each head of q and of k.
+    qk_norm: Option<(RmsNorm, RmsNorm)>,
+    rope: RopeParams,
+    params: AttentionParams,
+    head_dim: usize,
+}
+
+impl Attention {
+    /// Takes `{name}.{q,k,v,o}_proj` and, if the spec asks for them, `{name}.{q,k}_norm`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn load(
+        source: &dyn WeightSource,
+        name: &str,
+        hidden: usize,
+        spec: &AttnSpec,
+        device: &Device,
+    ) -> std::result::Result<Self, LoadError> {
+        let (q_width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let (qkv_bias, o_bias) = match spec.bias {
+            AttnBias::None => (false, false),
+            AttnBias::Qkv => (true, false),
+            AttnBias::Qkvo => (true, true),
+        };
+        let linear = |part: &str, inputs, outputs, bias| {
+            Linear::load(source, &format!("{name}.{part}"), LinearShape { inputs, outputs, bias }, device)
+        };
+        let head_norm =
+            |part: &str, norm| RmsNorm::load(source, &format!("{name}.{part}"), spec.head_dim, norm, device);
+        Ok(Self {
+            q: linear("q_proj", hidden, q_width, qkv_bias)?,
+            k: linear("k_proj", hidden, kv_width, qkv_bias)?,
+            v: linear("v_proj", hidden, kv_width, qkv_bias)?,
+            o: linear("o_proj", q_width, hidden, o_bias)?,
+            qk_norm: match spec.qk_norm {
+                Some(norm) => Some((head_norm("q_norm", norm)?, head_norm("k_norm", norm)?)),
+                None => None,
+            },
+            rope: RopeParams {
+                rotary_dim: spec.rope.rotary_dim,
+                inv_freq: spec.rope.inv_freq.clone(),
+                mscale: spec.rope.mscale,
+            },
+            params: AttentionParams {
+                heads: spec.heads,
+                scale: spec.scale,
+                window: spec.window,
+                softcap: spec.softcap,
+            },
+            head_dim: spec.head_dim,
+        })
+    }
+
+    /// Writes the step's keys and values, then attends: `x` `[tokens, hidden]` → `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As the ops it calls.
+    pub fn forward(&self, cx: &ExecContext, x: &Tensor, batch: &ForwardBatch, kv: &mut LayerKv) -> Result<Tensor> {
+        let [mut q, mut k, v] = Linear::forward_group(cx, [&self.q, &self.k, &self.v], x)?;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q = q_norm.forward_heads(cx, &q)?;
+            k = k_norm.forward_heads(cx, &k)?;
+        }
+        let q = ops::rope(cx, q, self.head_dim, &self.rope, &batch.positions)?;
+        let k = ops::rope(cx, k, self.head_dim, &self.rope, &batch.positions)?;
+        // The whole batch is written before anyone attends: sequences of one step may share blocks that one of them is filling.
+        ops::write_kv(cx, &k, &v, &batch.slots, kv)?;
+        let attended = ops::paged_attention(cx, &q, kv, self.params, batch)?;
+        self.o.forward(cx, &attended)
+    }
+}

@@ -1,0 +1,41 @@
+//! Token embeddings and the output matrix, which may be the same one.
+use candle_core::{Device, Result, Tensor};
+
+use crate::ops::{self, ExecContext, Indices};
+use crate::weights::{LoadError, Matrix, WeightSource};
+
+/// The embedding matrix `[vocab, hidden]`.
+pub struct Embedding {
+    table: Matrix,
+    scale: f32,
+}
+
+impl Embedding {
+    /// Takes `{name}.weight`; looked-up rows are multiplied by `scale`.
+    ///
+    /// # Errors
+    /// The tensor is missing or has another shape.
+    pub fn load(
+        source: &dyn WeightSource,
+        name: &str,
+        (vocab, hidden): (usize, usize),
+        scale: f32,
+        device: &Device,
+    ) -> std::result::Result<Self, LoadError> {
+        Ok(Self { table: source.matrix(&format!("{name}.weight"), vocab, hidden, device)?, scale })
+    }
+
+    /// Token ids → `[ids, hidden]`.
+    ///
+    /// # Errors
+    /// As [`ops::embedding()`].
+    pub fn forward(&self, cx: &ExecContext, ids: &Indices) -> Result<Tensor> {
+        ops::embedding(cx, &self.table, ids, self.scale)
+    }
+
+    /// The matrix itself, for a model whose output matrix it is too.
+    #[must_use]
+    pub fn matrix(&self) -> &Matrix {
+        &self.table
+    }
+}

@@ -1,0 +1,50 @@
+//! The gated feed-forward block: `down(act(gate(x)) · up(x))`.
+use candle_core::{Device, Result, Tensor};
+
+use super::linear::{Linear, LinearShape};
+use crate::model::spec::{Act, FfnSpec};
+use crate::ops::{self, Activation, ExecContext};
+use crate::weights::{LoadError, WeightSource};
+
+pub struct Mlp {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+    act: Activation,
+}
+
+impl Mlp {
+    /// Takes `{name}.gate_proj`, `{name}.up_proj` and `{name}.down_proj`.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn load(
+        source: &dyn WeightSource,
+        name: &str,
+        hidden: usize,
+        spec: &FfnSpec,
+        device: &Device,
+    ) -> std::result::Result<Self, LoadError> {
+        let into = LinearShape { inputs: hidden, outputs: spec.inner, bias: spec.bias };
+        let back = LinearShape { inputs: spec.inner, outputs: hidden, bias: spec.bias };
+        let act = match spec.act {
+            Act::Silu => Activation::Silu,
+            Act::GeluTanh => Activation::GeluTanh,
+        };
+        Ok(Self {
+            gate: Linear::load(source, &format!("{name}.gate_proj"), into, device)?,
+            up: Linear::load(source, &format!("{name}.up_proj"), into, device)?,
+            down: Linear::load(source, &format!("{name}.down_proj"), back, device)?,
+            act,
+        })
+    }
+
+    /// `x` `[tokens, hidden]` → `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As the ops it calls.
+    pub fn forward(&self, cx: &ExecContext, x: &Tensor) -> Result<Tensor> {
+        let [gate, up] = Linear::forward_group(cx, [&self.gate, &self.up], x)?;
+        self.down.forward(cx, &ops::gated_activation(cx, self.act, &gate, &up)?)
+    }
+}

@@ -1,0 +1,45 @@
+//! Rows of the embedding matrix.
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::batch::Indices;
+use super::context::ExecContext;
+use super::matmul::{dequantized, mapped};
+use super::slices::tensor;
+use crate::weights::Matrix;
+
+/// Looks `ids` up in `table` `[vocab, hidden]`: f32 `[ids, hidden]`, times `scale`. Only the rows asked for are dequantized.
+///
+/// # Errors
+/// An id is beyond the table, or candle failed.
+pub fn embedding(cx: &ExecContext, table: &Matrix, ids: &Indices, scale: f32) -> Result<Tensor> {
+    if cx.kernels().is_none() {
+        return reference(cx, table, ids, scale);
+    }
+    let table = mapped(table)?;
+    let bytes = table.bytes.as_slice();
+    let row_bytes = bytes.len() / table.rows.max(1);
+    let mut out = vec![0.0; ids.len() * table.cols];
+    for (row, &id) in out.chunks_exact_mut(table.cols).zip(ids.as_slice()) {
+        let id = id as usize;
+        if id >= table.rows {
+            bail!("token {id} is beyond the {} rows of the embedding matrix", table.rows)
+        }
+        wick_kernels::dequantize(table.ty, &bytes[id * row_bytes..(id + 1) * row_bytes], row);
+        if scale != 1.0 {
+            for value in row {
+                *value *= scale;
+            }
+        }
+    }
+    tensor(out, (ids.len(), table.cols))
+}
+
+fn reference(cx: &ExecContext, table: &Matrix, ids: &Indices, scale: f32) -> Result<Tensor> {
+    let ids = ids.tensor(cx.device())?;
+    let rows = match table {
+        Matrix::Mapped(m) => dequantized(m, cx.device())?.index_select(ids, 0)?,
+        Matrix::Dense(t) => t.index_select(ids, 0)?.to_dtype(DType::F32)?,
+        Matrix::Quantized(t) => t.embedding(ids)?.to_dtype(DType::F32)?,
+    };
+    if scale == 1.0 { Ok(rows) } else { rows * f64::from(scale) }
+}

@@ -1,0 +1,174 @@
+//! The paged keys and values of one layer, and writing to them.
+use candle_core::{DType, Device, Result, Tensor, bail};
+use half::f16;
+use half::vec::HalfBitsVecExt;
+use wick_kernels::{KvSlice, KvSliceMut};
+
+use super::batch::Indices;
+use super::context::ExecContext;
+use super::slices::f32_slice;
+
+/// Type of the cached values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvDtype {
+    /// Two bytes a value; keys and values are rounded to nearest even when written.
+    #[default]
+    F16,
+    F32,
+}
+
+impl KvDtype {
+    /// Bytes of one value.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// Shape of one layer's K (and of its V): `[num_blocks, kv_heads, block_size, head_dim]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerKvShape {
+    pub num_blocks: usize,
+    pub kv_heads: usize,
+    pub block_size: usize,
+    pub head_dim: usize,
+}
+
+impl LayerKvShape {
+    fn elements(self) -> usize {
+        self.num_blocks * self.kv_heads * self.block_size * self.head_dim
+    }
+}
+
+/// K and V of one layer.
+pub struct LayerKv {
+    shape: LayerKvShape,
+    k: KvStore,
+    v: KvStore,
+}
+
+enum KvStore {
+    HostF16(Vec<f16>),
+    HostF32(Vec<f32>),
+    /// What `reference()` works on, `[num_blocks, kv_heads, block_size, head_dim]`.
+    Tensor(Tensor),
+}
+
+impl LayerKv {
+    /// Zero-filled storage in the form that the context's arm works on. On the CPU kernels the memory comes from the system untouched, so
+    /// a block costs nothing until it is first written.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn new(cx: &ExecContext, shape: LayerKvShape, dtype: KvDtype) -> Result<Self> {
+        let store = || -> Result<KvStore> {
+            Ok(match (cx.kernels(), dtype) {
+                (Some(_), KvDtype::F32) => KvStore::HostF32(vec![0.0; shape.elements()]),
+                // `vec![0u16; n]` asks the system for zeroed pages; `vec![f16::ZERO; n]` would write every one of them.
+                (Some(_), KvDtype::F16) => KvStore::HostF16(vec![0_u16; shape.elements()].reinterpret_into()),
+                (None, _) => KvStore::Tensor(zeros(cx.device(), shape, dtype)?),
+            })
+        };
+        Ok(Self { shape, k: store()?, v: store()? })
+    }
+
+    #[must_use]
+    pub fn shape(&self) -> LayerKvShape {
+        self.shape
+    }
+
+    /// K and V for the kernels.
+    pub(super) fn slices(&self) -> Result<(KvSlice<'_>, KvSlice<'_>)> {
+        Ok((self.k.slice()?, self.v.slice()?))
+    }
+
+    /// K and V for `reference()`.
+    pub(super) fn tensors(&self) -> Result<(&Tensor, &Tensor)> {
+        match (&self.k, &self.v) {
+            (KvStore::Tensor(k), KvStore::Tensor(v)) => Ok((k, v)),
+            _ => bail!("a KV cache of the CPU kernels reached candle's operations"),
+        }
+    }
+}
+
+fn zeros(device: &Device, shape: LayerKvShape, dtype: KvDtype) -> Result<Tensor> {
+    let dtype = match dtype {
+        KvDtype::F16 => DType::F16,
+        KvDtype::F32 => DType::F32,
+    };
+    Tensor::zeros((shape.num_blocks, shape.kv_heads, shape.block_size, shape.head_dim), dtype, device)
+}
+
+impl KvStore {
+    fn slice(&self) -> Result<KvSlice<'_>> {
+        match self {
+            Self::HostF16(values) => Ok(KvSlice::F16(values)),
+            Self::HostF32(values) => Ok(KvSlice::F32(values)),
+            Self::Tensor(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
+        }
+    }
+
+    fn slice_mut(&mut self) -> Result<KvSliceMut<'_>> {
+        match self {
+            Self::HostF16(values) => Ok(KvSliceMut::F16(values)),
+            Self::HostF32(values) => Ok(KvSliceMut::F32(values)),
+            Self::Tensor(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
+        }
+    }
+}
+
+/// Writes the step's keys and values, both `[tokens, kv_heads · head_dim]`, to `slots` (`block · block_size + offset`).
+///
+/// A layer writes the whole batch before it attends: sequences of one step may share blocks that one of them is filling.
+///
+/// # Errors
+/// A shape does not fit, or candle failed.
+pub fn write_kv(cx: &ExecContext, k: &Tensor, v: &Tensor, slots: &Indices, kv: &mut LayerKv) -> Result<()> {
+    let shape = kv.shape;
+    let Some(kernels) = cx.kernels() else {
+        let rows = cache_rows(slots.as_slice(), shape, k.device())?;
+        let (k_cache, v_cache) = kv.tensors()?;
+        write_reference(k, &rows, k_cache, shape)?;
+        return write_reference(v, &rows, v_cache, shape);
+    };
+    let capacity = shape.num_blocks * shape.block_size;
+    if let Some(slot) = slots.as_slice().iter().find(|&&slot| slot as usize >= capacity) {
+        bail!("slot {slot} is outside a cache of {capacity} tokens")
+    }
+    wick_kernels::write_kv(
+        &kernels.cpu,
+        &f32_slice(k)?,
+        &f32_slice(v)?,
+        slots.as_slice(),
+        shape.kv_heads,
+        shape.head_dim,
+        shape.block_size,
+        kv.k.slice_mut()?,
+        kv.v.slice_mut()?,
+    );
+    Ok(())
+}
+
+/// Index of every value of `[tokens · kv_heads, head_dim]` among the cache's rows `[num_blocks · kv_heads · block_size, head_dim]`.
+fn cache_rows(slots: &[u32], shape: LayerKvShape, device: &Device) -> Result<Tensor> {
+    let (heads, size) = (shape.kv_heads, shape.block_size);
+    let mut rows = Vec::with_capacity(slots.len() * heads);
+    for &slot in slots {
+        let (block, offset) = (slot as usize / size, slot as usize % size);
+        for head in 0..heads {
+            let row = (block * heads + head) * size + offset;
+            rows.push(u32::try_from(row)?);
+        }
+    }
+    let count = rows.len();
+    Tensor::from_vec(rows, (count, 1), device)?.broadcast_as((count, shape.head_dim))?.contiguous()
+}
+
+fn write_reference(x: &Tensor, rows: &Tensor, cache: &Tensor, shape: LayerKvShape) -> Result<()> {
+    let all = cache.reshape((shape.num_blocks * shape.kv_heads * shape.block_size, shape.head_dim))?;
+    let x = x.reshape(rows.shape())?.to_dtype(cache.dtype())?.contiguous()?;
+    all.scatter_set(rows, &x, 0)
+}

@@ -1,0 +1,35 @@
+//! The seam between candle tensors and the kernels.
+//!
+//! One file per op. Each has two arms: the CPU arm takes slices out of the tensors and calls `wick-kernels`; `reference()` is written in
+//! candle's generic operations only. The reference is what CUDA and Metal run until they have a kernel, and it is the oracle of the tests:
+//! [`ExecContext::reference`] runs a whole model through it on any device.
+//!
+//! Activations are f32 and *ragged*: `[total_tokens, width]`, all sequences of a step one after another, without padding or masks. On
+//! the CPU arm every output row depends on its own input row only, bit for bit, whatever else is in the batch.
+pub mod attention;
+pub mod batch;
+pub mod context;
+pub mod embedding;
+pub mod gated_activation;
+pub mod gather;
+pub mod kv;
+pub mod logits;
+pub mod matmul;
+pub mod norm;
+pub mod rope;
+mod slices;
+#[cfg(test)]
+mod tests;
+
+pub use attention::{AttentionParams, paged_attention};
+pub use batch::{ForwardBatch, Indices, SeqRange};
+pub use context::ExecContext;
+pub use embedding::embedding;
+pub use gated_activation::gated_activation;
+pub use gather::gather_rows;
+pub use kv::{KvDtype, LayerKv, LayerKvShape, write_kv};
+pub use logits::logits;
+pub use matmul::{Projection, matmul};
+pub use norm::{add_rms_norm, rms_norm};
+pub use rope::{RopeParams, rope};
+pub use wick_kernels::Activation;

@@ -1,0 +1,233 @@
+//! The CPU arm of each op against its `reference()`, on the same tensors.
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
+use wick_kernels::{Cpu, Isa, QuantType, ThreadPool};
+
+use super::*;
+use crate::weights::{MappedBytes, MappedMatrix, Matrix};
+
+fn contexts() -> Vec<ExecContext> {
+    let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
+    isas.map(|isa| ExecContext::cpu(Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(2).unwrap()) })).collect()
+}
+
+fn reference() -> ExecContext {
+    ExecContext::reference(Device::Cpu)
+}
+
+/// Fixed values between -1 and 1 without a pattern that an op could be blind to.
+fn values(rows: usize, cols: usize, seed: usize) -> Tensor {
+    let data: Vec<f32> = (0..rows * cols).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect();
+    Tensor::from_vec(data, (rows, cols), &Device::Cpu).unwrap()
+}
+
+fn assert_close(a: &Tensor, b: &Tensor, tolerance: f32) {
+    assert_eq!(a.dims(), b.dims());
+    let (a, b) =
+        (a.flatten_all().unwrap().to_vec1::<f32>().unwrap(), b.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    for (i, (x, y)) in a.iter().zip(&b).enumerate() {
+        assert!((x - y).abs() <= tolerance * (1.0 + y.abs()), "value {i}: {x} and {y}");
+    }
+}
+
+fn f32_matrix(t: &Tensor) -> Matrix {
+    let (rows, cols) = t.dims2().unwrap();
+    let bytes: Vec<u8> =
+        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
+    Matrix::Mapped(MappedMatrix { ty: QuantType::F32, rows, cols, bytes: MappedBytes::Owned(bytes.into()) })
+}
+
+#[test]
+fn grouped_products_with_biases() {
+    let (a, b) = (f32_matrix(&values(48, 64, 1)), f32_matrix(&values(20, 64, 2)));
+    let bias = values(1, 48, 3).flatten_all().unwrap();
+    let x = values(5, 64, 4);
+    let group = [Projection { weight: &a, bias: Some(&bias) }, Projection { weight: &b, bias: None }];
+    let expected = matmul(&reference(), &group, &x).unwrap();
+    for cx in contexts() {
+        let outs = matmul(&cx, &group, &x).unwrap();
+        outs.iter().zip(&expected).for_each(|(out, want)| assert_close(out, want, 1e-5));
+    }
+}
+
+#[test]
+fn every_form_of_a_matrix_gives_the_same_product_and_rows() {
+    let dense = values(40, 64, 1);
+    let stored = Arc::new(QTensor::quantize(&dense, GgmlDType::Q8_0).unwrap());
+    let exact = stored.dequantize(&Device::Cpu).unwrap();
+    let bytes = MappedBytes::Owned(stored.data().unwrap().as_ref().into());
+    let mapped = Matrix::Mapped(MappedMatrix { ty: QuantType::Q8_0, rows: 40, cols: 64, bytes });
+    let (quantized, plain) = (Matrix::Quantized(stored), Matrix::Dense(exact.clone()));
+    let x = values(3, 64, 2);
+    let product = |cx: &ExecContext, weight: &Matrix| {
+        matmul(cx, &[Projection { weight, bias: None }], &x).unwrap().swap_remove(0)
+    };
+    let ids = Indices::new(vec![39, 0, 7, 7]);
+    let rows = exact.index_select(ids.tensor(&Device::Cpu).unwrap(), 0).unwrap();
+    for form in [&mapped, &quantized, &plain] {
+        // 8-bit activations where the product quantizes them: about 1 part in 250 of a term, averaged over 64.
+        assert_close(&product(&reference(), form), &product(&reference(), &plain), 2e-2);
+        assert_close(&embedding(&reference(), form, &ids, 3.0).unwrap(), &(&rows * 3.0).unwrap(), 1e-6);
+    }
+    for cx in contexts() {
+        assert_close(&product(&cx, &mapped), &product(&reference(), &plain), 2e-2);
+        assert_close(&embedding(&cx, &mapped, &ids, 3.0).unwrap(), &(&rows * 3.0).unwrap(), 1e-6);
+        assert!(matmul(&cx, &[Projection { weight: &plain, bias: None }], &x).is_err());
+        assert!(embedding(&cx, &mapped, &Indices::new(vec![40]), 1.0).is_err());
+    }
+}
+
+#[test]
+fn norms_and_residual_sums() {
+    let (x, residual) = (values(7, 48, 1), values(7, 48, 2));
+    let weight = values(1, 48, 3).flatten_all().unwrap();
+    let expected = rms_norm(&reference(), &x, &weight, 1e-5).unwrap();
+    let (sum, normed) = add_rms_norm(&reference(), residual.clone(), &x, &weight, 1e-5).unwrap();
+    for cx in contexts() {
+        assert_close(&rms_norm(&cx, &x, &weight, 1e-5).unwrap(), &expected, 1e-5);
+        let (cpu_sum, cpu_normed) = add_rms_norm(&cx, residual.copy().unwrap(), &x, &weight, 1e-5).unwrap();
+        assert_close(&cpu_sum, &sum, 0.0);
+        assert_close(&cpu_normed, &normed, 1e-5);
+    }
+}
+
+#[test]
+fn rotations_of_whole_and_partial_heads() {
+    let positions = Indices::new(vec![0, 1, 5, 1000, 8191]);
+    for rotary_dim in [16, 8] {
+        let inv_freq = (0..rotary_dim / 2).map(|i| 10_000_f32.powf(-2.0 * i as f32 / rotary_dim as f32)).collect();
+        let params = RopeParams { rotary_dim, inv_freq, mscale: 1.25 };
+        let x = values(5, 48, 1);
+        let expected = rope(&reference(), x.clone(), 16, &params, &positions).unwrap();
+        for cx in contexts() {
+            assert_close(&rope(&cx, x.copy().unwrap(), 16, &params, &positions).unwrap(), &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn activations_and_gathered_rows_and_capped_logits() {
+    let (gate, up) = ((values(4, 40, 1) * 6.0).unwrap(), values(4, 40, 2));
+    let matrix = f32_matrix(&values(30, 40, 3));
+    let rows = Indices::new(vec![3, 1]);
+    for cx in contexts() {
+        for act in [Activation::Silu, Activation::GeluTanh] {
+            let expected = gated_activation(&reference(), act, &gate, &up).unwrap();
+            assert_close(&gated_activation(&cx, act, &gate, &up).unwrap(), &expected, 1e-5);
+        }
+        let expected = gather_rows(&reference(), gate.clone(), &rows).unwrap();
+        assert_close(&gather_rows(&cx, gate.clone(), &rows).unwrap(), &expected, 0.0);
+        assert!(gather_rows(&cx, gate.clone(), &Indices::new(vec![4])).is_err());
+        for cap in [None, Some(2.0)] {
+            let expected = logits(&reference(), &matrix, &gate, cap).unwrap();
+            let got = logits(&cx, &matrix, &gate, cap).unwrap();
+            let shape = (4, 30);
+            let tensor = |v: Vec<f32>| Tensor::from_vec(v, shape, &Device::Cpu).unwrap();
+            assert_close(&tensor(got), &tensor(expected), 1e-5);
+        }
+    }
+}
+
+/// Two sequences, one mid-way, over scattered blocks.
+fn two_sequences() -> ForwardBatch {
+    let (block_ids, size) = (vec![4, 0, 5, 2], 4);
+    let slot = |table: &[u32], position: u32| table[position as usize / size] * size as u32 + position % size as u32;
+    let first: Vec<u32> = (0..9).collect();
+    let slots = first.iter().map(|&p| slot(&block_ids[..3], p)).chain([0, 1].map(|p| slot(&block_ids[3..], p)));
+    ForwardBatch {
+        input_ids: Indices::new(vec![0; 11]),
+        positions: Indices::new(first.iter().copied().chain([0, 1]).collect()),
+        slots: Indices::new(slots.collect()),
+        seqs: vec![
+            SeqRange { q_start: 0, q_len: 9, context_len: 9, blocks: 0..3 },
+            SeqRange { q_start: 9, q_len: 2, context_len: 2, blocks: 3..4 },
+        ],
+        block_ids,
+        logit_rows: Indices::new(vec![10]),
+    }
+}
+
+#[test]
+fn attention_over_written_blocks() {
+    let shape = LayerKvShape { num_blocks: 6, kv_heads: 2, block_size: 4, head_dim: 16 };
+    let batch = two_sequences();
+    let (q, k, v) = (values(11, 64, 1), values(11, 32, 2), values(11, 32, 3));
+    for (window, softcap) in [(None, None), (Some(3), None), (None, Some(1.5)), (Some(1), Some(1.5))] {
+        let params = AttentionParams { heads: 4, scale: 0.25, window, softcap };
+        for dtype in [KvDtype::F32, KvDtype::F16] {
+            let run = |cx: &ExecContext| {
+                let mut kv = LayerKv::new(cx, shape, dtype).unwrap();
+                write_kv(cx, &k, &v, &batch.slots, &mut kv).unwrap();
+                paged_attention(cx, &q, &kv, params, &batch).unwrap()
+            };
+            let expected = run(&reference());
+            contexts().iter().for_each(|cx| assert_close(&run(cx), &expected, 1e-5));
+        }
+    }
+}
+
+#[test]
+fn reference_attention_is_a_softmax_over_the_visible_keys() {
+    // One head of two dimensions, window 2, against sums written out by hand.
+    let cx = reference();
+    let shape = LayerKvShape { num_blocks: 2, kv_heads: 1, block_size: 2, head_dim: 2 };
+    let batch = ForwardBatch {
+        input_ids: Indices::new(vec![0; 3]),
+        positions: Indices::new(vec![0, 1, 2]),
+        slots: Indices::new(vec![2, 3, 0]),
+        seqs: vec![SeqRange { q_start: 0, q_len: 3, context_len: 3, blocks: 0..2 }],
+        block_ids: vec![1, 0],
+        logit_rows: Indices::default(),
+    };
+    let rows = |data: [[f32; 2]; 3]| Tensor::new(&data, &Device::Cpu).unwrap();
+    let (q, k) = (rows([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), rows([[1.0, 2.0], [0.5, -1.0], [2.0, 0.0]]));
+    let v = rows([[1.0, 0.0], [0.0, 1.0], [3.0, 5.0]]);
+    let mut kv = LayerKv::new(&cx, shape, KvDtype::F32).unwrap();
+    write_kv(&cx, &k, &v, &batch.slots, &mut kv).unwrap();
+    let params = AttentionParams { heads: 1, scale: 1.0, window: Some(2), softcap: None };
+    let out = paged_attention(&cx, &q, &kv, params, &batch).unwrap();
+    let second = {
+        let (a, b) = (2_f32.exp(), (-1_f32).exp());
+        [a / (a + b), b / (a + b)]
+    };
+    let third = {
+        let (b, c) = ((-0.5_f32).exp(), 2_f32.exp());
+        [3.0 * c / (b + c), (b + 5.0 * c) / (b + c)]
+    };
+    assert_close(&out, &rows([[1.0, 0.0], second, third]), 1e-6);
+}
+
+#[test]
+fn malformed_batches_are_errors() {
+    let shape = LayerKvShape { num_blocks: 6, kv_heads: 2, block_size: 4, head_dim: 16 };
+    let params = AttentionParams { heads: 4, scale: 0.25, window: None, softcap: None };
+    let q = values(11, 64, 1);
+    for cx in contexts().into_iter().chain([reference()]) {
+        let mut kv = LayerKv::new(&cx, shape, KvDtype::F32).unwrap();
+        let mut short = two_sequences();
+        short.seqs[0].blocks = 0..2;
+        assert!(paged_attention(&cx, &q, &kv, params, &short).is_err());
+        let mut outside = two_sequences();
+        outside.block_ids[1] = 6;
+        assert!(paged_attention(&cx, &q, &kv, params, &outside).is_err());
+        assert!(paged_attention(&cx, &values(11, 60, 1), &kv, params, &two_sequences()).is_err());
+        let one = values(1, 32, 2);
+        assert!(write_kv(&cx, &one, &one, &Indices::new(vec![24]), &mut kv).is_err());
+    }
+}
+
+#[test]
+fn an_f16_cache_halves_the_memory_and_starts_at_zero() {
+    let shape = LayerKvShape { num_blocks: 2, kv_heads: 1, block_size: 2, head_dim: 4 };
+    for cx in contexts() {
+        let kv = LayerKv::new(&cx, shape, KvDtype::F16).unwrap();
+        let (wick_kernels::KvSlice::F16(k), _) = kv.slices().unwrap() else { panic!("asked for f16") };
+        assert_eq!(k.len(), 16);
+        assert!(k.iter().all(|v| v.to_bits() == 0));
+    }
+    let tensors = LayerKv::new(&reference(), shape, KvDtype::F16).unwrap();
+    assert_eq!(tensors.tensors().unwrap().0.dtype(), DType::F16);
+}

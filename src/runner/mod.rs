@@ -1,0 +1,48 @@
+//! Values → tensors → values: runs one step on the device.
+//!
+//! [`ModelRunner`] is the real [`Runner`]; around it stand what it needs before a step can run: which device ([`device`]), how much memory
+//! ([`plan`]), the cache itself ([`kv_cache`]).
+pub mod batch;
+pub mod device;
+pub mod kv_cache;
+pub mod memory;
+pub mod model_runner;
+pub mod plan;
+#[doc(hidden)]
+pub mod testing;
+
+pub use device::{DeviceChoice, DeviceError};
+pub use kv_cache::KvCache;
+pub use model_runner::{ModelRunner, RunnerOptions};
+pub use plan::{MemoryPlan, PlanError, PlanInputs};
+
+use crate::scheduler::SchedulerOutput;
+
+/// Rows of logits, `[rows, vocab]`, in the order of the step's sequences (`LogitRows::Last` gives one row, `All` one per
+/// token of the chunk, `None` none).
+#[derive(Debug, Clone, Default)]
+pub struct Logits {
+    pub data: Vec<f32>,
+    pub vocab: usize,
+}
+
+impl Logits {
+    pub fn rows_mut(&mut self) -> std::slice::ChunksExactMut<'_, f32> {
+        self.data.chunks_exact_mut(self.vocab.max(1))
+    }
+}
+
+/// Why a step failed. The step's sequences fail with it; the engine goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    #[error("the model's forward pass failed: {0}")]
+    Forward(#[from] candle_core::Error),
+    #[error("the step is malformed: {0}")]
+    BadStep(&'static str),
+}
+
+/// What runs steps. The engine thread owns it; tests use `testing::FakeRunner`.
+pub trait Runner: Send {
+    fn execute(&mut self, step: &SchedulerOutput) -> Result<Logits, RunnerError>;
+    fn vocab(&self) -> usize;
+}

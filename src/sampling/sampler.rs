@@ -1,0 +1,70 @@
+//! The pipeline of one sequence.
+use std::sync::Arc;
+
+use super::logprobs::RawLogprobs;
+use super::processors::{EditedRow, TokensSeen};
+use super::{SampledToken, SamplingParams, draw, rng, softmax};
+
+/// What a sequence's sampler remembers between tokens: the tokens seen, for the penalties. Rebuilt from tokens alone.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    pub params: Arc<SamplingParams>,
+    /// `None` without penalties.
+    seen: Option<TokensSeen>,
+}
+
+impl Sampler {
+    /// `prompt`: the prompt's tokens (counted by the repetition penalty only, as the reference does).
+    #[must_use]
+    pub fn new(params: Arc<SamplingParams>, prompt: &[u32]) -> Self {
+        let seen = TokensSeen::for_params(&params, prompt);
+        Self { params, seen }
+    }
+
+    /// The sampler of a sequence that has already generated `output`: equal to one that sampled those tokens.
+    #[must_use]
+    pub fn resumed(params: Arc<SamplingParams>, prompt: &[u32], output: &[u32]) -> Self {
+        let mut sampler = Self::new(params, prompt);
+        for &token in output {
+            sampler.remember(token);
+        }
+        sampler
+    }
+
+    /// Counts a generated token.
+    fn remember(&mut self, token: u32) {
+        if let Some(seen) = &mut self.seen {
+            seen.generated(token);
+        }
+    }
+
+    /// Picks the token for output position `output_index` (0 = first generated token) and remembers it.
+    /// `logits`: raw logits of one row, `[vocab]`; left unchanged unless transformed. `stop_tokens`: banned while
+    /// `output_index < params.min_tokens`.
+    ///
+    /// In a row without finite logits the lowest id that is not banned is picked, and 0 if all are banned.
+    pub fn sample(&mut self, logits: &mut [f32], output_index: usize, stop_tokens: &[u32]) -> SampledToken {
+        let params = &*self.params;
+        let raw = params.logprobs.map(|top| RawLogprobs::of(logits, usize::from(top)));
+        let banned = if output_index < params.min_tokens { stop_tokens } else { &[] };
+
+        let mut row = EditedRow::new(logits);
+        row.bias(&params.logit_bias);
+        if let Some(seen) = &self.seen {
+            row.penalise(params, seen);
+        }
+        // Last, so that no bias and no NaN survives the ban.
+        row.ban(banned);
+
+        let picked = if params.is_greedy() {
+            softmax::argmax(row.logits())
+        } else {
+            draw::draw(row.logits(), params, rng::uniform(params.seed, output_index as u64))
+        };
+        let vocab = row.logits().len() as u32;
+        let id = picked.or_else(|| (0..vocab).find(|id| !banned.contains(id))).unwrap_or(0);
+        let logprobs = raw.map(|raw| raw.with_chosen(row.raw(id)));
+        self.remember(id);
+        SampledToken { id, logprobs }
+    }
+}

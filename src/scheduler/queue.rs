@@ -1,0 +1,153 @@
+//! Sequences that hold no blocks, and which of them is next.
+//!
+//! Preempted sequences go first, oldest first. The others wait in one queue per tenant. Between tenants the one that was
+//! served the fewest tokens is next. Within a tenant two rules take turns: the shortest prompt, so that a short one never
+//! waits behind a 30,000-token one, and the oldest, so that no prompt is overtaken for ever.
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::SeqId;
+use super::sequence::Sequence;
+
+#[derive(Debug, Default)]
+pub(super) struct WaitQueue {
+    /// Ordered, so that nothing depends on a hash map's iteration order.
+    tenants: BTreeMap<u64, Tenant>,
+    preempted: BTreeSet<(u64, SeqId)>,
+    waiting: usize,
+    picks: u64,
+}
+
+#[derive(Debug, Default)]
+struct Tenant {
+    by_age: BTreeSet<(u64, SeqId)>,
+    by_length: BTreeSet<(usize, u64, SeqId)>,
+    /// Sequences anywhere in the scheduler; the tenant is forgotten with its last one.
+    live: usize,
+    /// Tokens computed for it, comparable between tenants only.
+    served: u64,
+    last_pick: u64,
+    /// The next rule for picks among running prompts only, among waiting ones only, and among both. They alternate
+    /// separately: with one counter, two kinds of picks that take turns would each see one rule only, and starve somebody.
+    rules: [Rule; 3],
+}
+
+/// Whose turn it is within a tenant.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Rule {
+    #[default]
+    Shortest,
+    Oldest,
+}
+
+/// A prompt that could get tokens in this step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    pub id: SeqId,
+    pub tenant: u64,
+    pub age: u64,
+    /// Tokens to compute (for a waiting one: expected).
+    pub length: usize,
+}
+
+impl WaitQueue {
+    pub fn join(&mut self, tenant: u64) {
+        self.tenants.entry(tenant).or_default().live += 1;
+    }
+
+    pub fn leave(&mut self, tenant: u64) {
+        if let Some(t) = self.tenants.get_mut(&tenant) {
+            t.live -= 1;
+            if t.live == 0 {
+                self.tenants.remove(&tenant);
+            }
+        }
+    }
+
+    /// Queues a sequence.
+    pub fn insert(&mut self, seq: &Sequence) {
+        self.waiting += 1;
+        if seq.preempted {
+            self.preempted.insert((seq.age, seq.id));
+        } else {
+            let tenant = self.tenants.entry(seq.tenant).or_default();
+            tenant.by_age.insert((seq.age, seq.id));
+            tenant.by_length.insert((seq.estimate, seq.age, seq.id));
+        }
+    }
+
+    pub fn remove(&mut self, seq: &Sequence) {
+        self.waiting -= 1;
+        self.preempted.remove(&(seq.age, seq.id));
+        if let Some(tenant) = self.tenants.get_mut(&seq.tenant) {
+            tenant.by_age.remove(&(seq.age, seq.id));
+            tenant.by_length.remove(&(seq.estimate, seq.age, seq.id));
+        }
+    }
+
+    /// Sequences in the queue (parked ones are not).
+    pub fn len(&self) -> usize {
+        self.waiting
+    }
+
+    pub fn first_preempted(&self) -> Option<SeqId> {
+        self.preempted.first().map(|&(_, id)| id)
+    }
+
+    /// A tenant was given tokens of a step.
+    pub fn charge(&mut self, tenant: u64, tokens: usize) {
+        if let Some(t) = self.tenants.get_mut(&tenant) {
+            t.served += tokens as u64;
+        }
+    }
+
+    /// Lets no tenant save up more than `lag_max` tokens of advantage while it asks for little or nothing. Raising those
+    /// behind (rather than lowering those ahead) keeps the order of all others. O(tenants).
+    pub fn limit_lag(&mut self, lag_max: u64) {
+        let most = self.tenants.values().map(|t| t.served).max().unwrap_or(0);
+        for tenant in self.tenants.values_mut() {
+            tenant.served = tenant.served.max(most.saturating_sub(lag_max));
+        }
+    }
+
+    /// Picks the next prompt to get tokens, among `running` ones and, if `admit`, the waiting ones that were not `refused`
+    /// in this step. O(running + tenants).
+    pub fn pick(&mut self, running: &[Candidate], admit: bool, refused: &[SeqId]) -> Option<Candidate> {
+        let with_running = running.iter().filter_map(|c| self.tenants.get_key_value(&c.tenant));
+        let with_waiting =
+            self.tenants.iter().filter(|(_, t)| admit && t.by_age.iter().any(|(_, id)| !refused.contains(id)));
+        let order = |(&id, t): (&u64, &Tenant)| (t.served, t.last_pick, id);
+        let (_, _, id) = with_running.chain(with_waiting).map(order).min()?;
+        let tenant = self.tenants.get_mut(&id)?;
+
+        self.picks += 1;
+        tenant.last_pick = self.picks;
+        let mut mine = running.iter().filter(|c| c.tenant == id).copied().peekable();
+        let waits = admit && tenant.by_age.iter().any(|(_, id)| !refused.contains(id));
+        let kind = match (mine.peek().is_some(), waits) {
+            (true, false) => 0,
+            (false, _) => 1,
+            (true, true) => 2,
+        };
+        let rule = tenant.rules[kind];
+        tenant.rules[kind] = if rule == Rule::Oldest { Rule::Shortest } else { Rule::Oldest };
+        let waiting = waits.then(|| tenant.first_waiting(id, rule, refused)).flatten();
+        let key = |c: &Candidate| if rule == Rule::Oldest { (c.age, 0) } else { (c.length as u64, c.age) };
+        mine.chain(waiting).min_by_key(key)
+    }
+}
+
+impl Tenant {
+    fn first_waiting(&self, tenant: u64, rule: Rule, refused: &[SeqId]) -> Option<Candidate> {
+        match rule {
+            Rule::Shortest => {
+                let mut allowed = self.by_length.iter().filter(|(_, _, id)| !refused.contains(id));
+                allowed.next().map(|&(length, age, id)| Candidate { id, tenant, age, length })
+            }
+            Rule::Oldest => {
+                let mut allowed = self.by_age.iter().filter(|(_, id)| !refused.contains(id));
+                // The length plays no part under this rule.
+                allowed.next().map(|&(age, id)| Candidate { id, tenant, age, length: 0 })
+            }
+        }
+    }
+}

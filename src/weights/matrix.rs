@@ -1,0 +1,87 @@
+//! A weight matrix, placed for its device.
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use candle_core::quantized::{QStorage, QTensor};
+use candle_core::{DType, Device, Tensor};
+use wick_kernels::{MatrixRef, QuantType};
+
+use super::types::TypeInfo;
+
+/// Bytes of a tensor: borrowed from a mapped file, or owned. Owned bytes and those of GGUF files begin at a multiple of 8;
+/// those of safetensors usually do, but the format does not promise it.
+#[derive(Clone)]
+pub enum MappedBytes {
+    File { map: Arc<memmap2::Mmap>, start: usize, len: usize },
+    Owned(Arc<[u8]>),
+}
+
+impl MappedBytes {
+    /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::File { map, start, len } => &map[*start..*start + *len],
+            Self::Owned(b) => b,
+        }
+    }
+}
+
+/// A CPU matrix: raw ggml blocks (or f32/f16/bf16 values), row-major, used in place by the kernels.
+#[derive(Clone)]
+pub struct MappedMatrix {
+    pub ty: QuantType,
+    pub rows: usize,
+    pub cols: usize,
+    pub bytes: MappedBytes,
+}
+
+impl MappedMatrix {
+    /// The view that kernels take.
+    #[must_use]
+    pub fn as_ref(&self) -> MatrixRef<'_> {
+        MatrixRef { ty: self.ty, rows: self.rows, cols: self.cols, data: self.bytes.as_slice() }
+    }
+}
+
+/// A weight matrix `[rows (out), cols (in)]`. Closed on purpose: the ops match on it.
+#[derive(Clone)]
+pub enum Matrix {
+    /// CPU, any format.
+    Mapped(MappedMatrix),
+    /// Accelerator, f16/bf16/f32.
+    Dense(Tensor),
+    /// Accelerator, ggml blocks.
+    Quantized(Arc<QTensor>),
+}
+
+impl Matrix {
+    /// Puts a matrix where `device` computes: on the CPU its bytes stay where they are; an accelerator gets a copy, as dense
+    /// values in the file's own type or as ggml blocks. `Q8_K` (which candle has no accelerator products for) becomes f16.
+    ///
+    /// # Errors
+    /// Candle's, when the copy fails (out of memory).
+    pub fn place(matrix: MappedMatrix, device: &Device) -> candle_core::Result<Self> {
+        if device.is_cpu() {
+            return Ok(Self::Mapped(matrix));
+        }
+        let shape = (matrix.rows, matrix.cols);
+        let data = matrix.bytes.as_slice();
+        let dense = |dtype| Tensor::from_raw_buffer(data, dtype, &[matrix.rows, matrix.cols], device).map(Self::Dense);
+        let ggml = TypeInfo::of(matrix.ty).candle();
+        match matrix.ty {
+            QuantType::F32 => dense(DType::F32),
+            QuantType::F16 => dense(DType::F16),
+            QuantType::BF16 => dense(DType::BF16),
+            QuantType::Q8K => {
+                let blocks = QTensor::new(QStorage::from_data(Cow::Borrowed(data), &Device::Cpu, ggml)?, shape)?;
+                let values = blocks.dequantize(&Device::Cpu)?.to_dtype(DType::F16)?;
+                Ok(Self::Dense(values.to_device(device)?))
+            }
+            _ => {
+                let storage = QStorage::from_data(Cow::Borrowed(data), device, ggml)?;
+                Ok(Self::Quantized(Arc::new(QTensor::new(storage, shape)?)))
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The built binary, run as a user runs it: what it prints, how it fails, how it ends.
+#[path = "cli/commands.rs"]
+mod commands;
+#[path = "cli/failures.rs"]
+mod failures;
+#[path = "support/models.rs"]
+mod models;
+#[path = "cli/process.rs"]
+mod process;

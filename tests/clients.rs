@@ -1,0 +1,87 @@
+//! The official SDKs against a real server: installs them (pip, npm) into `target/clients`, starts `wick serve` with the
+//! default model, and runs the suites of tests/clients/.
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+const MODEL: &str = "smollm2-135m";
+
+/// A `wick serve` on a free port; ended when dropped.
+struct Server {
+    process: Child,
+    url: String,
+}
+
+impl Server {
+    fn start() -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_wick"))
+            .args(["serve", MODEL, "--port", "0", "--log", "warn"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starting wick");
+        let stdout = BufReader::new(process.stdout.take().expect("stdout is piped"));
+        let url = stdout
+            .lines()
+            .map_while(Result::ok)
+            .find(|line| line.starts_with("wick serves "))
+            .and_then(|line| line.split_once(" at ").map(|(_, url)| url.trim_end_matches("/v1").to_owned()))
+            .expect("wick says where it serves");
+        Self { process, url }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `target/clients/NAME`.
+fn folder(name: &str) -> PathBuf {
+    let path = root().join("target/clients").join(name);
+    std::fs::create_dir_all(&path).expect("making the clients' folder");
+    path
+}
+
+fn run(command: &mut Command) {
+    let status = command.stdin(Stdio::null()).status().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(status.success(), "{command:?} ended with {status}");
+}
+
+#[test]
+fn official_python_sdk() {
+    let venv = folder("python");
+    let suite = root().join("tests/clients/python");
+    if !venv.join("bin/python").exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+    }
+    run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "-r"]).arg(suite.join("requirements.txt")));
+    let server = Server::start();
+    run(Command::new(venv.join("bin/python"))
+        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
+        .arg(&suite)
+        .env("WICK_URL", &server.url)
+        .env("WICK_MODEL", MODEL)
+        .env("PYTHONDONTWRITEBYTECODE", "1"));
+}
+
+#[test]
+fn official_node_sdk() {
+    let work = folder("node");
+    let suite = root().join("tests/clients/node");
+    for file in ["package.json", "package-lock.json", "test.mjs"] {
+        std::fs::copy(suite.join(file), work.join(file)).expect("copying the suite");
+    }
+    run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&work));
+    let server = Server::start();
+    run(Command::new("node")
+        .args(["--test", "test.mjs"])
+        .current_dir(&work)
+        .env("WICK_URL", &server.url)
+        .env("WICK_MODEL", MODEL));
+}

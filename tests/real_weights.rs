@@ -1,0 +1,83 @@
+//! Real models against their reference, and against themselves.
+//!
+//! The models come through wick's own fetching. The slow ones run a part of the prompts; `WICK_GOLDEN_ALL=1` runs all.
+//! With `--nocapture` every comparison prints a line with its figures.
+#[path = "real_weights/convert.rs"]
+mod convert;
+#[path = "real_weights/harness.rs"]
+mod harness;
+#[path = "support/models.rs"]
+mod models;
+#[path = "real_weights/reference.rs"]
+mod reference;
+#[path = "real_weights/same_bytes.rs"]
+mod same_bytes;
+
+use harness::{Engine, Setup};
+use models::pulled;
+use reference::Reference;
+use wick::ops::KvDtype;
+use wick::text::TextTools;
+
+/// What holds for every model: the mean difference of log-probabilities, in nats.
+const MEAN_MAX: f64 = 0.02;
+
+/// Prompts of the slower models: code, another script, JSON, a chat.
+const FEW: [&str; 4] = ["python", "chinese", "json", "chat_system"];
+
+/// Tokenizes the prompts, then runs them with the KV cache that is served (f16).
+fn quantized(alias: &str, names: &[&str], mean: f64) {
+    assert!(mean <= MEAN_MAX);
+    let reference = Reference::read(alias, names);
+    let path = pulled(alias);
+    let text = TextTools::load(&path, None).unwrap();
+    reference.assert_ids_equal(|prompt| text.tokenizer.encode_with_special(prompt, true).unwrap());
+    reference.distance(&Engine::start(&path, Setup::default())).assert_within(alias, mean);
+}
+
+#[test]
+fn smollm2_135m_is_near_its_reference() {
+    quantized("smollm2-135m", &[], 0.02);
+}
+
+#[test]
+fn qwen2_5_coder_0_5b_is_near_its_reference() {
+    quantized(
+        "qwen2.5-coder-0.5b",
+        &["one_word", "python", "c_tabs", "chinese", "numbers", "json", "chat_plain"],
+        0.02,
+    );
+}
+
+#[test]
+fn gemma_3_270m_is_near_its_reference() {
+    // The very long prompt is longer than the windows of the local layers.
+    quantized("gemma-3-270m", &["python", "chinese", "numbers", "json", "chat_system", "very_long"], 0.02);
+}
+
+#[test]
+fn qwen2_5_coder_1_5b_is_near_its_reference() {
+    quantized("qwen2.5-coder-1.5b", &FEW, 0.02);
+}
+
+#[test]
+fn every_reference_in_the_repository_is_compared() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/logits");
+    let mut found: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+        .filter(|name| name != "llama_cpp")
+        .collect();
+    found.sort();
+    assert_eq!(found, ["gemma-3-270m", "qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "smollm2-135m"]);
+}
+
+#[test]
+fn safetensors_of_smollm2_135m_are_near_the_reference() {
+    let folder = tempfile::tempdir().unwrap();
+    convert::to_safetensors(&pulled("smollm2-135m"), folder.path());
+    let names = ["one_word", "python", "chinese", "numbers", "json", "french", "chat_system"];
+    let reference = Reference::read("smollm2-135m", &names);
+    let engine = Engine::start(folder.path(), Setup { kv: KvDtype::F32, ..Setup::default() });
+    reference.distance(&engine).assert_within("smollm2-135m, f32 safetensors", 0.001);
+}

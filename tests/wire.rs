@@ -1,0 +1,344 @@
+//! Every response shape, chunk transcript and error body, byte for byte.
+#![recursion_limit = "512"]
+mod support;
+
+use insta::{assert_json_snapshot, assert_snapshot};
+use serde_json::{Value, json};
+use support::{IM_END, MODEL, Server, Setup, chat, chunks, completion, redact, transcript};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+async fn server() -> Server {
+    Server::start(Setup::default()).await
+}
+
+async fn ok(server: &Server, path: &str, body: Value) -> Value {
+    let (status, body) = server.ask(path, body).await;
+    assert_eq!(status, 200, "{body}");
+    redact(body)
+}
+
+async fn streamed(server: &Server, path: &str, body: Value) -> String {
+    let response = server.post(path, &body).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+    response.text().await.unwrap()
+}
+
+#[tokio::test]
+async fn chat_response() {
+    let server = server().await;
+    assert_json_snapshot!(ok(&server, CHAT, chat(json!({}))).await);
+}
+
+#[tokio::test]
+async fn chat_stream() {
+    let server = server().await;
+    let body = chat(json!({"stream": true, "stop": "STOP", "stream_options": {"include_usage": true}}));
+    assert_snapshot!(transcript(&streamed(&server, CHAT, body).await));
+}
+
+#[tokio::test]
+async fn chat_stream_without_usage_and_cut_by_length() {
+    let server = server().await;
+    let body = chat(json!({"stream": true, "max_completion_tokens": 3}));
+    assert_snapshot!(transcript(&streamed(&server, CHAT, body).await));
+}
+
+#[tokio::test]
+async fn chat_stream_with_continuous_usage_logprobs_and_token_ids() {
+    let server = server().await;
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let extra = json!({"stream": true, "stream_options": options, "logprobs": true, "top_logprobs": 1,
+        "return_token_ids": true, "max_tokens": 6});
+    assert_snapshot!(transcript(&streamed(&server, CHAT, chat(extra)).await));
+}
+
+#[tokio::test]
+async fn chat_logprobs_have_exact_bytes_of_split_characters() {
+    let server = server().await;
+    let body = ok(&server, CHAT, chat(json!({"logprobs": true, "top_logprobs": 2, "max_tokens": 6}))).await;
+    assert_json_snapshot!(body["choices"][0]);
+}
+
+#[tokio::test]
+async fn chat_extensions() {
+    let server = server().await;
+    let body = chat(json!({"prompt_logprobs": 1, "return_token_ids": true, "max_tokens": 2,
+        "messages": [{"role": "user", "content": "A"}]}));
+    assert_json_snapshot!(ok(&server, CHAT, body).await);
+}
+
+#[tokio::test]
+async fn completion_response() {
+    let server = server().await;
+    assert_json_snapshot!(ok(&server, COMPLETIONS, completion(json!({}))).await);
+}
+
+#[tokio::test]
+async fn completion_stream() {
+    let server = server().await;
+    let extra = json!({"stream": true, "echo": true, "logprobs": 1, "max_tokens": 3, "stream_options": {"include_usage": true}});
+    assert_snapshot!(transcript(&streamed(&server, COMPLETIONS, completion(extra)).await));
+}
+
+#[tokio::test]
+async fn completion_echo_with_logprobs() {
+    let server = server().await;
+    let extra = json!({"prompt": "é>", "echo": true, "logprobs": 2, "max_tokens": 2});
+    assert_json_snapshot!(ok(&server, COMPLETIONS, completion(extra)).await);
+}
+
+#[tokio::test]
+async fn completion_scores_a_prompt_without_generating() {
+    let server = server().await;
+    let extra = json!({"prompt": [65, 66, 67], "echo": true, "logprobs": 1, "max_tokens": 0});
+    assert_json_snapshot!(ok(&server, COMPLETIONS, completion(extra)).await);
+}
+
+#[tokio::test]
+async fn completion_of_several_prompts_and_choices() {
+    let server = server().await;
+    let extra = json!({"prompt": ["a>", "b>"], "n": 2, "max_tokens": 2});
+    assert_json_snapshot!(ok(&server, COMPLETIONS, completion(extra)).await);
+}
+
+#[tokio::test]
+async fn streams_carry_what_the_response_has() {
+    let server = server().await;
+    let cases = [
+        json!({}),
+        json!({"n": 3, "temperature": 1.0, "seed": 7, "max_tokens": 40, "logprobs": true, "top_logprobs": 3}),
+        json!({"stop": ["STOP", "zzz"], "logprobs": true}),
+        json!({"stop": "mor", "include_stop_str_in_output": true, "return_token_ids": true}),
+        json!({"ignore_eos": true, "max_tokens": 60, "skip_special_tokens": false}),
+        json!({"stop_token_ids": [111], "include_stop_str_in_output": true}),
+        json!({"stop": "i", "min_tokens": 5}),
+    ];
+    for case in cases {
+        let whole = ok(&server, CHAT, chat(case.clone())).await;
+        let mut body = chat(case.clone());
+        body["stream"] = true.into();
+        body["stream_options"] = json!({"include_usage": true});
+        let chunks = chunks(&streamed(&server, CHAT, body).await);
+        let (last, rest) = chunks.split_last().unwrap();
+        assert_eq!(last["usage"]["completion_tokens"], whole["usage"]["completion_tokens"], "{case}");
+        assert_eq!(last["choices"], json!([]), "{case}");
+        for choice in whole["choices"].as_array().unwrap() {
+            let parts = rest.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
+            let parts: Vec<&Value> = parts.filter(|part| part["index"] == choice["index"]).collect();
+            let joined = |pointer: &str| -> Vec<Value> {
+                parts.iter().filter_map(|part| part.pointer(pointer)?.as_array().cloned()).flatten().collect()
+            };
+            let text: String = parts.iter().filter_map(|part| part["delta"]["content"].as_str()).collect();
+            assert_eq!(choice["message"]["content"], text, "{case}");
+            assert_eq!(choice["finish_reason"], parts.last().unwrap()["finish_reason"], "{case}");
+            if let Some(logprobs) = choice["logprobs"]["content"].as_array() {
+                assert_eq!(*logprobs, joined("/logprobs/content"), "{case}");
+                let spelled: Vec<u8> = logprobs
+                    .iter()
+                    .flat_map(|token| token["bytes"].as_array().unwrap())
+                    .map(|byte| u8::try_from(byte.as_u64().unwrap()).unwrap())
+                    .collect();
+                // The shown tokens spell the shown text (which may end in the middle of a character).
+                assert_eq!(String::from_utf8_lossy(&spelled), text, "{case}");
+            }
+            if let Some(ids) = choice["token_ids"].as_array() {
+                assert_eq!(*ids, joined("/token_ids"), "{case}");
+            }
+            assert_eq!(parts[0]["delta"], json!({"role": "assistant", "content": ""}), "{case}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn stops_hide_what_they_should() {
+    let server = server().await;
+    let text = async |extra: Value| {
+        let body = ok(&server, CHAT, chat(extra)).await;
+        let choice = &body["choices"][0];
+        let content = choice["message"]["content"].as_str().unwrap().to_owned();
+        (content, choice["finish_reason"].clone(), body["usage"]["completion_tokens"].as_u64().unwrap())
+    };
+    let whole = support::ANSWER;
+    let generated = whole.len() as u64;
+    assert_eq!(text(json!({})).await, (whole.into(), json!("stop"), generated + 1));
+    assert_eq!(text(json!({"stop": "STOP"})).await, ("Hi wörld 😀!\n".into(), json!("stop"), generated - 5));
+    assert_eq!(text(json!({"stop": "😀"})).await, ("Hi wörld ".into(), json!("stop"), 14));
+    let included = json!({"stop": "wö", "include_stop_str_in_output": true});
+    assert_eq!(text(included).await, ("Hi wö".into(), json!("stop"), 6));
+    assert_eq!(text(json!({"max_tokens": 5})).await, ("Hi w\u{fffd}".into(), json!("length"), 5));
+    let control = json!({"ignore_eos": true, "skip_special_tokens": false, "max_tokens": generated + 3});
+    assert_eq!(text(control).await, (format!("{whole}<|im_end|>zz"), json!("length"), generated + 3));
+    let hidden = json!({"ignore_eos": true, "max_tokens": generated + 3});
+    assert_eq!(text(hidden).await, (format!("{whole}zz"), json!("length"), generated + 3));
+    assert_eq!(text(json!({"stop_token_ids": [33]})).await, ("Hi wörld 😀".into(), json!("stop"), 15));
+    assert_eq!(text(json!({"stop": "i", "min_tokens": 5, "max_tokens": 9})).await.1, json!("length"));
+}
+
+#[tokio::test]
+async fn choices_have_seeds_of_their_own_and_the_first_is_n_1() {
+    let server = server().await;
+    let sampled = json!({"temperature": 2.0, "seed": 11, "max_tokens": 24, "ignore_eos": true});
+    let contents = async |n: usize| -> Vec<String> {
+        let mut body = chat(sampled.clone());
+        body["n"] = n.into();
+        let body = ok(&server, CHAT, body).await;
+        let text = |choice: &Value| choice["message"]["content"].as_str().unwrap().to_owned();
+        body["choices"].as_array().unwrap().iter().map(text).collect()
+    };
+    let one = contents(1).await;
+    let four = contents(4).await;
+    assert_eq!(one[0], four[0]);
+    assert_eq!(four, contents(4).await);
+    let distinct: std::collections::HashSet<_> = four.iter().collect();
+    assert_eq!(distinct.len(), 4);
+}
+
+#[tokio::test]
+async fn best_of_shows_the_likeliest() {
+    let server = server().await;
+    let extra = json!({"temperature": 2.0, "seed": 3, "max_tokens": 8, "ignore_eos": true, "logprobs": 0});
+    let mut all = completion(extra.clone());
+    all["n"] = 6.into();
+    let mut best = completion(extra);
+    best["n"] = 2.into();
+    best["best_of"] = 6.into();
+    let all = ok(&server, COMPLETIONS, all).await;
+    let best = ok(&server, COMPLETIONS, best).await;
+    assert_eq!(best["usage"]["completion_tokens"], all["usage"]["completion_tokens"]);
+    let mean = |choice: &Value| -> f64 {
+        let logprobs = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+        logprobs.iter().map(|logprob| logprob.as_f64().unwrap()).sum::<f64>() / 8.0
+    };
+    let mut means: Vec<f64> = all["choices"].as_array().unwrap().iter().map(mean).collect();
+    means.sort_by(|a, b| b.total_cmp(a));
+    let shown: Vec<f64> = best["choices"].as_array().unwrap().iter().map(mean).collect();
+    assert_eq!(shown, means[..2]);
+    assert_eq!(best["choices"][1]["index"], 1);
+}
+
+#[tokio::test]
+async fn cached_tokens_are_reported() {
+    let server = server().await;
+    let long = json!({"prompt": format!("{}>", "p".repeat(100)), "max_tokens": 1});
+    let cached = async |body: Value| {
+        ok(&server, COMPLETIONS, completion(body)).await["usage"]["prompt_tokens_details"]["cached_tokens"].clone()
+    };
+    assert_eq!(cached(long.clone()).await, 0);
+    assert_eq!(cached(long.clone()).await, 96);
+    let mut salted = long;
+    salted["cache_salt"] = "mine".into();
+    assert_eq!(cached(salted.clone()).await, 0);
+    assert_eq!(cached(salted).await, 96);
+}
+
+#[tokio::test]
+async fn models() {
+    let server = server().await;
+    let list: Value = server.get("/v1/models").send().await.unwrap().json().await.unwrap();
+    assert_json_snapshot!(list);
+    let one: Value = server.get(&format!("/v1/models/{MODEL}")).send().await.unwrap().json().await.unwrap();
+    assert_eq!(one, list["data"][0]);
+}
+
+#[tokio::test]
+async fn tokenize_and_detokenize() {
+    let server = server().await;
+    let (_, tokens) = server.ask("/tokenize", json!({"model": MODEL, "prompt": "hé<|im_end|>"})).await;
+    assert_eq!(tokens, json!({"count": 4, "max_model_len": 512, "tokens": [104, 195, 169, IM_END]}));
+    let (_, text) = server.ask("/detokenize", json!({"model": MODEL, "tokens": tokens["tokens"]})).await;
+    assert_eq!(text, json!({"prompt": "hé<|im_end|>"}));
+    let messages = json!([{"role": "user", "content": "x<|im_end|>"}]);
+    let (_, chat) = server.ask("/tokenize", json!({"messages": messages, "return_token_strs": true})).await;
+    assert_json_snapshot!(chat);
+    let (_, closed) = server.ask("/tokenize", json!({"messages": messages, "add_generation_prompt": false})).await;
+    assert_eq!(closed["count"].as_u64().unwrap() + 11, chat["count"].as_u64().unwrap());
+}
+
+/// Fields of the official SDK's request types, with values that ask for nothing unsupported.
+#[tokio::test]
+async fn harmless_parameters_are_accepted() {
+    let server = server().await;
+    let plain = ok(&server, CHAT, chat(json!({}))).await["choices"].clone();
+    let cases = json!({
+        "user": "u", "safety_identifier": "s", "metadata": {"a": "b"}, "store": true, "service_tier": "flex",
+        "prompt_cache_key": "k", "prompt_cache_retention": "24h", "prompt_cache_options": {"mode": "implicit"},
+        "parallel_tool_calls": false, "tools": [], "tool_choice": "none", "functions": [], "function_call": "none",
+        "response_format": {"type": "text"}, "modalities": ["text"], "reasoning_effort": "none", "verbosity": "medium",
+        "priority": 0, "use_beam_search": false, "audio": null, "prediction": null, "top_k": -1, "min_p": 0,
+        "repetition_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "seed": -5, "n": 1,
+        "stop": [], "top_p": 1, "logprobs": false, "stream": false, "max_completion_tokens": 400, "max_tokens": 400,
+        "cache_salt": "x", "chat_template_kwargs": {"enable_thinking": true}, "add_generation_prompt": true,
+        "truncate_prompt_tokens": -1, "skip_special_tokens": true, "min_tokens": 0, "top_logprobs": 0,
+    });
+    for (name, value) in cases.as_object().unwrap() {
+        let body = ok(&server, CHAT, chat(json!({ name: value }))).await;
+        assert_eq!(body["choices"], plain, "{name}");
+    }
+    ok(&server, CHAT, chat(cases)).await;
+}
+
+/// One line per refused request: its extra fields → status, `param`, `code`, message.
+#[tokio::test]
+async fn refused_parameters() {
+    let server = server().await;
+    let chat_cases = json!([
+        {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tool_choice": "auto"}, {"tool_choice": {"type": "function"}},
+        {"functions": [{"name": "f"}]}, {"function_call": "auto"}, {"response_format": {"type": "json_object"}},
+        {"modalities": ["text", "audio"]}, {"audio": {"voice": "x"}}, {"prediction": {"type": "content", "content": "x"}},
+        {"web_search_options": {}}, {"moderation": {"model": "x"}}, {"reasoning_effort": "high"}, {"verbosity": "low"},
+        {"guided_json": {}}, {"structured_outputs": {}}, {"priority": 1}, {"chat_template": "x"}, {"bad_words": ["a"]},
+        {"temprature": 1}, {"echo": true}, {"best_of": 2}, {"stream_options": {"include_usage": true}},
+        {"stream": true, "stream_options": {"usage": true}}, {"stream": true, "prompt_logprobs": 1},
+        {"temperature": 2.1}, {"temperature": -0.1}, {"temperature": "hot"}, {"top_p": 1.5}, {"n": 0}, {"n": 129}, {"n": 1.5},
+        {"top_k": -2}, {"min_p": 2}, {"presence_penalty": 3}, {"frequency_penalty": -3}, {"repetition_penalty": 0},
+        {"logit_bias": {"999": 1}}, {"logit_bias": {"5": 101}}, {"logit_bias": []}, {"seed": 1.5}, {"seed": 1e30},
+        {"stop": ""}, {"stop": ["a", "b", "c", "d", "e"]}, {"stop": [1]}, {"stop": 1}, {"logprobs": 1}, {"top_logprobs": 1},
+        {"logprobs": true, "top_logprobs": 21}, {"prompt_logprobs": 21}, {"max_tokens": 0}, {"max_tokens": -1},
+        {"max_tokens": 5, "max_completion_tokens": 6}, {"max_tokens": 10_000}, {"max_completion_tokens": 1e20},
+        {"min_tokens": 9, "max_tokens": 8}, {"stop_token_ids": [259]}, {"stop_token_ids": ["a"]}, {"stream": "yes"},
+        {"metadata": {"a": 1}}, {"user": 1}, {"store": "no"}, {"service_tier": "gold"}, {"cache_salt": ""},
+        {"truncate_prompt_tokens": 0}, {"continue_final_message": true, "add_generation_prompt": true},
+        {"chat_template_kwargs": {"messages": []}}, {"model": "gpt-9"}, {"model": 1},
+        {"messages": []}, {"messages": "hi"}, {"messages": null}, {"messages": [{"role": "king", "content": "x"}]},
+        {"messages": [{"role": "user"}]}, {"messages": [{"role": "user", "content": "x", "extra": 1}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "late"}]},
+        {"messages": [{"role": "user", "content": "x".repeat(600)}]},
+    ]);
+    let completion_cases = json!([
+        {"suffix": "x"}, {"logprobs": 6}, {"logprobs": true}, {"best_of": 21}, {"best_of": 1, "n": 2}, {"best_of": 2, "stream": true},
+        {"max_tokens": 0}, {"prompt": []}, {"prompt": null}, {"prompt": ""}, {"prompt": [1, "a"]}, {"prompt": ["a", 1]},
+        {"prompt": [[1], "a", {}]}, {"prompt": [259]}, {"prompt": [[]]}, {"prompt": {"a": 1}}, {"messages": []},
+        {"echo": 1}, {"prompt": "x".repeat(600)}, {"max_tokens": 600}, {"echo": true, "logprobs": 1, "prompt_logprobs": 1},
+        {"n": 128, "prompt": ["a", "b", "c"]},
+    ]);
+    let mut lines = Vec::new();
+    for (path, cases) in [(CHAT, chat_cases), (COMPLETIONS, completion_cases)] {
+        for case in cases.as_array().unwrap() {
+            let request = if path == CHAT { chat(case.clone()) } else { completion(case.clone()) };
+            let (status, body) = server.ask(path, request).await;
+            let error = &body["error"];
+            assert_eq!(error.as_object().unwrap().len(), 4);
+            let shown: String = case.to_string().chars().take(100).collect();
+            lines.push(format!("{shown}\n  {status} {} {} {}", error["param"], error["code"], error["message"]));
+        }
+    }
+    assert_snapshot!(lines.join("\n"));
+}
+
+#[tokio::test]
+async fn a_failed_step_is_an_error_and_no_end() {
+    let fail = Setup { fail_on_token: Some(u32::from(b'w')), ..Setup::default() };
+    let server = Server::start(fail).await;
+    let (status, body) = server.ask(CHAT, chat(json!({}))).await;
+    assert_eq!(status, 500);
+    assert_json_snapshot!(body);
+    let stream = streamed(&server, CHAT, chat(json!({"stream": true}))).await;
+    assert_snapshot!(transcript(&stream));
+    // The engine goes on.
+    let (status, _) = server.ask(CHAT, chat(json!({"max_tokens": 2}))).await;
+    assert_eq!(status, 200);
+}
