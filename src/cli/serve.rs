@@ -51,11 +51,12 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         ..ServerOptions::default()
     };
     let state = AppState::new(models, options);
+    // Before the server says that it serves: who reads that may send a signal at once.
+    let (failed, shutdown) = stop_conditions(engines)?;
     let listener = socket.listen(BACKLOG).with_context(|| format!("cannot listen on {address}"))?;
     say(format_args!("wick serves {} at http://{}/v1", names.join(", "), listener.local_addr()?))?;
     tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
 
-    let (failed, shutdown) = stop_conditions(engines)?;
     let report = server::run(listener, state, shutdown, Duration::from_secs(args.drain)).await?;
     tracing::info!(
         running = report.running,
