@@ -150,7 +150,7 @@ pub struct ServeArgs {
     #[arg(long, env = "WICK_ALLOW_PUBLIC", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_public_without_keys: bool,
     /// Largest request body
-    #[arg(long, env = "WICK_BODY_LIMIT", value_name = "SIZE", default_value = "32MiB", value_parser = parse_bytes)]
+    #[arg(long, env = "WICK_BODY_LIMIT", value_name = "SIZE", default_value = "8MiB", value_parser = parse_bytes)]
     pub body_limit: u64,
     /// Seconds between comments that keep an idle stream open
     #[arg(long, env = "WICK_KEEP_ALIVE", value_name = "SECONDS", default_value = "10", value_parser = clap::value_parser!(u64).range(1..))]

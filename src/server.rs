@@ -9,6 +9,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 
 use crate::api::{AppState, router};
 
@@ -88,6 +89,7 @@ async fn raised(mut flag: watch::Receiver<bool>) {
 struct Service {
     router: axum::Router,
     head_time_max: Duration,
+    stalled_max: Duration,
     slots: Arc<Semaphore>,
     connections: JoinSet<()>,
     closing: watch::Sender<bool>,
@@ -97,6 +99,7 @@ impl Service {
     fn new(state: AppState) -> Self {
         Self {
             head_time_max: state.options().head_time_max,
+            stalled_max: state.options().stalled_max,
             slots: Arc::new(Semaphore::new(state.options().connections_max.max(1))),
             connections: JoinSet::new(),
             closing: watch::Sender::new(false),
@@ -129,6 +132,9 @@ impl Service {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
+        let mut stream = Box::pin(TimeoutStream::new(stream));
+        // A body is only asked for more when the socket takes more: nothing above would notice a client that stopped reading.
+        stream.as_mut().set_write_timeout_pinned(Some(self.stalled_max));
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new()).header_read_timeout(self.head_time_max);
         let service = TowerToHyperService::new(self.router.clone());

@@ -307,6 +307,62 @@ async fn bad_bodies_are_refused_and_nobody_else_suffers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_share_bounded_memory() {
+    let options = ServerOptions { body_bytes_max: 200_000, bodies_bytes_max: 300_000, ..ServerOptions::default() };
+    let server = Server::start(Setup { options, ..Setup::default() }).await;
+    // One that announces much and sends little keeps its claim until it goes.
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 190000\r\n\r\n{";
+    let (holder, _) = raw(&server, head.as_bytes(), |_| true).await;
+    let mut in_flight = server.state.in_flight();
+    in_flight.wait_for(|count| *count == 1).await.unwrap();
+    let large = chat(json!({"messages": [{"role": "user", "content": "x".repeat(150_000)}]}));
+    loop {
+        let response = server.post(CHAT, &large).send().await.unwrap();
+        if response.status() == 503 {
+            assert_eq!(response.headers()["retry-after"], "1");
+            break;
+        }
+        // The holder's head may not have been read yet.
+        assert_eq!(response.status(), 400);
+    }
+    let (status, _) = server.ask(CHAT, chat(json!({}))).await;
+    assert_eq!(status, 200, "small bodies need no claim");
+    drop(holder);
+    in_flight.wait_for(|count| *count == 0).await.unwrap();
+    let (status, body) = server.ask(CHAT, large).await;
+    assert_eq!((status, &body["error"]["code"]), (400, &json!("context_length_exceeded")));
+    assert!(body["error"]["message"].as_str().unwrap().contains("bytes of text"), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encoded_bodies_are_refused_by_name() {
+    let server = Server::start(Setup::default()).await;
+    let response = server.post(CHAT, &chat(json!({}))).header("content-encoding", "gzip").send().await.unwrap();
+    assert_eq!(response.status(), 415);
+    let body: Value = response.json().await.unwrap();
+    assert!(body["error"]["message"].as_str().unwrap().contains("`gzip`"), "{body}");
+    let plain = server.post(CHAT, &chat(json!({}))).header("content-encoding", "identity").send().await.unwrap();
+    assert_eq!(plain.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_reading_is_given_up() {
+    let options = ServerOptions { stalled_max: Duration::from_millis(200), ..ServerOptions::default() };
+    let server = Server::start(Setup { options, ..Setup::default() }).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(1024).unwrap();
+    let mut socket = socket.connect(server.address().parse().unwrap()).await.unwrap();
+    // Some ten megabytes of events: more than the system's buffers take.
+    let much =
+        json!({"stream": true, "n": 8, "logprobs": true, "top_logprobs": 20, "max_tokens": 480, "ignore_eos": true});
+    socket.write_all(&http(CHAT, &chat(much).to_string())).await.unwrap();
+    let mut in_flight = server.state.in_flight();
+    in_flight.wait_for(|count| *count == 1).await.unwrap();
+    in_flight.wait_for(|count| *count == 0).await.unwrap();
+    drop(socket);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn routes_and_methods() {
     let server = Server::start(Setup::default()).await;
     let unknown = server.get("/v1/nope").send().await.unwrap();

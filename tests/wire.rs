@@ -97,6 +97,59 @@ async fn completion_scores_a_prompt_without_generating() {
     assert_json_snapshot!(ok(&server, COMPLETIONS, completion(extra)).await);
 }
 
+/// Who scores tokens (an evaluation harness) counts entries: one for each prompt token and each generated one, the end of
+/// the turn included. The last one's offset is the text's end.
+#[tokio::test]
+async fn completion_logprobs_have_an_entry_for_every_token() {
+    let server = server().await;
+    let at_end = format!("a>{}", support::ANSWER);
+    let extra = json!({"prompt": at_end, "echo": true, "logprobs": 1, "max_tokens": 1});
+    let body = ok(&server, COMPLETIONS, completion(extra)).await;
+    let (choice, usage) = (&body["choices"][0], &body["usage"]);
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(at_end), &json!("stop")));
+    let entries = usage["prompt_tokens"].as_u64().unwrap() + 1;
+    for field in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(choice["logprobs"][field].as_array().unwrap().len() as u64, entries, "{field}");
+    }
+    assert_eq!(choice["logprobs"]["tokens"].as_array().unwrap().last(), Some(&json!("<|im_end|>")));
+    assert_eq!(choice["logprobs"]["text_offset"].as_array().unwrap().last(), Some(&json!(at_end.chars().count())));
+}
+
+#[tokio::test]
+async fn offsets_count_control_tokens_that_the_echo_shows() {
+    let server = server().await;
+    let offsets = async |prompt: Value, extra: Value| {
+        let mut body = completion(extra);
+        (body["prompt"], body["echo"], body["logprobs"], body["max_tokens"]) =
+            (prompt, true.into(), 0.into(), 1.into());
+        let body = ok(&server, COMPLETIONS, body).await;
+        (body["choices"][0]["text"].clone(), body["choices"][0]["logprobs"]["text_offset"].clone())
+    };
+    let text = offsets(json!("<|im_start|>hi>"), json!({})).await;
+    assert_eq!(text, (json!("<|im_start|>hi>x"), json!([0, 12, 13, 14, 15])));
+    let ids = json!([IM_END, 104, 105, 62]);
+    assert_eq!(offsets(ids.clone(), json!({})).await, (json!("hi>H"), json!([0, 0, 1, 2, 3])));
+    let shown = offsets(ids, json!({"skip_special_tokens": false})).await;
+    assert_eq!(shown, (json!("<|im_end|>hi>H"), json!([0, 10, 11, 12, 13])));
+}
+
+#[tokio::test]
+async fn several_choices_with_prompt_logprobs_compute_the_prompt_once() {
+    let server = server().await;
+    let prompt = format!("{}>", "p".repeat(99));
+    let computed = async |n: usize| {
+        let before = server.engine.stats().scheduler.computed_tokens;
+        let extra = json!({"prompt": prompt, "n": n, "echo": true, "logprobs": 1, "max_tokens": 1});
+        let body = ok(&server, COMPLETIONS, completion(extra)).await;
+        let choices = body["choices"].as_array().unwrap();
+        assert!(choices.iter().all(|choice| choice["logprobs"]["tokens"].as_array().unwrap().len() == 101));
+        server.engine.stats().scheduler.computed_tokens - before
+    };
+    let alone = computed(1).await;
+    let four = computed(4).await;
+    assert!(four < alone + 3 * 32, "{four} tokens for four choices, {alone} for one");
+}
+
 #[tokio::test]
 async fn completion_of_several_prompts_and_choices() {
     let server = server().await;
@@ -239,6 +292,9 @@ async fn models() {
     let server = server().await;
     let list: Value = server.get("/v1/models").send().await.unwrap().json().await.unwrap();
     assert_json_snapshot!(list);
+    let nonsense = server.get("/v1/models/%ff").send().await.unwrap();
+    assert_eq!(nonsense.status(), 404);
+    assert_eq!(nonsense.json::<Value>().await.unwrap()["error"]["code"], "model_not_found");
     let one: Value = server.get(&format!("/v1/models/{MODEL}")).send().await.unwrap().json().await.unwrap();
     assert_eq!(one, list["data"][0]);
 }
@@ -271,7 +327,8 @@ async fn harmless_parameters_are_accepted() {
         "repetition_penalty": 1.0, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "seed": -5, "n": 1,
         "stop": [], "top_p": 1, "logprobs": false, "stream": false, "max_completion_tokens": 400, "max_tokens": 400,
         "cache_salt": "x", "chat_template_kwargs": {"enable_thinking": true}, "add_generation_prompt": true,
-        "truncate_prompt_tokens": -1, "skip_special_tokens": true, "min_tokens": 0, "top_logprobs": 0,
+        "truncate_prompt_tokens": -1, "skip_special_tokens": true, "min_tokens": 0, "top_logprobs": 0, "request_id": "r",
+        "detokenize": true, "spaces_between_special_tokens": true, "length_penalty": 1.0, "include_reasoning": true,
     });
     for (name, value) in cases.as_object().unwrap() {
         let body = ok(&server, CHAT, chat(json!({ name: value }))).await;
@@ -295,7 +352,7 @@ async fn refused_parameters() {
         {"temperature": 2.1}, {"temperature": -0.1}, {"temperature": "hot"}, {"top_p": 1.5}, {"n": 0}, {"n": 129}, {"n": 1.5},
         {"top_k": -2}, {"min_p": 2}, {"presence_penalty": 3}, {"frequency_penalty": -3}, {"repetition_penalty": 0},
         {"logit_bias": {"999": 1}}, {"logit_bias": {"5": 101}}, {"logit_bias": []}, {"seed": 1.5}, {"seed": 1e30},
-        {"stop": ""}, {"stop": ["a", "b", "c", "d", "e"]}, {"stop": [1]}, {"stop": 1}, {"logprobs": 1}, {"top_logprobs": 1},
+        {"stop": ""}, {"stop": vec!["a"; 33]}, {"stop": [1]}, {"stop": 1}, {"logprobs": 1}, {"top_logprobs": 1},
         {"logprobs": true, "top_logprobs": 21}, {"prompt_logprobs": 21}, {"max_tokens": 0}, {"max_tokens": -1},
         {"max_tokens": 5, "max_completion_tokens": 6}, {"max_tokens": 10_000}, {"max_completion_tokens": 1e20},
         {"min_tokens": 9, "max_tokens": 8}, {"stop_token_ids": [259]}, {"stop_token_ids": ["a"]}, {"stream": "yes"},
@@ -327,6 +384,14 @@ async fn refused_parameters() {
         }
     }
     assert_snapshot!(lines.join("\n"));
+}
+
+#[tokio::test]
+async fn truncated_prompts_leave_room_for_the_answer() {
+    let server = server().await;
+    let long = json!({"prompt": "p".repeat(600), "truncate_prompt_tokens": -1, "max_tokens": 12});
+    let usage = ok(&server, COMPLETIONS, completion(long)).await["usage"].clone();
+    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(500), &json!(12)));
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 //! Reads request bodies: bounded in size and time, and never left half-read on a connection that is kept.
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -7,6 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::AppState;
 use super::error::ApiError;
@@ -18,9 +20,60 @@ const DISCARD_BYTES_MAX: usize = 1 << 20;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bodies above this are parsed on the blocking pool.
 const PARSE_INLINE_MAX: usize = 64 << 10;
+/// Bytes that one permit of [`super::Shared::bodies`] stands for.
+pub(crate) const CLAIM_UNIT: usize = 1 << 10;
 
 /// A request body that is one JSON object.
-pub(crate) struct JsonBody(pub(crate) Fields);
+pub(crate) struct JsonBody {
+    fields: Fields,
+    large: bool,
+    claim: Claim,
+}
+
+impl JsonBody {
+    /// Turns the fields into what an endpoint needs, beside the async workers if there are many. The claim is to be kept
+    /// until the request's text has been tokenized.
+    pub(crate) async fn lower<T: Send + 'static>(
+        self,
+        app: &AppState,
+        lower: impl FnOnce(Fields, &AppState) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<(T, Claim), ApiError> {
+        let Self { fields, large, claim } = self;
+        let lowered = if large {
+            let state = app.clone();
+            app.blocking(move || lower(fields, &state)).await
+        } else {
+            lower(fields, app)
+        };
+        Ok((lowered?, claim))
+    }
+}
+
+/// A large body's share of the memory that bodies may take at once, given back on drop.
+#[derive(Default)]
+pub(crate) struct Claim(Option<OwnedSemaphorePermit>);
+
+impl Claim {
+    /// Extends the claim to a body of `bytes`. Small bodies need none.
+    fn grow(&mut self, app: &AppState, bytes: usize) -> Result<(), ApiError> {
+        if bytes <= PARSE_INLINE_MAX {
+            return Ok(());
+        }
+        let held = self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = u32::try_from(bytes.div_ceil(CLAIM_UNIT).saturating_sub(held)).unwrap_or(u32::MAX);
+        let Ok(permit) = Arc::clone(&app.shared.bodies).try_acquire_many_owned(more) else {
+            return Err(ApiError::Overloaded {
+                reason: "large request bodies take all the memory they may".to_owned(),
+                retry_after: Duration::from_secs(1),
+            });
+        };
+        match &mut self.0 {
+            Some(all) => all.merge(permit),
+            None => self.0 = Some(permit),
+        }
+        Ok(())
+    }
+}
 
 impl FromRequest<AppState> for JsonBody {
     type Rejection = Response;
@@ -30,11 +83,14 @@ impl FromRequest<AppState> for JsonBody {
         if !is_json(&parts.headers) {
             return Err(refuse(ApiError::ContentType, body).await);
         }
-        let bytes = read(body, &parts.headers, app).await?;
-        let value =
-            if bytes.len() > PARSE_INLINE_MAX { app.blocking(move || parse(&bytes)).await } else { parse(&bytes) };
+        if let Some(encoding) = encoding(&parts.headers) {
+            return Err(refuse(ApiError::ContentEncoding { encoding }, body).await);
+        }
+        let (bytes, claim) = read(body, &parts.headers, app).await?;
+        let large = bytes.len() > PARSE_INLINE_MAX;
+        let value = if large { app.blocking(move || parse(&bytes)).await } else { parse(&bytes) };
         match value.map_err(IntoResponse::into_response)? {
-            Value::Object(map) => Ok(Self(Fields::body(map))),
+            Value::Object(map) => Ok(Self { fields: Fields::body(map), large, claim }),
             other => Err(ApiError::NotAnObject { found: type_name(&other) }.into_response()),
         }
     }
@@ -72,11 +128,25 @@ fn is_json(headers: &HeaderMap) -> bool {
     mime == "application/json" || (mime.starts_with("application/") && mime.ends_with("+json"))
 }
 
-async fn read(body: Body, headers: &HeaderMap, app: &AppState) -> Result<Vec<u8>, Response> {
+/// An encoding of the body that would have to be undone.
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_ENCODING)?;
+    let shown: String = String::from_utf8_lossy(value.as_bytes()).chars().take(64).collect();
+    (!shown.eq_ignore_ascii_case("identity")).then_some(shown)
+}
+
+async fn read(body: Body, headers: &HeaderMap, app: &AppState) -> Result<(Vec<u8>, Claim), Response> {
     let limit = app.options().body_bytes_max;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limit) {
-        return Err(refuse(ApiError::BodyTooLarge { limit }, body).await);
+        let error = ApiError::BodyTooLarge { limit };
+        // A client that asks before it sends is answered without being asked for the body.
+        let asks = headers.contains_key(header::EXPECT);
+        return Err(if asks { closing(error) } else { refuse(error, body).await });
+    }
+    let mut claim = Claim::default();
+    if let Err(error) = claim.grow(app, announced.unwrap_or(0)) {
+        return Err(refuse(error, body).await);
     }
     let mut bytes = Vec::with_capacity(announced.unwrap_or(0).min(1 << 20));
     let mut chunks = body.into_data_stream();
@@ -85,12 +155,15 @@ async fn read(body: Body, headers: &HeaderMap, app: &AppState) -> Result<Vec<u8>
         let idle = tokio::time::Instant::now() + app.options().body_idle_max;
         let chunk = match tokio::time::timeout_at(idle.min(deadline), chunks.next()).await {
             Err(_) => return Err(closing(ApiError::BodyTimeout)),
-            Ok(None) => return Ok(bytes),
+            Ok(None) => return Ok((bytes, claim)),
             Ok(Some(Err(_))) => return Err(closing(ApiError::BodyAborted)),
             Ok(Some(Ok(chunk))) => chunk,
         };
         if bytes.len() + chunk.len() > limit {
             return Err(refuse(ApiError::BodyTooLarge { limit }, Body::from_stream(chunks)).await);
+        }
+        if let Err(error) = claim.grow(app, bytes.len() + chunk.len()) {
+            return Err(refuse(error, Body::from_stream(chunks)).await);
         }
         bytes.extend_from_slice(&chunk);
     }

@@ -7,17 +7,18 @@ use axum::{Extension, Json};
 use serde::Serialize;
 
 use super::body::JsonBody;
-use super::choice::{Delta, Finish, TokenEntry};
+use super::choice::{Delta, Finish};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::fold::fold;
 use super::gate::RequestContext;
 use super::logprobs::{self, ChatLogprobs};
 use super::params::{Common, small};
-use super::pipeline::{Plan, admit};
+use super::pipeline::{Plan, admit, check_choices, check_length};
 use super::stream::{self, Chunks, Streaming};
 use super::types::Envelope;
 use super::{AppState, Model, messages};
+use crate::sampling::TokenLogprobs;
 use crate::text::ChatInput;
 
 /// Names that a template gets from the request itself.
@@ -27,12 +28,22 @@ const RESERVED_KWARGS: &[&str] = &["messages", "tools", "documents", "add_genera
 pub(crate) async fn create(
     State(app): State<AppState>,
     Extension(context): Extension<RequestContext>,
-    JsonBody(fields): JsonBody,
+    body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let ChatRequest { model, input, common, max_tokens, logprobs } = ChatRequest::lower(fields, &app)?;
-    let text = Arc::clone(&model.served.text);
+    let (request, claim) = body.lower(&app, ChatRequest::lower).await?;
+    let ChatRequest { model, input, common, max_tokens, logprobs } = request;
     let continuing = input.continue_final_message;
-    let prompt = app.blocking(move || Ok(text.encode_chat(&input)?)).await?;
+    let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
+    let encode = move || {
+        let _held = claim;
+        let text = &of.served.text;
+        let rendered = text.render_chat(&input)?;
+        if !truncates {
+            check_length(&of, &rendered.text, "messages")?;
+        }
+        Ok(text.tokenizer.encode_prompt(&rendered)?)
+    };
+    let prompt = app.blocking(encode).await?;
     let per_prompt = common.n;
     let streaming = common.stream;
     let prompt_logprobs = common.prompt_logprobs;
@@ -46,12 +57,14 @@ pub(crate) async fn create(
         per_prompt,
         logprobs,
         prompt_logprobs,
+        hidden_logprobs: false,
         rank: false,
         // A continued message's text is in the prompt.
         continuing,
     };
     let job = admit(&app, &context, plan)?;
     let prompt_ids = return_token_ids.then(|| job.prompts[0].to_vec());
+    let prompt_tokens = Arc::clone(&job.prompts[0]);
     if let Some(options) = streaming {
         let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &model);
         let chunks = ChatChunks { model, logprobs: logprobs.is_some(), prompt_ids };
@@ -72,7 +85,7 @@ pub(crate) async fn create(
     let mut body = envelope.wrap(choices.into_iter().enumerate().map(choice).collect());
     body.usage = Some(Some(usage.into()));
     body.service_tier = Some("default");
-    body.prompt_logprobs = prompt.map(|entries| logprobs::prompt(tokenizer, &entries));
+    body.prompt_logprobs = prompt.map(|entries| logprobs::prompt(tokenizer, &prompt_tokens, &entries));
     body.prompt_token_ids = prompt_ids;
     Ok(Json(body).into_response())
 }
@@ -99,6 +112,7 @@ impl ChatRequest {
         let max_tokens = max_tokens(&mut fields)?;
         let logprobs = chat_logprobs(&mut fields)?;
         fields.finish()?;
+        check_choices(&model, 1, common.n)?;
         Ok(Self { model, input, common, max_tokens, logprobs })
     }
 }
@@ -193,7 +207,7 @@ struct ChunkDelta {
 impl Chunks for ChatChunks {
     type Choice = ChunkChoice;
 
-    fn begin(&mut self, choice: usize, _: Option<Vec<TokenEntry>>) -> Option<ChunkChoice> {
+    fn begin(&mut self, choice: usize, _: Option<Vec<TokenLogprobs>>) -> Option<ChunkChoice> {
         let delta = ChunkDelta { role: Some("assistant"), content: Some(String::new()) };
         Some(ChunkChoice { index: choice, delta, logprobs: None, finish_reason: None, token_ids: Vec::new() })
     }

@@ -53,6 +53,8 @@ impl Finish {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
     pub(crate) logprobs: bool,
+    /// Log-probabilities also of tokens whose text is hidden: who scores tokens counts them.
+    pub(crate) hidden_logprobs: bool,
     pub(crate) token_ids: bool,
     /// The text continues the prompt's text rather than standing on its own.
     pub(crate) continuing: bool,
@@ -60,9 +62,9 @@ pub(crate) struct Wanted {
 
 /// The state of one choice.
 ///
-/// A token's log-probabilities are shown with the first part of its text; tokens whose text is not shown (the stop token,
-/// hidden control tokens, tokens that lie wholly within a matched stop string) show none, so that the shown tokens always
-/// spell the shown text.
+/// A token's log-probabilities are shown with the first part of its text. Tokens that lie wholly within a matched stop
+/// string show none. The stop token and hidden control tokens, which have no text, show theirs only if that is wanted
+/// (completions); otherwise (chat) the shown tokens spell the shown text.
 pub(crate) struct Choice {
     tokenizer: Arc<Tokenizer>,
     rules: Arc<TextRules>,
@@ -88,7 +90,7 @@ impl Choice {
         Self {
             tokenizer,
             detokenizer: detokenizer.show_control(!rules.skip_special),
-            matcher: StopMatcher::new(rules.stops.clone()),
+            matcher: StopMatcher::new(Arc::clone(&rules.stops)),
             rules,
             wanted,
             pending: VecDeque::new(),
@@ -115,17 +117,18 @@ impl Choice {
         }
         self.logprob_sum += token.logprobs.as_ref().map_or(0.0, |logprobs| f64::from(logprobs.logprob));
         // A stop token always ends the sequence (the sampler bans it before `min_tokens`), and its text is hidden.
-        if self.rules.stop_tokens.contains(&token.id) && !self.rules.include_stop {
-            return (Delta::default(), false);
-        }
-        let hidden = self.rules.skip_special && self.tokenizer.is_control(token.id);
+        let ends = self.rules.stop_tokens.contains(&token.id) && !self.rules.include_stop;
+        let hidden = ends || self.rules.skip_special && self.tokenizer.is_control(token.id);
         if self.wanted.logprobs
-            && !hidden
+            && (!hidden || self.wanted.hidden_logprobs)
             && let Some(logprobs) = &token.logprobs
         {
             let (logprob, top) = (Some(logprobs.logprob), logprobs.top.clone());
             let entry = TokenEntry { id: token.id, logprob, top, offset: self.decoded_chars };
             self.pending.push_back((self.decoded, entry));
+        }
+        if ends {
+            return (Delta::default(), false);
         }
         let text = self.detokenizer.push(token.id);
         if self.generated <= self.rules.min_tokens {
@@ -182,16 +185,32 @@ impl Choice {
     }
 }
 
+/// Which of a prompt's tokens have text where the prompt is shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PromptText {
+    /// Tokens before the client's own text (BOS).
+    pub(crate) added: usize,
+    /// Control tokens are shown as their text.
+    pub(crate) control: bool,
+}
+
 /// A prompt's tokens with their log-probabilities; `entries` starts at the prompt's second token.
-pub(crate) fn prompt_entries(tokenizer: Arc<Tokenizer>, prompt: &[u32], entries: &[TokenLogprobs]) -> Vec<TokenEntry> {
-    let mut detokenizer = Detokenizer::new(tokenizer);
+pub(crate) fn prompt_entries(
+    tokenizer: &Arc<Tokenizer>,
+    prompt: &[u32],
+    entries: &[TokenLogprobs],
+    shown: PromptText,
+) -> Vec<TokenEntry> {
+    let mut detokenizer = Detokenizer::new(tokenizer).show_control(shown.control);
     let mut offset = 0;
     let logprobs = std::iter::once(None).chain(entries.iter().map(Some));
-    let entry = |(&id, logprobs): (&u32, Option<&TokenLogprobs>)| {
+    let entry = |((index, &id), logprobs): ((usize, &u32), Option<&TokenLogprobs>)| {
         let start = offset;
-        offset += detokenizer.push(id).chars().count();
+        if index >= shown.added {
+            offset += detokenizer.push(id).chars().count();
+        }
         let top = logprobs.map_or_else(Vec::new, |logprobs| logprobs.top.clone());
         TokenEntry { id, logprob: logprobs.map(|logprobs| logprobs.logprob), top, offset: start }
     };
-    prompt.iter().zip(logprobs).map(entry).collect()
+    prompt.iter().enumerate().zip(logprobs).map(entry).collect()
 }

@@ -8,17 +8,18 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::body::JsonBody;
-use super::choice::{Delta, Finish, TokenEntry};
+use super::choice::{Delta, Finish, PromptText, TokenEntry, prompt_entries};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::fold::{Folded, fold};
 use super::gate::RequestContext;
 use super::logprobs::{self, CompletionLogprobs, PromptLogprobs};
 use super::params::{Common, small, token_ids};
-use super::pipeline::{Job, Plan, admit};
+use super::pipeline::{Job, Plan, admit, check_choices, check_length};
 use super::stream::{self, Chunks, Streaming};
 use super::types::Envelope;
 use super::{AppState, Model};
+use crate::sampling::TokenLogprobs;
 
 /// OpenAI's default.
 const MAX_TOKENS_DEFAULT: usize = 16;
@@ -30,15 +31,21 @@ const LOGPROBS_MAX: u8 = 5;
 pub(crate) async fn create(
     State(app): State<AppState>,
     Extension(context): Extension<RequestContext>,
-    JsonBody(fields): JsonBody,
+    body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let request = CompletionRequest::lower(fields, &app)?;
+    let (request, claim) = body.lower(&app, CompletionRequest::lower).await?;
     let CompletionRequest { model, prompts, add_special, common, max_tokens, best_of, logprobs, echo } = request;
     let (n, streaming) = (common.n, common.stream);
-    let text = Arc::clone(&model.served.text);
+    let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
     let encode = move || {
+        let _held = claim;
         let encode = |prompt: &Prompt| match prompt {
-            Prompt::Text(prompt) => Ok(text.tokenizer.encode_with_special(prompt, add_special)?),
+            Prompt::Text(prompt) => {
+                if !truncates {
+                    check_length(&of, prompt, "prompt")?;
+                }
+                Ok(of.served.text.tokenizer.encode_with_special(prompt, add_special)?)
+            }
             Prompt::Ids(ids) => Ok(ids.clone()),
         };
         let ids = prompts.iter().map(encode).collect::<Result<Vec<_>, ApiError>>()?;
@@ -55,6 +62,7 @@ pub(crate) async fn create(
         prompt_logprobs: common.prompt_logprobs.is_some(),
         return_token_ids: common.return_token_ids,
         echo: Vec::new(),
+        echo_text: Vec::new(),
         prompts: Vec::new(),
     };
     let plan = Plan {
@@ -66,18 +74,21 @@ pub(crate) async fn create(
         max_tokens: Some(max_tokens),
         per_prompt: best_of,
         logprobs,
+        hidden_logprobs: true,
         rank: best_of > n,
         continuing: true,
     };
     let job = admit(&app, &context, plan)?;
     shape.prompts.clone_from(&job.prompts);
     if echo {
+        let tokenizer = &model.served.text.tokenizer;
+        let added = if add_special { tokenizer.prefix_len() } else { 0 };
         let echoed = |((prompt, ids), length): ((Prompt, &Arc<[u32]>), usize)| match prompt {
+            Prompt::Text(text) if ids.len() == length => (text, PromptText { added, control: true }),
             // A truncated prompt is echoed as far as it was used.
-            Prompt::Text(text) if ids.len() == length => text,
-            _ => model.served.text.tokenizer.decode(ids, skip_special),
+            _ => (tokenizer.decode(ids, skip_special), PromptText { added: 0, control: !skip_special }),
         };
-        shape.echo = prompts.into_iter().zip(&job.prompts).zip(lengths).map(echoed).collect();
+        (shape.echo, shape.echo_text) = prompts.into_iter().zip(&job.prompts).zip(lengths).map(echoed).unzip();
     }
     let envelope = Envelope::new("cmpl", "text_completion", &model);
     match streaming {
@@ -123,6 +134,7 @@ impl CompletionRequest {
             return Err(ApiError::invalid("prompt_logprobs", message));
         }
         let best_of = best_of(&mut fields, &common)?;
+        check_choices(&model, prompts.len(), best_of)?;
         let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
         fields.finish()?;
         Ok(Self { model, prompts, add_special, common, max_tokens, best_of, logprobs, echo })
@@ -180,6 +192,8 @@ struct CompletionShape {
     return_token_ids: bool,
     /// Per prompt: the text to repeat; empty without `echo`.
     echo: Vec<String>,
+    /// Per prompt, with `echo`: which tokens that text shows.
+    echo_text: Vec<PromptText>,
     /// As they were run.
     prompts: Vec<Arc<[u32]>>,
 }
@@ -222,9 +236,11 @@ impl CompletionShape {
     }
 
     /// Tokens of the prompt, if they are to be echoed with log-probabilities.
-    fn echoed(&self, entries: Option<&[TokenEntry]>) -> Option<CompletionLogprobs> {
-        let entries = entries.filter(|_| self.logprobs && !self.echo.is_empty())?;
-        Some(logprobs::completion(&self.model.served.text.tokenizer, entries, 0))
+    fn echoed(&self, prompt: usize, entries: Option<&[TokenLogprobs]>) -> Option<CompletionLogprobs> {
+        let (entries, shown) = (entries.filter(|_| self.logprobs)?, self.echo_text.get(prompt)?);
+        let tokenizer = &self.model.served.text.tokenizer;
+        let entries = prompt_entries(tokenizer, &self.prompts[prompt], entries, *shown);
+        Some(logprobs::completion(tokenizer, &entries, 0))
     }
 
     async fn body(self, job: Job, envelope: &Envelope) -> Result<Response, ApiError> {
@@ -235,13 +251,15 @@ impl CompletionShape {
         }
         let mut shown = Vec::with_capacity(groups.len() * self.n);
         for (prompt, mut group) in groups.into_iter().enumerate() {
+            // The first choice has them for all.
+            let entries = group.first_mut().and_then(|first| first.prompt.take());
             if self.per_prompt > self.n {
                 // The sort is stable: of equally likely choices the first stays first.
                 group.sort_by(|a, b| b.mean_logprob.total_cmp(&a.mean_logprob));
                 group.truncate(self.n);
             }
             for folded in group {
-                shown.push(self.whole(prompt, shown.len(), folded));
+                shown.push(self.whole(prompt, shown.len(), folded, entries.as_deref()));
             }
         }
         let mut body = envelope.wrap(shown);
@@ -249,10 +267,16 @@ impl CompletionShape {
         Ok(Json(body).into_response())
     }
 
-    fn whole(&self, prompt: usize, index: usize, folded: Folded) -> CompletionChoice {
+    fn whole(
+        &self,
+        prompt: usize,
+        index: usize,
+        folded: Folded,
+        entries: Option<&[TokenLogprobs]>,
+    ) -> CompletionChoice {
         let finish_reason = Some(folded.finish_reason());
         let mut logprobs = self.generated(prompt, &folded.logprobs);
-        if let (Some(all), Some(mut echoed)) = (&mut logprobs, self.echoed(folded.prompt.as_deref())) {
+        if let (Some(all), Some(mut echoed)) = (&mut logprobs, self.echoed(prompt, entries)) {
             echoed.append(all);
             *all = echoed;
         }
@@ -260,7 +284,8 @@ impl CompletionShape {
         choice.finish_reason = finish_reason;
         if self.prompt_logprobs {
             let tokenizer = &self.model.served.text.tokenizer;
-            choice.prompt_logprobs = folded.prompt.as_deref().map(|entries| logprobs::prompt(tokenizer, entries));
+            let ids = &self.prompts[prompt];
+            choice.prompt_logprobs = entries.map(|entries| logprobs::prompt(tokenizer, ids, entries));
         }
         if self.return_token_ids {
             choice.token_ids = Some(folded.token_ids);
@@ -273,12 +298,12 @@ impl CompletionShape {
 impl Chunks for CompletionShape {
     type Choice = CompletionChoice;
 
-    fn begin(&mut self, choice: usize, entries: Option<Vec<TokenEntry>>) -> Option<CompletionChoice> {
+    fn begin(&mut self, choice: usize, entries: Option<Vec<TokenLogprobs>>) -> Option<CompletionChoice> {
         if self.echo.is_empty() && !self.return_token_ids {
             return None;
         }
         let prompt = choice / self.per_prompt;
-        let logprobs = self.echoed(entries.as_deref());
+        let logprobs = self.echoed(prompt, entries.as_deref());
         let mut chunk = Self::choice(choice, self.echo(prompt).to_owned(), logprobs);
         chunk.prompt_token_ids = self.return_token_ids.then(|| self.prompts[prompt].to_vec());
         Some(chunk)

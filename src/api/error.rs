@@ -27,6 +27,8 @@ pub enum ApiError {
     NotAnObject { found: &'static str },
     #[error("Unsupported content type. Send the request with `Content-Type: application/json`.")]
     ContentType,
+    #[error("The content encoding `{encoding}` is not supported. Send the body without Content-Encoding.")]
+    ContentEncoding { encoding: String },
     #[error("The request body ended before it was complete.")]
     BodyAborted,
     #[error("The request body did not arrive in time. Send it without pauses, or send less.")]
@@ -52,6 +54,10 @@ pub enum ApiError {
         "This model's maximum context length is {context_max} tokens. However, you requested {needed} tokens. Please reduce the length of the prompt or of the completion."
     )]
     TooLong { needed: usize, context_max: usize },
+    #[error(
+        "This model's maximum context length is {context_max} tokens. However, you requested far more: `{param}` has {bytes} bytes of text. Please reduce its length."
+    )]
+    PromptTooLong { param: &'static str, context_max: usize, bytes: usize },
     #[error("{message}")]
     Template { message: String },
     #[error("No API key was given. Send it as `Authorization: Bearer KEY`.")]
@@ -95,6 +101,9 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, INVALID, None)
             }
             Self::ContentType => (StatusCode::BAD_REQUEST, INVALID, Some("unsupported_content_type")),
+            Self::ContentEncoding { .. } => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_content_encoding"))
+            }
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "timeout_error", Some("request_timeout")),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large")),
             Self::Missing { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("missing_required_parameter")),
@@ -102,7 +111,7 @@ impl ApiError {
             Self::InvalidValue { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("invalid_value")),
             Self::Unsupported { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("unsupported_parameter")),
             Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("unknown_parameter")),
-            Self::ContextLength { .. } | Self::TooLong { .. } => {
+            Self::ContextLength { .. } | Self::TooLong { .. } | Self::PromptTooLong { .. } => {
                 (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded"))
             }
             Self::Template { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("chat_template_error")),
@@ -128,7 +137,7 @@ impl ApiError {
             | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. }
             | Self::UnknownParameter { param } => Some(param),
-            Self::ContextLength { param, .. } => Some(param),
+            Self::ContextLength { param, .. } | Self::PromptTooLong { param, .. } => Some(param),
             Self::Template { .. } => Some("messages"),
             Self::ModelNotFound { .. } => Some("model"),
             _ => None,
@@ -145,7 +154,7 @@ impl ApiError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Overloaded { retry_after, .. } => Some(*retry_after),
-            Self::Draining | Self::CutOff => Some(DRAINING_RETRY),
+            Self::Draining | Self::CutOff | Self::EngineStopped => Some(DRAINING_RETRY),
             _ => None,
         }
     }

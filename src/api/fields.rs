@@ -118,7 +118,7 @@ impl Fields {
 
     /// A whole number within `range`.
     pub(crate) fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
-        self.take(name).map(|value| integer_at(self.path(name), &value, range)).transpose()
+        self.take(name).map(|value| integer_at(|| self.path(name), &value, range)).transpose()
     }
 
     /// A whole number within `range`, for counts.
@@ -165,16 +165,22 @@ impl Fields {
     }
 }
 
-/// A whole number within `range`, found at `param`.
-pub(crate) fn integer_at(param: String, value: &Value, range: RangeInclusive<i64>) -> Result<i64, ApiError> {
-    let Value::Number(number) = value else { return Err(wrong(param, "an integer", value)) };
+/// A whole number within `range`, found at `path` (which is only spelt out in an error: prompts have many ids).
+pub(crate) fn integer_at(
+    path: impl FnOnce() -> String,
+    value: &Value,
+    range: RangeInclusive<i64>,
+) -> Result<i64, ApiError> {
+    let Value::Number(number) = value else { return Err(wrong(path(), "an integer", value)) };
     let Some(found) = whole(number) else {
+        let param = path();
         let message = format!("`{param}` must be an integer, but {number} was given.");
         return Err(ApiError::InvalidValue { param, message });
     };
     match i64::try_from(found) {
         Ok(found) if range.contains(&found) => Ok(found),
         _ => {
+            let param = path();
             let message = format!("`{param}` must be {}, but {number} was given.", bounds(&range));
             Err(ApiError::InvalidValue { param, message })
         }

@@ -7,6 +7,7 @@ use super::choice::{Finish, TokenEntry};
 use super::error::ApiError;
 use super::gate::Tokens;
 use super::pipeline::{Event, Job, events};
+use crate::sampling::TokenLogprobs;
 
 /// A complete choice.
 #[derive(Debug, Default)]
@@ -14,7 +15,8 @@ pub(crate) struct Folded {
     pub(crate) text: String,
     pub(crate) logprobs: Vec<TokenEntry>,
     pub(crate) token_ids: Vec<u32>,
-    pub(crate) prompt: Option<Vec<TokenEntry>>,
+    /// Log-probabilities of the prompt from its second token on.
+    pub(crate) prompt: Option<Vec<TokenLogprobs>>,
     pub(crate) mean_logprob: f64,
     finish: Option<Finish>,
 }

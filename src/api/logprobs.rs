@@ -1,7 +1,10 @@
 //! Log-probabilities in the shapes of the two endpoints.
+use std::sync::Arc;
+
 use serde::{Serialize, Serializer};
 
-use super::choice::TokenEntry;
+use super::choice::{PromptText, TokenEntry, prompt_entries};
+use crate::sampling::TokenLogprobs;
 use crate::text::Tokenizer;
 
 /// Chat: `{"content": [...], "refusal": null}`.
@@ -128,8 +131,8 @@ pub(crate) struct Ranked {
 }
 
 /// vLLM's `prompt_logprobs`: for each prompt token `{id: {logprob, rank, decoded_token}}`, `null` for the first.
-/// `rank` (from 1) is `null` for a token that is not among the alternatives asked for.
-pub(crate) fn prompt(tokenizer: &Tokenizer, entries: &[TokenEntry]) -> PromptLogprobs {
+/// `rank` (from 1) is `null` for a token that is not among the alternatives asked for. `entries` starts at the second token.
+pub(crate) fn prompt(tokenizer: &Arc<Tokenizer>, ids: &[u32], entries: &[TokenLogprobs]) -> PromptLogprobs {
     let position = |entry: &TokenEntry| {
         let logprob = entry.logprob?;
         let mut map = Ordered(Vec::new());
@@ -139,7 +142,7 @@ pub(crate) fn prompt(tokenizer: &Tokenizer, entries: &[TokenEntry]) -> PromptLog
         map.insert(entry.id.to_string(), ranked(tokenizer, entry.id, logprob, None));
         Some(map)
     };
-    entries.iter().map(position).collect()
+    prompt_entries(tokenizer, ids, entries, PromptText::default()).iter().map(position).collect()
 }
 
 fn ranked(tokenizer: &Tokenizer, id: u32, logprob: f32, rank: Option<usize>) -> Ranked {

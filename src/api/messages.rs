@@ -11,8 +11,9 @@ const CACHE_HINTS: &[&str] = &["cache_control", "prompt_cache_breakpoint"];
 
 /// Validates `messages`; the result has the keys role, content, name, `tool_calls`, `tool_call_id`, `reasoning_content`.
 ///
-/// `developer` becomes `system` (templates know only that word), text parts are joined by newlines, and the arguments of
-/// tool calls, JSON in a string on the wire, become objects, as templates written for `transformers` expect.
+/// `developer` becomes `system` (templates know only that word), parts of other kinds than text are refused (the template
+/// says whether it takes text parts or joined text), and the arguments of tool calls, JSON in a string on the wire, become
+/// objects, as templates written for `transformers` expect.
 pub(crate) fn lower(value: Value) -> Result<Vec<Value>, ApiError> {
     let Value::Array(items) = value else {
         return Err(ApiError::WrongType { param: "messages".into(), expected: "an array", found: type_name(&value) });
@@ -31,16 +32,16 @@ fn message(mut fields: Fields) -> Result<Value, ApiError> {
     let role = fields.choice("role", ROLES)?.ok_or_else(|| ApiError::Missing { param: fields.path("role") })?;
     let mut out = Map::new();
     out.insert("role".into(), if role == "developer" { "system" } else { role }.into());
-    let mut text = content(&mut fields)?;
+    let calls = if role == "assistant" { tool_calls(&mut fields)? } else { None };
+    let mut text = content(&mut fields, calls.is_some())?;
     if role == "assistant" {
         let refusal = fields.string("refusal")?;
-        text = text.or(refusal);
+        text = text.or(refusal.map(Value::String));
     }
-    let calls = if role == "assistant" { tool_calls(&mut fields)? } else { None };
     if text.is_none() && calls.is_none() {
         return Err(ApiError::Missing { param: fields.path("content") });
     }
-    out.insert("content".into(), text.map_or(Value::Null, Value::String));
+    out.insert("content".into(), text.unwrap_or_default());
     if let Some(name) = fields.string("name")? {
         out.insert("name".into(), name.into());
     }
@@ -75,27 +76,30 @@ fn message(mut fields: Fields) -> Result<Value, ApiError> {
     Ok(Value::Object(out))
 }
 
-/// A string, or text parts joined by newlines.
-fn content(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+/// A string, or text parts. No parts at all are no content, where there may be none.
+fn content(fields: &mut Fields, optional: bool) -> Result<Option<Value>, ApiError> {
     let path = fields.path("content");
     let parts = match fields.take("content") {
         None => return Ok(None),
-        Some(Value::String(text)) => return Ok(Some(text)),
+        Some(text @ Value::String(_)) => return Ok(Some(text)),
         Some(Value::Array(parts)) => parts,
         Some(other) => {
             let expected = "a string or an array of text parts";
             return Err(ApiError::WrongType { param: path, expected, found: type_name(&other) });
         }
     };
+    if parts.is_empty() && optional {
+        return Ok(None);
+    }
     if parts.is_empty() {
         return Err(ApiError::invalid(&path, format!("`{path}` is an empty array; give at least one part.")));
     }
-    let texts: Result<Vec<String>, ApiError> =
+    let texts: Result<Vec<Value>, ApiError> =
         parts.into_iter().enumerate().map(|(index, part)| text_part(format!("{path}[{index}]"), part)).collect();
-    Ok(Some(texts?.join("\n")))
+    Ok(Some(Value::Array(texts?)))
 }
 
-fn text_part(path: String, part: Value) -> Result<String, ApiError> {
+fn text_part(path: String, part: Value) -> Result<Value, ApiError> {
     let mut part = Fields::at(path.clone(), part)?;
     let kind = part.string("type")?.ok_or_else(|| ApiError::Missing { param: part.path("type") })?;
     let field = match kind.as_str() {
@@ -108,7 +112,7 @@ fn text_part(path: String, part: Value) -> Result<String, ApiError> {
         part.take(hint);
     }
     part.finish()?;
-    Ok(text)
+    Ok(json!({"type": "text", "text": text}))
 }
 
 /// An assistant's earlier calls; an empty array is none.
@@ -142,6 +146,7 @@ fn tool_call(path: String, call: Value) -> Result<Value, ApiError> {
     Ok(lowered)
 }
 
+/// Models do not always write valid JSON, and an agent sends back what it got: text that is no object stays text.
 fn arguments(function: &mut Fields) -> Result<Value, ApiError> {
     let text = function.string("arguments")?.unwrap_or_default();
     if text.trim().is_empty() {
@@ -149,11 +154,7 @@ fn arguments(function: &mut Fields) -> Result<Value, ApiError> {
     }
     match serde_json::from_str(&text) {
         Ok(arguments @ Value::Object(_)) => Ok(arguments),
-        _ => {
-            let param = function.path("arguments");
-            let message = format!("`{param}` must be a JSON object written as a string.");
-            Err(ApiError::InvalidValue { param, message })
-        }
+        _ => Ok(Value::String(text)),
     }
 }
 
@@ -169,13 +170,16 @@ mod tests {
             {"role": "assistant", "content": null, "refusal": null, "audio": null, "annotations": [],
              "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
             {"role": "tool", "tool_call_id": "c1", "content": "ok"},
+            {"role": "assistant", "content": [], "tool_calls": [{"function": {"name": "f", "arguments": "{\"x"}}]},
         ]));
         let expected = json!([
             {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "a\nb"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
             {"role": "assistant", "content": null,
              "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}, "id": "c1"}]},
             {"role": "tool", "content": "ok", "tool_call_id": "c1"},
+            {"role": "assistant", "content": null,
+             "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{\"x"}}]},
         ]);
         assert_eq!(Value::Array(lowered.unwrap()), expected);
     }
@@ -196,7 +200,7 @@ mod tests {
         assert_eq!(param(json!([{"role": "tool", "content": "x"}])), "messages[0].tool_call_id");
         let image = json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]}]);
         assert_eq!(param(image), "messages[0].content[1]");
-        let call = json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]);
+        let call = json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]);
         assert_eq!(param(call), "messages[0].tool_calls[0].function.arguments");
     }
 }

@@ -58,6 +58,8 @@ pub struct ServerOptions {
     pub auth: Option<KeyStore>,
     /// A larger request body is answered with 413.
     pub body_bytes_max: usize,
+    /// Bytes of bodies above 64 KiB that are read or tokenized at once; beyond them a request is answered with 503.
+    pub bodies_bytes_max: usize,
     /// Longest pause inside a request body.
     pub body_idle_max: Duration,
     /// Longest time for a whole request body.
@@ -66,6 +68,8 @@ pub struct ServerOptions {
     pub head_time_max: Duration,
     /// A stream that has nothing to say for this long sends a comment. Must not be zero.
     pub keep_alive: Duration,
+    /// A connection whose client reads nothing for this long, while there is something to send, is closed.
+    pub stalled_max: Duration,
     /// Connections open at once; more wait to be accepted.
     pub connections_max: usize,
     /// Prompts being tokenized at once.
@@ -78,11 +82,13 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             auth: None,
-            body_bytes_max: 32 << 20,
+            body_bytes_max: 8 << 20,
+            bodies_bytes_max: 64 << 20,
             body_idle_max: Duration::from_secs(30),
             body_time_max: Duration::from_mins(5),
             head_time_max: Duration::from_secs(75),
             keep_alive: Duration::from_secs(10),
+            stalled_max: Duration::from_mins(2),
             connections_max: 8192,
             text_jobs_max: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             text_jobs_waiting_max: 1024,
@@ -118,6 +124,8 @@ struct Shared {
     cut: watch::Sender<bool>,
     text_running: Arc<Semaphore>,
     text_waiting: Arc<Semaphore>,
+    /// What large bodies may take, in units of [`body::CLAIM_UNIT`].
+    bodies: Arc<Semaphore>,
 }
 
 impl AppState {
@@ -141,6 +149,8 @@ impl AppState {
             })
             .collect();
         let jobs = options.text_jobs_max.max(1);
+        // One body of the largest size always fits.
+        let bodies = options.bodies_bytes_max.max(options.body_bytes_max).div_ceil(body::CLAIM_UNIT);
         Self {
             shared: Arc::new(Shared {
                 models,
@@ -150,6 +160,7 @@ impl AppState {
                 cut: watch::Sender::new(false),
                 text_running: Arc::new(Semaphore::new(jobs)),
                 text_waiting: Arc::new(Semaphore::new(jobs + options.text_jobs_waiting_max)),
+                bodies: Arc::new(Semaphore::new(bodies.min(Semaphore::MAX_PERMITS))),
                 options,
             }),
         }

@@ -1,5 +1,6 @@
 //! `GET /v1/models` and `GET /v1/models/{id}`.
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 
@@ -42,6 +43,11 @@ pub(crate) async fn list(State(app): State<AppState>) -> Result<Json<ModelList>,
 }
 
 /// One model; its id may contain slashes.
-pub(crate) async fn get(State(app): State<AppState>, Path(id): Path<String>) -> Result<Json<ModelObject>, ApiError> {
+pub(crate) async fn get(
+    State(app): State<AppState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<ModelObject>, ApiError> {
+    // Bytes that are no text cannot be a model's name.
+    let Path(id) = id.map_err(|_| ApiError::ModelNotFound { model: char::REPLACEMENT_CHARACTER.into() })?;
     Ok(Json(object(&*app.find(&id)?)))
 }

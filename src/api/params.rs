@@ -14,9 +14,10 @@ use super::Model;
 use super::error::ApiError;
 use super::fields::{Fields, integer_at, type_name};
 use crate::sampling::SamplingParams;
+use crate::text::StopStrings;
 
-/// Most strings in `stop`.
-const STOPS_MAX: usize = 4;
+/// Most strings in `stop`: evaluation harnesses send more than the four that OpenAI allows.
+const STOPS_MAX: usize = 32;
 /// Most ids in `stop_token_ids`.
 const STOP_IDS_MAX: usize = 256;
 /// Longest stop string, cache salt and the like, in bytes.
@@ -38,6 +39,7 @@ pub enum Shape {
 /// Fields that are checked and then ignored: they cannot change the answer.
 ///
 /// - `user`, `safety_identifier`, `metadata`: who asks and why; wick keeps no records of them.
+/// - `request_id`: vLLM's field; wick's id is the `x-request-id` header's.
 /// - `store`: wick stores nothing, whatever it says.
 /// - `service_tier`: there is one tier; the response says `default`.
 /// - `prompt_cache_key`, `prompt_cache_retention`, `prompt_cache_options`: hints for a cache that wick manages itself (per
@@ -45,6 +47,7 @@ pub enum Shape {
 /// - `parallel_tool_calls`: without tools there is nothing to call in parallel.
 pub const HARMLESS: &[(&str, Shape)] = &[
     ("user", Shape::Text),
+    ("request_id", Shape::Text),
     ("safety_identifier", Shape::Text),
     ("metadata", Shape::Metadata),
     ("store", Shape::Flag),
@@ -62,7 +65,9 @@ pub enum Neutral {
     EmptyArray,
     Text(&'static str),
     False,
+    True,
     Zero,
+    One,
     /// `{"type": "text"}`.
     TypeText,
     /// `["text"]`.
@@ -96,6 +101,14 @@ pub const UNSUPPORTED: &[(&str, Neutral, &str)] = &[
     ("logits_processors", Neutral::EmptyArray, ""),
     ("chat_template", Neutral::Nothing, " per request; start the server with --chat-template"),
     ("documents", Neutral::EmptyArray, ""),
+    ("spaces_between_special_tokens", Neutral::True, ", except true"),
+    ("detokenize", Neutral::True, ", except true"),
+    ("length_penalty", Neutral::One, ", except 1: there is no beam search"),
+    ("early_stopping", Neutral::False, ": there is no beam search"),
+    ("return_tokens_as_token_ids", Neutral::False, "; use return_token_ids"),
+    ("include_reasoning", Neutral::True, " yet, except true"),
+    ("kv_transfer_params", Neutral::Nothing, ""),
+    ("vllm_xargs", Neutral::Nothing, ""),
 ];
 
 impl Neutral {
@@ -105,7 +118,9 @@ impl Neutral {
             Self::EmptyArray => value.as_array().is_some_and(Vec::is_empty),
             Self::Text(text) => value == text,
             Self::False => value == false,
+            Self::True => value == true,
             Self::Zero => value.as_f64() == Some(0.0),
+            Self::One => value.as_f64() == Some(1.0),
             Self::TypeText => value
                 .as_object()
                 .is_some_and(|object| object.len() == 1 && object.get("type").is_some_and(|t| t == "text")),
@@ -126,11 +141,20 @@ pub(crate) struct StreamOptions {
 /// When the text of a choice ends, and which of its tokens are shown.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TextRules {
-    pub(crate) stops: Vec<String>,
+    pub(crate) stops: Arc<StopStrings>,
     pub(crate) include_stop: bool,
     pub(crate) skip_special: bool,
     pub(crate) min_tokens: usize,
     pub(crate) stop_tokens: Arc<[u32]>,
+}
+
+/// How much of a prompt's end is kept, if its start may be cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Truncate {
+    /// So many tokens.
+    To(usize),
+    /// What the context leaves beside the completion.
+    ToContext,
 }
 
 /// What both endpoints understand, validated.
@@ -143,8 +167,7 @@ pub(crate) struct Common {
     pub(crate) rules: TextRules,
     pub(crate) prompt_logprobs: Option<u8>,
     pub(crate) cache_salt: Option<String>,
-    /// Keep only this many tokens at the end of the prompt.
-    pub(crate) truncate: Option<usize>,
+    pub(crate) truncate: Option<Truncate>,
     pub(crate) return_token_ids: bool,
     /// `None`: one JSON response.
     pub(crate) stream: Option<StreamOptions>,
@@ -236,7 +259,7 @@ fn sampling(fields: &mut Fields, vocab: usize, min_tokens: usize) -> Result<Samp
         presence_penalty,
         frequency_penalty,
         repetition_penalty,
-        logit_bias: logit_bias(fields, vocab)?,
+        logit_bias: logit_bias(fields, vocab)?.into(),
         seed: 0,
         min_tokens,
         logprobs: None,
@@ -270,7 +293,7 @@ fn logit_bias(fields: &mut Fields, vocab: usize) -> Result<Vec<(u32, f32)>, ApiE
 fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
     match fields.take("seed") {
         Some(Value::Number(number)) if number.is_u64() => Ok(number.as_u64()),
-        Some(value) => Ok(Some(integer_at(fields.path("seed"), &value, i64::MIN..=i64::MAX)?.cast_unsigned())),
+        Some(value) => Ok(Some(integer_at(|| fields.path("seed"), &value, i64::MIN..=i64::MAX)?.cast_unsigned())),
         None => Ok(None),
     }
 }
@@ -284,7 +307,7 @@ fn rules(fields: &mut Fields, model: &Model, vocab: usize, min_tokens: usize) ->
     stop_tokens.sort_unstable();
     stop_tokens.dedup();
     Ok(TextRules {
-        stops: stops(fields)?,
+        stops: Arc::new(StopStrings::new(stops(fields)?)),
         include_stop: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
         skip_special: fields.bool("skip_special_tokens")?.unwrap_or(true),
         min_tokens,
@@ -306,7 +329,7 @@ fn stop_token_ids(fields: &mut Fields, vocab: usize) -> Result<Vec<u32>, ApiErro
 pub(crate) fn token_ids(path: &str, items: &[Value], vocab: usize) -> Result<Vec<u32>, ApiError> {
     let last = i64::try_from(vocab).unwrap_or(i64::MAX).saturating_sub(1);
     let id = |(index, item)| {
-        let id = integer_at(format!("{path}[{index}]"), item, 0..=last)?;
+        let id = integer_at(|| format!("{path}[{index}]"), item, 0..=last)?;
         Ok(u32::try_from(id).expect("a vocabulary beyond u32 is a bug"))
     };
     items.iter().enumerate().map(id).collect()
@@ -353,8 +376,8 @@ fn short_text(fields: &mut Fields, name: &str) -> Result<Option<String>, ApiErro
     Ok(text)
 }
 
-/// `truncate_prompt_tokens`: -1 stands for the model's context.
-fn truncate(fields: &mut Fields, context_max: usize) -> Result<Option<usize>, ApiError> {
+/// `truncate_prompt_tokens`: -1 stands for what the context leaves beside the completion.
+fn truncate(fields: &mut Fields, context_max: usize) -> Result<Option<Truncate>, ApiError> {
     let limit = i64::try_from(context_max).unwrap_or(i64::MAX);
     match fields.integer("truncate_prompt_tokens", -1..=limit)? {
         None => Ok(None),
@@ -362,7 +385,7 @@ fn truncate(fields: &mut Fields, context_max: usize) -> Result<Option<usize>, Ap
             "truncate_prompt_tokens",
             format!("`truncate_prompt_tokens` must be -1 or between 1 and {limit}, but 0 was given."),
         )),
-        Some(keep) => Ok(Some(usize::try_from(keep).unwrap_or(context_max))),
+        Some(keep) => Ok(Some(usize::try_from(keep).map_or(Truncate::ToContext, Truncate::To))),
     }
 }
 
@@ -424,7 +447,7 @@ mod tests {
         assert_eq!(stops(&mut fields(json!({"stop": "a"}))), Ok(vec!["a".to_owned()]));
         assert_eq!(stops(&mut fields(json!({"stop": null}))), Ok(Vec::new()));
         assert_eq!(stops(&mut fields(json!({"stop": ["a", "b"]}))).unwrap().len(), 2);
-        for bad in [json!(""), json!(["a", ""]), json!(["a", "b", "c", "d", "e"]), json!(1), json!([1])] {
+        for bad in [json!(""), json!(["a", ""]), json!(vec!["a"; STOPS_MAX + 1]), json!(1), json!([1])] {
             assert!(stops(&mut fields(json!({ "stop": bad }))).is_err());
         }
     }

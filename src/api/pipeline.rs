@@ -7,10 +7,10 @@ use futures_util::stream::{self, FuturesUnordered};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 
-use super::choice::{Choice, Delta, Finish, TokenEntry, Wanted, prompt_entries};
+use super::choice::{Choice, Delta, Finish, Wanted};
 use super::error::ApiError;
 use super::gate::{RequestContext, TokenCounts, Tokens};
-use super::params::{Common, TextRules};
+use super::params::{Common, TextRules, Truncate};
 use super::{AppState, Model};
 use crate::engine::{FinishReason, GenerationRequest, GenerationStream, SeqEvent};
 use crate::sampling::{SampledToken, TokenLogprobs};
@@ -36,6 +36,8 @@ pub(crate) struct Plan {
     pub(crate) logprobs: Option<u8>,
     /// Alternatives reported with each prompt token.
     pub(crate) prompt_logprobs: Option<u8>,
+    /// Log-probabilities of hidden tokens are shown, too.
+    pub(crate) hidden_logprobs: bool,
     /// The engine should report log-probabilities even if they are not shown.
     pub(crate) rank: bool,
     /// The completion continues the prompt's text.
@@ -70,7 +72,8 @@ pub(crate) enum Event {
     /// The choice's first token is there.
     Begin {
         choice: usize,
-        prompt: Option<Vec<TokenEntry>>,
+        /// Log-probabilities of the prompt from its second token on, if they are wanted of this choice.
+        prompt: Option<Vec<TokenLogprobs>>,
         tokens: Tokens,
     },
     Delta {
@@ -92,14 +95,6 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
     let Plan { model, common, prompt_field, max_tokens, per_prompt, .. } = plan;
     let engine = &model.served.engine;
     let sequences = plan.prompts.len() * per_prompt;
-    let sequences_max = engine.info().queue.sequences_max;
-    if sequences > sequences_max {
-        let message = format!(
-            "The request asks for {sequences} choices ({} prompts times {per_prompt}), but this server runs at most {sequences_max} at once.",
-            plan.prompts.len()
-        );
-        return Err(ApiError::invalid("n", message));
-    }
     if let Some(max_tokens) = max_tokens
         && common.rules.min_tokens > max_tokens
     {
@@ -114,7 +109,11 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
     let mut requests = Vec::with_capacity(sequences);
     let mut prompts = Vec::with_capacity(plan.prompts.len());
     for mut prompt in plan.prompts {
-        if let Some(keep) = common.truncate {
+        if let Some(truncate) = common.truncate {
+            let keep = match truncate {
+                Truncate::To(tokens) => tokens,
+                Truncate::ToContext => model.context_max.saturating_sub(max_tokens.unwrap_or(1)).max(1),
+            };
             prompt.drain(..prompt.len().saturating_sub(keep));
         }
         let max_new_tokens = room(&model, prompt.len(), max_tokens, prompt_field)?;
@@ -130,7 +129,9 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
                 limits: StopLimits { max_new_tokens, stop_tokens: Arc::clone(&rules.stop_tokens) },
                 salt,
                 tenant: context.tenant.group(),
-                prompt_logprobs: plan.prompt_logprobs,
+                // One choice computes them for all, so that the others share its prompt's KV. In a stream each choice
+                // begins by itself and cannot wait for the first.
+                prompt_logprobs: plan.prompt_logprobs.filter(|_| index == 0 || common.stream.is_some()),
             });
         }
         prompts.push(prompt);
@@ -146,6 +147,7 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
         rules,
         wanted: Wanted {
             logprobs: plan.logprobs.is_some(),
+            hidden_logprobs: plan.hidden_logprobs,
             token_ids: common.return_token_ids,
             continuing: plan.continuing,
         },
@@ -156,6 +158,28 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
         cut: app.shared.cut.subscribe(),
         model,
     })
+}
+
+/// Refuses more choices than the server runs at once: before anything is tokenized for them.
+pub(crate) fn check_choices(model: &Model, prompts: usize, per_prompt: usize) -> Result<(), ApiError> {
+    let choices = prompts.saturating_mul(per_prompt);
+    let most = model.served.engine.info().queue.sequences_max;
+    if choices > most {
+        let message = format!(
+            "The request asks for {choices} choices ({prompts} prompts times {per_prompt}), but this server runs at most {most} at once."
+        );
+        return Err(ApiError::invalid("n", message));
+    }
+    Ok(())
+}
+
+/// Refuses a text that cannot fit the context whatever its exact tokens are: before the work of finding them.
+pub(crate) fn check_length(model: &Model, text: &str, param: &'static str) -> Result<(), ApiError> {
+    let context_max = model.context_max;
+    if model.served.text.tokenizer.is_far_longer_than(text, context_max)? {
+        return Err(ApiError::PromptTooLong { param, context_max, bytes: text.len() });
+    }
+    Ok(())
 }
 
 /// How many tokens may be generated after a prompt of this length.
@@ -329,10 +353,7 @@ impl Drive {
             return Ok(());
         }
         let logprobs = std::mem::take(&mut self.lanes[choice].prompt_logprobs);
-        let tokenizer = &job.model.served.text.tokenizer;
-        let prompt = job
-            .want_prompt
-            .then(|| prompt_entries(Arc::clone(tokenizer), &job.prompts[choice / job.per_prompt], &logprobs));
+        let prompt = job.want_prompt.then_some(logprobs);
         let tokens = self.tokens();
         self.send(Event::Begin { choice, prompt, tokens }).await
     }

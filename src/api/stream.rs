@@ -10,17 +10,18 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::choice::{Delta, Finish, TokenEntry};
+use super::choice::{Delta, Finish};
 use super::gate::Tokens;
 use super::params::StreamOptions;
 use super::pipeline::{Event, Job, events, generate};
 use super::types::{Envelope, Enveloped};
+use crate::sampling::TokenLogprobs;
 
 /// An endpoint's chunks.
 pub(crate) trait Chunks: Send + 'static {
     type Choice: Serialize + Send;
     /// Sent just before a choice's first token is.
-    fn begin(&mut self, choice: usize, prompt: Option<Vec<TokenEntry>>) -> Option<Self::Choice>;
+    fn begin(&mut self, choice: usize, prompt: Option<Vec<TokenLogprobs>>) -> Option<Self::Choice>;
     fn delta(&mut self, choice: usize, delta: Delta) -> Self::Choice;
     fn finish(&mut self, choice: usize, reason: Finish) -> Self::Choice;
     /// What belongs beside the choices of a choice's first chunk.

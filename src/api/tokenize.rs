@@ -11,6 +11,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::params::token_ids;
 use super::{Model, chat};
+use crate::text::ChatInput;
 
 #[derive(Serialize)]
 pub(crate) struct Tokenized {
@@ -27,29 +28,52 @@ pub(crate) struct Detokenized {
 }
 
 /// The tokens of a `prompt`, as `/v1/completions` would see it, or of `messages`, as `/v1/chat/completions` would.
-pub(crate) async fn tokenize(
-    State(app): State<AppState>,
-    JsonBody(mut fields): JsonBody,
-) -> Result<Json<Tokenized>, ApiError> {
+pub(crate) async fn tokenize(State(app): State<AppState>, body: JsonBody) -> Result<Json<Tokenized>, ApiError> {
+    let (request, claim) = body.lower(&app, lower).await?;
+    let TokenizeRequest { model, strings, text } = request;
+    let tokenize = move || {
+        let _held = claim;
+        let tools = &model.served.text;
+        let tokens = match &text {
+            TokenizeText::Chat(input) => tools.encode_chat(input)?,
+            TokenizeText::Prompt { prompt, add_special } => {
+                tools.tokenizer.encode_with_special(prompt, *add_special)?
+            }
+        };
+        let token_strs = strings.then(|| tokens.iter().map(|id| token_text(&model, *id)).collect());
+        Ok(Json(Tokenized { count: tokens.len(), max_model_len: model.context_max, tokens, token_strs }))
+    };
+    app.blocking(tokenize).await
+}
+
+struct TokenizeRequest {
+    model: Arc<Model>,
+    strings: bool,
+    text: TokenizeText,
+}
+
+enum TokenizeText {
+    Chat(ChatInput),
+    Prompt { prompt: String, add_special: bool },
+}
+
+fn lower(mut fields: Fields, app: &AppState) -> Result<TokenizeRequest, ApiError> {
     let model = app.named(&mut fields)?;
     let strings = fields.bool("return_token_strs")?.unwrap_or(false);
-    let text = Arc::clone(&model.served.text);
-    let tokens = if fields.peek("messages").is_some() {
+    let text = if fields.peek("messages").is_some() {
         let input = chat::input(&mut fields)?;
         if fields.bool("add_special_tokens")? == Some(true) {
             let hint = " with `messages`: the chat template writes the special tokens";
             return Err(ApiError::Unsupported { param: "add_special_tokens".to_owned(), hint });
         }
-        fields.finish()?;
-        app.blocking(move || Ok(text.encode_chat(&input)?)).await?
+        TokenizeText::Chat(input)
     } else {
         let prompt = fields.string("prompt")?.ok_or_else(|| ApiError::Missing { param: "prompt".to_owned() })?;
         let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
-        fields.finish()?;
-        app.blocking(move || Ok(text.tokenizer.encode_with_special(&prompt, add_special)?)).await?
+        TokenizeText::Prompt { prompt, add_special }
     };
-    let token_strs = strings.then(|| tokens.iter().map(|id| token_text(&model, *id)).collect());
-    Ok(Json(Tokenized { count: tokens.len(), max_model_len: model.context_max, tokens, token_strs }))
+    fields.finish()?;
+    Ok(TokenizeRequest { model, strings, text })
 }
 
 fn token_text(model: &Model, id: u32) -> String {
@@ -57,16 +81,19 @@ fn token_text(model: &Model, id: u32) -> String {
 }
 
 /// The text of `tokens`, control tokens included.
-pub(crate) async fn detokenize(
-    State(app): State<AppState>,
-    JsonBody(mut fields): JsonBody,
-) -> Result<Json<Detokenized>, ApiError> {
-    let model = app.named(&mut fields)?;
-    let tokens = tokens(&mut fields, &model)?;
-    fields.finish()?;
-    let text = Arc::clone(&model.served.text);
-    let prompt = app.blocking(move || Ok(text.tokenizer.decode(&tokens, false))).await?;
-    Ok(Json(Detokenized { prompt }))
+pub(crate) async fn detokenize(State(app): State<AppState>, body: JsonBody) -> Result<Json<Detokenized>, ApiError> {
+    let lower = |mut fields: Fields, app: &AppState| {
+        let model = app.named(&mut fields)?;
+        let tokens = tokens(&mut fields, &model)?;
+        fields.finish()?;
+        Ok((model, tokens))
+    };
+    let ((model, tokens), claim) = body.lower(&app, lower).await?;
+    let detokenize = move || {
+        let _held = claim;
+        Ok(Json(Detokenized { prompt: model.served.text.tokenizer.decode(&tokens, false) }))
+    };
+    app.blocking(detokenize).await
 }
 
 fn tokens(fields: &mut Fields, model: &Model) -> Result<Vec<u32>, ApiError> {

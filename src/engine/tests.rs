@@ -208,7 +208,7 @@ async fn bad_requests_are_refused_with_the_numbers() {
     assert_eq!(refused(request(&[1; 28], usize::MAX)), endless);
     assert_eq!(refused(request(&[1; 40], 42)), SubmitError::NeverFits { needed: 21, total: 20 });
     let mut biased = request(&[1], 1);
-    biased.params = Arc::new(SamplingParams { logit_bias: vec![(1, 1.0), (99, 1.0)], ..SamplingParams::default() });
+    biased.params = Arc::new(SamplingParams { logit_bias: [(1, 1.0), (99, 1.0)].into(), ..SamplingParams::default() });
     assert_eq!(refused(biased), SubmitError::TokenOutOfRange { token: 99, vocab: 48 });
     assert_eq!(engine.stats().steps, 0, "nothing of a refused group runs");
     // The largest that fits: the last token generated needs no slot.

@@ -1,4 +1,5 @@
 //! Sampling parameters, already validated.
+use std::sync::Arc;
 
 /// Below this temperature decoding is greedy: dividing by it would only overflow (vLLM draws the line at the same value).
 pub const GREEDY_BELOW: f32 = 1e-5;
@@ -20,8 +21,8 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// > 0; 1 = off. Divides the positive and multiplies the other logits of tokens in the prompt or the output.
     pub repetition_penalty: f32,
-    /// Added to the logits: (token id, bias -100..=100).
-    pub logit_bias: Vec<(u32, f32)>,
+    /// Added to the logits: (token id, bias -100..=100). Shared by the choices of a request.
+    pub logit_bias: Arc<[(u32, f32)]>,
     /// Seed of the counter-based generator.
     pub seed: u64,
     /// Stop tokens are banned before this many tokens were generated.
@@ -55,7 +56,7 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
-            logit_bias: Vec::new(),
+            logit_bias: Arc::default(),
             seed: 0,
             min_tokens: 0,
             logprobs: None,

@@ -128,10 +128,10 @@ fn draws_reach_a_large_vocabulary() {
 fn bias_forces_and_forbids() {
     let row = model_like(1000);
     let best = ranked(&row)[0];
-    assert_eq!(support(&params(|p| p.logit_bias = vec![(123, 100.0)]), &row), [123]);
-    assert!(!support(&params(|p| p.logit_bias = vec![(best, -100.0)]), &row).contains(&best));
+    assert_eq!(support(&params(|p| p.logit_bias = [(123, 100.0)].into()), &row), [123]);
+    assert!(!support(&params(|p| p.logit_bias = [(best, -100.0)].into()), &row).contains(&best));
     let greedy =
-        params(|p| (p.temperature, p.logit_bias) = (0.0, vec![(best, -100.0), (7, 60.0), (7, 40.0), (5000, 1.0)]));
+        params(|p| (p.temperature, p.logit_bias) = (0.0, [(best, -100.0), (7, 60.0), (7, 40.0), (5000, 1.0)].into()));
     assert_eq!(sample_at(&greedy, &row, 0), 7);
 }
 
@@ -165,7 +165,7 @@ fn logprobs_come_from_the_raw_row() {
         p.logprobs = Some(4);
         p.temperature = 0.3;
         p.repetition_penalty = 1.8;
-        p.logit_bias = vec![(9, 3.0), (9, 100.0)];
+        p.logit_bias = [(9, 3.0), (9, 100.0)].into();
         p.min_tokens = 1;
     });
     let sampled = Sampler::new(p, &[9, 10]).sample(&mut row.clone(), 0, &[11]);

@@ -22,7 +22,7 @@ mod tokenizer;
 pub use added::AddedToken;
 pub use detokenizer::Detokenizer;
 pub use gguf::GgufVocabulary;
-pub use stop::{StopMatcher, StopStep};
+pub use stop::{StopMatcher, StopStep, StopStrings};
 pub use template::{ChatTemplate, Clock, TemplateSource};
 pub use tokenizer::Tokenizer;
 

@@ -3,20 +3,27 @@
 //! One Aho-Corasick automaton over the bytes of all stop strings (Aho and Corasick 1975). After each byte its depth is
 //! the length of the longest end of the text that is the beginning of a stop string: exactly what must be held back.
 use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The stop strings of a request, ready to be looked for. Built once, shared by its choices.
+#[derive(Debug)]
+pub struct StopStrings {
+    nodes: Vec<Node>,
+    stops: Vec<String>,
+}
 
 /// Finds stop strings in a stream of text, holding back what may become one.
 ///
 /// The stop string that is complete first wins; of several that are complete at the same byte, the longest. So the
 /// result does not depend on how the text was cut into pushes.
 pub struct StopMatcher {
-    nodes: Vec<Node>,
-    stops: Vec<String>,
+    strings: Arc<StopStrings>,
     state: usize,
     held: String,
     done: bool,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Node {
     next: HashMap<u8, usize>,
     /// The node of the longest proper end of this node's text that is also in the trie.
@@ -35,7 +42,13 @@ pub struct StopStep {
     pub matched: Option<String>,
 }
 
-impl StopMatcher {
+impl Default for StopStrings {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
+impl StopStrings {
     /// Empty stop strings are ignored (the API refuses them).
     #[must_use]
     pub fn new(stops: Vec<String>) -> Self {
@@ -68,7 +81,15 @@ impl StopMatcher {
                 queue.push(child);
             }
         }
-        Self { nodes, stops, state: 0, held: String::new(), done: false }
+        Self { nodes, stops }
+    }
+}
+
+impl StopMatcher {
+    /// Looks for `strings` in one choice's text.
+    #[must_use]
+    pub fn new(strings: Arc<StopStrings>) -> Self {
+        Self { strings, state: 0, held: String::new(), done: false }
     }
 
     /// Takes more text. After a match nothing is shown any more.
@@ -77,9 +98,9 @@ impl StopMatcher {
             return StopStep { text: String::new(), matched: None };
         }
         for (index, byte) in text.bytes().enumerate() {
-            self.state = step(&self.nodes, self.state, byte);
-            if let Some(stop) = self.nodes[self.state].ends {
-                let matched = self.stops[stop].clone();
+            self.state = step(&self.strings.nodes, self.state, byte);
+            if let Some(stop) = self.strings.nodes[self.state].ends {
+                let matched = self.strings.stops[stop].clone();
                 let mut shown = std::mem::take(&mut self.held);
                 shown.push_str(&text[..=index]);
                 shown.truncate(shown.len() - matched.len());
@@ -89,7 +110,7 @@ impl StopMatcher {
         }
         let mut shown = std::mem::take(&mut self.held);
         shown.push_str(text);
-        self.held = shown.split_off(shown.len() - self.nodes[self.state].depth);
+        self.held = shown.split_off(shown.len() - self.strings.nodes[self.state].depth);
         StopStep { text: shown, matched: None }
     }
 
@@ -117,8 +138,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn matcher(stops: &[&str]) -> StopMatcher {
+        StopMatcher::new(Arc::new(StopStrings::new(stops.iter().map(|s| (*s).to_owned()).collect())))
+    }
+
     fn run(stops: &[&str], pushes: &[&str]) -> (String, Option<String>) {
-        let mut matcher = StopMatcher::new(stops.iter().map(|s| (*s).to_owned()).collect());
+        let mut matcher = matcher(stops);
         let mut shown = String::new();
         for push in pushes {
             let step = matcher.push(push);
@@ -145,7 +170,7 @@ mod tests {
 
     #[test]
     fn holds_back_only_what_may_match() {
-        let mut matcher = StopMatcher::new(vec!["</s>".into(), "\n\nUser".into()]);
+        let mut matcher = matcher(&["</s>", "\n\nUser"]);
         assert_eq!(matcher.push("hi <").text, "hi ");
         assert_eq!(matcher.push("b>\n").text, "<b>");
         assert_eq!(matcher.push("\n").text, "");
@@ -167,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_long_near_miss_is_linear() {
-        let mut matcher = StopMatcher::new(vec![format!("{}b", "a".repeat(2000))]);
+        let mut matcher = matcher(&[&format!("{}b", "a".repeat(2000))]);
         let text = "a".repeat(1_000_000);
         let shown: usize =
             text.as_bytes().chunks(7).map(|c| matcher.push(std::str::from_utf8(c).unwrap()).text.len()).sum();

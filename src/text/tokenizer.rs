@@ -212,6 +212,30 @@ impl Tokenizer {
         }
     }
 
+    /// Whether `text` has far more than `max` tokens (false: tokenize it to know). The work is bounded by `max`, not by the
+    /// text: a text is only looked at if it is long for so few tokens, in pieces, until they have twice `max` tokens.
+    /// Tokens next to a cut may differ from those of the whole text: far fewer than `max`.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn is_far_longer_than(&self, text: &str, max: usize) -> Result<bool, TextError> {
+        const BYTES_PER_TOKEN: usize = 16;
+        const PIECE_BYTES: usize = 16 << 10;
+        if text.len() / BYTES_PER_TOKEN <= max {
+            return Ok(false);
+        }
+        let (mut rest, mut tokens) = (text, 0);
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
+            tokens += self.encode(piece, false)?.len();
+            if tokens / 2 > max {
+                return Ok(true);
+            }
+            rest = after;
+        }
+        Ok(false)
+    }
+
     /// The bytes a token stands for (byte-level tokens decoded, `▁` as a space). Control tokens: their text. `None`: no such id.
     #[must_use]
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
@@ -300,6 +324,12 @@ impl Tokenizer {
     #[must_use]
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
+    }
+
+    /// Tokens that `add_special` puts before a text.
+    #[must_use]
+    pub fn prefix_len(&self) -> usize {
+        self.prefix.len()
     }
 
     #[must_use]

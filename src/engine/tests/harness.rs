@@ -238,7 +238,7 @@ pub(super) fn varied_requests(count: usize) -> Vec<GenerationRequest> {
                 presence_penalty: [0.0, 0.4][(i / 2) % 2],
                 frequency_penalty: [0.0, 0.3, -0.2][(i / 3) % 3],
                 repetition_penalty: [1.0, 1.2][(i / 5) % 2],
-                logit_bias: if i % 7 == 0 { vec![(3, 1.5), (9, -100.0)] } else { Vec::new() },
+                logit_bias: if i % 7 == 0 { [(3, 1.5), (9, -100.0)].into() } else { Arc::default() },
                 seed: (i / 2) as u64,
                 min_tokens: i % 5,
                 logprobs: [None, Some(0), Some(5)][i % 3],
