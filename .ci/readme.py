@@ -82,7 +82,7 @@ def folder_of(text):
 
 def serves(text):
     """The port of the server that a block starts, if it starts one."""
-    if re.search(r"\bwick serve\b|-- serve\b", text):
+    if re.search(r"\bwick serve\b|-- serve\b", text) and "--print-config" not in text:
         port = re.search(r"--port (\d+)", text)
         return f"http://127.0.0.1:{port.group(1) if port else 8080}/readyz"
     if re.search(r"\blitellm --config\b", text):
@@ -119,6 +119,8 @@ def use():
             if server.poll() is None:
                 os.killpg(server.pid, signal.SIGTERM)
         codes = [server.wait(timeout=60) for server in servers]
+    if codes[0] != 0:
+        sys.exit(f"wick was to drain and end with exit code 0, not {codes[0]}")
     print(f"all blocks ran; servers ended with {codes}")
 
 

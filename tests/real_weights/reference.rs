@@ -69,6 +69,17 @@ impl Reference {
         }
     }
 
+    /// llama.cpp's mean difference from the same reference, on the same file and over these prompts.
+    pub fn llama_cpp(&self) -> f64 {
+        let file = golden("logits/llama_cpp.json");
+        let model = file["results"].as_array().unwrap().iter().find(|model| model["model"] == self.alias.as_str());
+        let theirs = model.unwrap()["cases"].as_array().unwrap();
+        let mean =
+            |case: &Case| theirs.iter().find(|c| c["name"] == case.name.as_str()).unwrap()["mean"].as_f64().unwrap();
+        // Every continuation has the same length, so the mean of means is the mean.
+        self.cases.iter().map(mean).sum::<f64>() / self.cases.len() as f64
+    }
+
     /// Runs every prompt twice: once with the reference's continuation given, and once to continue it.
     pub fn distance(&self, engine: &Engine) -> Distance {
         let greedy = engine.run(self.cases.iter().map(|case| request(&case.prompt, case.ids.len(), 0)).collect());
@@ -149,6 +160,7 @@ impl Distance {
 
     pub fn assert_within(&self, what: &str, mean: f64) {
         self.print(what);
+        println!("{what:<32} {mean:.6} allowed");
         assert!(self.mean <= mean, "{what}: mean difference {} is above {mean}", self.mean);
         assert!(self.early.is_empty(), "{what}: greedy continuations leave the reference early: {:?}", self.early);
     }

@@ -18,8 +18,14 @@ const TICKET_BYTES: usize = 64 * 1024;
 const UNPACKED_BYTES: usize = 128 * 1024;
 /// Bytes of activations that are walked for each of those: they should stay in the shared cache.
 const CHUNK_BYTES: usize = 8 << 20;
-/// Activation rows up to which weights are unpacked again for each tile of rows. Unpacking to memory pays from about 10 rows on.
-const DIRECT_ROWS: usize = 2 * TILE_ROWS;
+/// Activation rows up to which weights are unpacked again for each tile of rows: where unpacking to memory begins to pay. Tuned on Zen 4.
+fn direct_rows(ty: QuantType) -> usize {
+    match ty {
+        // Two instructions unpack them.
+        QuantType::Q4_0 | QuantType::Q4_1 | QuantType::Q8_0 | QuantType::Q4K | QuantType::Q8K => 3 * TILE_ROWS,
+        _ => 2 * TILE_ROWS,
+    }
+}
 
 /// A weight matrix: `rows` outputs of `cols` values, row after row in the blocks of `ty`. The data may have any alignment.
 #[derive(Clone, Copy, Debug)]
@@ -155,7 +161,7 @@ impl Batch<'_> {
             .iter()
             .map(|matrix| {
                 let row_bytes = matrix.data.len().checked_div(matrix.rows).unwrap_or(0);
-                let by_cache = if self.rows > DIRECT_ROWS {
+                let by_cache = if self.rows > direct_rows(matrix.ty) {
                     UNPACKED_BYTES / (self.panels * size_of::<WeightPanel>())
                 } else {
                     TICKET_BYTES / row_bytes.max(1)
@@ -191,7 +197,7 @@ impl Batch<'_> {
         let w = WeightRows { ty, cols: self.k, row_bytes: plan.row_bytes, data };
         let Lane { panels, wide, tile } = lane;
         tile.resize(count * TILE_ROWS, 0.0);
-        let unpacked = ty != QuantType::F32 && self.rows > DIRECT_ROWS;
+        let unpacked = ty != QuantType::F32 && self.rows > direct_rows(ty);
         if unpacked && ty.is_float() {
             wide.resize(count * self.k, 0.0);
             dequantize(ty, data, wide);

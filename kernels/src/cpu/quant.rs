@@ -1,6 +1,8 @@
 //! The number formats of weights, as ggml lays them out.
 
 use super::panel::{GROUP, PANEL, WeightPanel, unpack_panel};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 /// A storage format of weights: plain floats, or ggml's block formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -147,8 +149,13 @@ pub fn dequantize(ty: QuantType, src: &[u8], dst: &mut [f32]) {
             }
         }
         F16 => {
-            for (y, b) in dst.iter_mut().zip(src.chunks_exact(2)) {
-                *y = half::f16::from_le_bytes([b[0], b[1]]).to_f32();
+            // By way of an aligned buffer: a slice is converted by the processor's instruction, eight values at a time.
+            let mut halves = [f16::ZERO; 64];
+            for (dst, src) in dst.chunks_mut(64).zip(src.chunks(128)) {
+                for (h, b) in halves.iter_mut().zip(src.chunks_exact(2)) {
+                    *h = f16::from_le_bytes([b[0], b[1]]);
+                }
+                halves[..dst.len()].convert_to_f32_slice(dst);
             }
         }
         BF16 => {
