@@ -63,12 +63,17 @@ impl Scheduler {
         let unused = refs.iter().filter(|&&count| count == 0).count();
         ensure(free == unused && free == pool.free_len(), || format!("{free} blocks are free, {unused} are unused"))?;
 
+        let owners: HashMap<_, _> = self.pending.iter().collect();
+        for (hash, owner) in &owners {
+            let seq = self.seqs.get(owner).filter(|s| s.place == Place::Running);
+            let computes = seq.is_some_and(|s| s.hashes[s.published..].contains(hash));
+            ensure(computes, || format!("nobody computes {hash:?}"))?;
+        }
         let mut waiters = HashMap::new();
-        for (hash, owner, waiting) in self.pending.iter() {
-            let seq = self.seqs.get(&owner).filter(|s| s.place == Place::Running);
-            let computes = seq.is_some_and(|s| s.hashes[s.published..].contains(&hash));
-            ensure(computes, || format!("nobody computes {hash:?} but {} wait for it", waiting.len()))?;
-            waiters.extend(waiting.iter().map(|&id| (id, hash)));
+        for (owner, waiter) in self.pending.all_waiters() {
+            let waits = owners.get(&waiter.hash) == Some(&owner);
+            ensure(waits, || format!("{waiter:?} waits for {owner:?}, which does not compute its block"))?;
+            waiters.insert(waiter.id, waiter.hash);
         }
         let mut places = [0; 3];
         for seq in self.seqs.values() {

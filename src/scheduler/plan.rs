@@ -10,6 +10,7 @@
 //! only by as many tokens as it has itself; then nobody is admitted before it.
 use std::ops::Range;
 
+use super::pending::Waiter;
 use super::queue::Candidate;
 use super::sequence::Place;
 use super::{LogitRows, ScheduledSeq, Scheduler, SchedulerOutput, SeqId};
@@ -107,7 +108,11 @@ impl Scheduler {
 
     fn candidate(&self, id: SeqId) -> Candidate {
         let seq = &self.seqs[&id];
-        Candidate { id, tenant: seq.tenant, age: seq.age, length: seq.missing() }
+        let (age, length) = (seq.age, seq.missing());
+        // Whoever waits for this one's blocks lends it its place, or a short prompt that shares a prefix with a long one
+        // would wait as if it were long itself.
+        let rank = self.pending.waiting_for(id).iter().fold((age, length), |(a, l), w| (a.min(w.age), l.min(w.length)));
+        Candidate { id, tenant: seq.tenant, age, length, rank }
     }
 
     /// Shares the prompt budget out in portions of half of it, so that at least two prompts get on in a step.
@@ -116,21 +121,34 @@ impl Scheduler {
         let portion = plan.prompt_budget.div_ceil(2).max(self.config.block_size);
         if let Some(id) = self.blocked
             && plan.prompt_budget > 0
+            && self.running.len() < self.config.running_max
+            && self.queue.first_preempted().is_none()
         {
             self.try_waiting(id, plan);
         }
         while plan.prompt_budget > 0 {
             let admit = self.may_admit(plan);
-            let Some(picked) = self.queue.pick(&plan.prompts, admit, &plan.refused) else { return };
-            if self.seqs[&picked.id].place != Place::Running {
-                self.try_waiting(picked.id, plan);
-                continue;
+            let Some(pick) = self.queue.pick(&plan.prompts, admit, &plan.refused) else { return };
+            let id = pick.candidate.id;
+            if self.seqs[&id].place != Place::Running {
+                match self.try_waiting(id, plan) {
+                    Admission::Admitted => {}
+                    Admission::Parked => continue,
+                    Admission::Refused => {
+                        self.queue.pass_turn(&pick);
+                        continue;
+                    }
+                }
             }
-            let tokens = self.grow(&picked, portion, plan);
+            // Looked up, since admission may have found a part of it in the cache.
+            let Some(candidate) = plan.prompts.iter().find(|c| c.id == id).copied() else { continue };
+            let tokens = self.grow(&candidate, portion, plan);
             plan.prompt_budget -= tokens;
-            self.queue.charge(picked.tenant, tokens);
-            if let Some(at) = plan.prompts.iter().position(|c| c.id == picked.id) {
+            self.queue.charge(candidate.tenant, tokens);
+            self.queue.end_turn(&pick, tokens, portion);
+            if let Some(at) = plan.prompts.iter().position(|c| c.id == id) {
                 plan.prompts[at].length -= tokens;
+                plan.prompts[at].rank.1 = plan.prompts[at].rank.1.min(plan.prompts[at].length);
                 if tokens == 0 || plan.prompts[at].length == 0 {
                     plan.prompts.swap_remove(at);
                 }
@@ -147,11 +165,9 @@ impl Scheduler {
     }
 
     /// Tries to admit a waiting sequence and remembers who was refused and who went past it.
-    fn try_waiting(&mut self, id: SeqId, plan: &mut Plan) {
-        if self.running.len() >= self.config.running_max || self.queue.first_preempted().is_some() {
-            return;
-        }
-        match self.admit(id) {
+    fn try_waiting(&mut self, id: SeqId, plan: &mut Plan) -> Admission {
+        let admission = self.admit(id);
+        match admission {
             Admission::Admitted => {
                 plan.prompts.push(self.candidate(id));
                 let tokens = self.seqs[&id].tokens.len();
@@ -165,6 +181,7 @@ impl Scheduler {
                 self.blocked.get_or_insert(id);
             }
         }
+        admission
     }
 
     /// Moves a queued sequence to the running ones with what the prefix cache has of it, or says why not.
@@ -185,7 +202,7 @@ impl Scheduler {
             if let Some(hash) = pending.last_of_run(&usable[hit.blocks.len()..]) {
                 kv.release(BlockTable::from_prefix(hit.blocks));
                 queue.remove(seq);
-                pending.wait(hash, id);
+                pending.wait(Waiter { id, hash, age: seq.age, length: seq.estimate });
                 seq.place = Place::Parked(hash);
                 if self.blocked == Some(id) {
                     self.blocked = None;

@@ -1,8 +1,10 @@
 //! Sequences that hold no blocks, and which of them is next.
 //!
 //! Preempted sequences go first, oldest first. The others wait in one queue per tenant. Between tenants the one that was
-//! served the fewest tokens is next. Within a tenant two rules take turns: the shortest prompt, so that a short one never
-//! waits behind a 30,000-token one, and the oldest, so that no prompt is overtaken for ever.
+//! served the fewest tokens is next. Within a tenant two rules share the tokens: the shortest prompt, so that a short one
+//! never waits behind a 30,000-token one, and the oldest, so that no prompt is overtaken for ever. Each gets half of them:
+//! if they took turns pick by pick instead, a short prompt of 20 tokens would pay for a whole portion of the oldest one's,
+//! and a few of them in every step would leave nothing for a prompt between the two.
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::SeqId;
@@ -26,15 +28,15 @@ struct Tenant {
     /// Tokens computed for it, comparable between tenants only.
     served: u64,
     last_pick: u64,
-    /// The next rule for picks among running prompts only, among waiting ones only, and among both. They alternate
-    /// separately: with one counter, two kinds of picks that take turns would each see one rule only, and starve somebody.
-    rules: [Rule; 3],
+    /// How far the shortest are ahead of the oldest (see [`Pick`]), for picks among running prompts only, among waiting
+    /// ones only, and among both. Separately: with one number, two kinds of picks that take turns could each see one rule
+    /// only, and starve somebody.
+    leads: [i64; 3],
 }
 
 /// Whose turn it is within a tenant.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Rule {
-    #[default]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
     Shortest,
     Oldest,
 }
@@ -47,7 +49,25 @@ pub(super) struct Candidate {
     pub age: u64,
     /// Tokens to compute (for a waiting one: expected).
     pub length: usize,
+    /// Age and length by which it is ordered: its own, or those of an older or a shorter prompt that waits for its blocks.
+    pub rank: (u64, usize),
 }
+
+/// A pick and the turn it was made in. The turn ends by [`WaitQueue::end_turn`] or [`WaitQueue::pass_turn`]; with neither,
+/// the next pick of this kind is made under the same rule.
+#[derive(Debug)]
+pub(super) struct Pick {
+    pub candidate: Candidate,
+    rule: Rule,
+    kind: usize,
+}
+
+/// [`Pick::kind`]: among running prompts, among waiting ones, among both.
+const RUNNING: usize = 0;
+const WAITING: usize = 1;
+const BOTH: usize = 2;
+/// A pick counts as at least this share of a portion, so that many tiny prompts in a row do not hold up the oldest.
+const PICK_SHARE_MIN: usize = 4;
 
 impl WaitQueue {
     pub fn join(&mut self, tenant: u64) {
@@ -111,7 +131,7 @@ impl WaitQueue {
 
     /// Picks the next prompt to get tokens, among `running` ones and, if `admit`, the waiting ones that were not `refused`
     /// in this step. O(running + tenants).
-    pub fn pick(&mut self, running: &[Candidate], admit: bool, refused: &[SeqId]) -> Option<Candidate> {
+    pub fn pick(&mut self, running: &[Candidate], admit: bool, refused: &[SeqId]) -> Option<Pick> {
         let with_running = running.iter().filter_map(|c| self.tenants.get_key_value(&c.tenant));
         let with_waiting =
             self.tenants.iter().filter(|(_, t)| admit && t.by_age.iter().any(|(_, id)| !refused.contains(id)));
@@ -124,15 +144,35 @@ impl WaitQueue {
         let mut mine = running.iter().filter(|c| c.tenant == id).copied().peekable();
         let waits = admit && tenant.by_age.iter().any(|(_, id)| !refused.contains(id));
         let kind = match (mine.peek().is_some(), waits) {
-            (true, false) => 0,
-            (false, _) => 1,
-            (true, true) => 2,
+            (true, false) => RUNNING,
+            (false, _) => WAITING,
+            (true, true) => BOTH,
         };
-        let rule = tenant.rules[kind];
-        tenant.rules[kind] = if rule == Rule::Oldest { Rule::Shortest } else { Rule::Oldest };
+        let rule = if tenant.leads[kind] > 0 { Rule::Oldest } else { Rule::Shortest };
         let waiting = waits.then(|| tenant.first_waiting(id, rule, refused)).flatten();
-        let key = |c: &Candidate| if rule == Rule::Oldest { (c.age, 0) } else { (c.length as u64, c.age) };
-        mine.chain(waiting).min_by_key(key)
+        let key = |c: &Candidate| if rule == Rule::Oldest { (c.rank.0, 0) } else { (c.rank.1 as u64, c.rank.0) };
+        let candidate = mine.chain(waiting).min_by_key(key)?;
+        Some(Pick { candidate, rule, kind })
+    }
+
+    /// The picked prompt was given `tokens`, of at most `portion`: they count for the rule that picked it. Where only
+    /// waiting prompts were to choose from, the rules take turns pick by pick: what is given away then is a place.
+    pub fn end_turn(&mut self, pick: &Pick, tokens: usize, portion: usize) {
+        if tokens == 0 || pick.kind == WAITING {
+            return self.pass_turn(pick);
+        }
+        if let Some(t) = self.tenants.get_mut(&pick.candidate.tenant) {
+            let cost = tokens.max(portion / PICK_SHARE_MIN) as i64;
+            t.leads[pick.kind] += if pick.rule == Rule::Shortest { cost } else { -cost };
+        }
+    }
+
+    /// The picked prompt got nothing: the other rule is next.
+    pub fn pass_turn(&mut self, pick: &Pick) {
+        if let Some(t) = self.tenants.get_mut(&pick.candidate.tenant) {
+            let lead = &mut t.leads[pick.kind];
+            *lead = if pick.rule == Rule::Shortest { (*lead).max(1) } else { (*lead).min(0) };
+        }
     }
 }
 
@@ -141,12 +181,12 @@ impl Tenant {
         match rule {
             Rule::Shortest => {
                 let mut allowed = self.by_length.iter().filter(|(_, _, id)| !refused.contains(id));
-                allowed.next().map(|&(length, age, id)| Candidate { id, tenant, age, length })
+                allowed.next().map(|&(length, age, id)| Candidate { id, tenant, age, length, rank: (age, length) })
             }
             Rule::Oldest => {
                 let mut allowed = self.by_age.iter().filter(|(_, id)| !refused.contains(id));
                 // The length plays no part under this rule.
-                allowed.next().map(|&(age, id)| Candidate { id, tenant, age, length: 0 })
+                allowed.next().map(|&(age, id)| Candidate { id, tenant, age, length: 0, rank: (age, 0) })
             }
         }
     }
