@@ -90,6 +90,10 @@ impl Scheduler {
         }
         let counted = [self.queue.len(), waiters.len(), self.running.len()];
         ensure(places == counted, || format!("queued, parked and running are {places:?}, counted {counted:?}"))?;
+        for (tenant, running) in self.queue.running_counts() {
+            let seen = self.running.iter().filter(|(_, id)| self.seqs[id].tenant == tenant).count();
+            ensure(seen == running, || format!("tenant {tenant} runs {seen} sequences, counted {running}"))?;
+        }
         ensure(self.running.is_sorted(), || "running sequences are not in order of age".to_owned())?;
         let blocked = self.blocked.is_none_or(|id| self.seqs.get(&id).is_some_and(|s| s.place == Place::Queued));
         ensure(blocked, || "the blocked sequence does not wait".to_owned())

@@ -2,7 +2,8 @@
 //!
 //! There is no prefill phase and no decode phase: every sequence has tokens without KV, and a step computes some of them
 //! under one budget. The order is: sequences that are one token behind (decodes), then preempted ones come back, then
-//! prompts, running and waiting alike, share what is left as [`super::queue`] orders them.
+//! prompts, running and waiting alike, share what is left as [`super::queue`] orders them. Before all that, a sequence may
+//! have to make way for another tenant's: see [`super::shares`].
 //!
 //! Memory: a sequence that finds no free block takes one from the youngest sequence younger than itself, so the oldest
 //! always gets on and there is no livelock. To make that rare, a sequence is admitted only when its known tokens fit
@@ -11,7 +12,7 @@
 use std::ops::Range;
 
 use super::pending::Waiter;
-use super::queue::Candidate;
+use super::queue::{Candidate, Slots};
 use super::sequence::Place;
 use super::{LogitRows, ScheduledSeq, Scheduler, SchedulerOutput, SeqId};
 use crate::kv::BlockTable;
@@ -29,7 +30,7 @@ pub(super) struct Plan {
     logit_rows: usize,
     prompts: Vec<Candidate>,
     refused: Vec<SeqId>,
-    preempted: Vec<SeqId>,
+    pub preempted: Vec<SeqId>,
 }
 
 enum Admission {
@@ -56,11 +57,14 @@ impl Scheduler {
             refused: Vec::new(),
             preempted: Vec::new(),
         };
+        self.steps += 1;
+        self.share_slots(&mut plan);
+        let yielded = plan.preempted.len();
         self.plan_decodes(&mut plan);
         plan.prompt_budget =
             if plan.parts.is_empty() { plan.budget } else { plan.budget.min(self.config.prefill_chunk_max) };
         self.collect_prompts(&mut plan);
-        if plan.preempted.is_empty() {
+        if plan.preempted.len() == yielded {
             self.readmit_preempted(&mut plan);
         }
         self.plan_prompts(&mut plan);
@@ -87,7 +91,7 @@ impl Scheduler {
     }
 
     fn readmit_preempted(&mut self, plan: &mut Plan) {
-        while self.running.len() < self.config.running_max {
+        while self.free_slots() > 0 {
             let Some(id) = self.queue.first_preempted() else { return };
             match self.admit(id) {
                 Admission::Admitted => plan.prompts.push(self.candidate(id)),
@@ -121,14 +125,15 @@ impl Scheduler {
         let portion = plan.prompt_budget.div_ceil(2).max(self.config.block_size);
         if let Some(id) = self.blocked
             && plan.prompt_budget > 0
-            && self.running.len() < self.config.running_max
+            && self.free_slots() > 0
             && self.queue.first_preempted().is_none()
         {
             self.try_waiting(id, plan);
         }
         while plan.prompt_budget > 0 {
-            let admit = self.may_admit(plan);
-            let Some(pick) = self.queue.pick(&plan.prompts, admit, &plan.refused) else { return };
+            let may_admit = plan.refused.len() < REFUSALS_MAX && self.may_overtake();
+            let slots = Slots { free: if may_admit { self.free_slots() } else { 0 }, all: self.config.running_max };
+            let Some(pick) = self.queue.pick(&plan.prompts, slots, &plan.refused) else { return };
             let id = pick.candidate.id;
             if self.seqs[&id].place != Place::Running {
                 match self.try_waiting(id, plan) {
@@ -156,12 +161,14 @@ impl Scheduler {
         }
     }
 
-    fn may_admit(&self, plan: &Plan) -> bool {
+    fn free_slots(&self) -> usize {
+        self.config.running_max - self.running.len()
+    }
+
+    /// Whether those who wait in the queue may be admitted before the blocked one and the preempted ones.
+    pub(super) fn may_overtake(&self) -> bool {
         let door_open = self.blocked.and_then(|id| self.seqs.get(&id)).is_none_or(|b| b.overtaken < b.tokens.len());
-        door_open
-            && self.running.len() < self.config.running_max
-            && self.queue.first_preempted().is_none()
-            && plan.refused.len() < REFUSALS_MAX
+        door_open && self.queue.first_preempted().is_none()
     }
 
     /// Tries to admit a waiting sequence and remembers who was refused and who went past it.
@@ -186,7 +193,7 @@ impl Scheduler {
 
     /// Moves a queued sequence to the running ones with what the prefix cache has of it, or says why not.
     fn admit(&mut self, id: SeqId) -> Admission {
-        let Self { config, kv, seqs, running, queue, pending, .. } = self;
+        let Self { config, kv, seqs, running, queue, pending, steps, .. } = self;
         // What running sequences still need for the tokens they know, and a block each for the tokens they will generate.
         let promised: usize = running
             .iter()
@@ -224,7 +231,9 @@ impl Scheduler {
         if self.blocked == Some(id) {
             self.blocked = None;
         }
+        queue.start_running(seq.tenant);
         seq.place = Place::Running;
+        seq.admitted_in = *steps;
         seq.preempted = false;
         if let Some(found) = found {
             seq.prefix = found.prefix;

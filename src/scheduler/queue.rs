@@ -25,6 +25,7 @@ struct Tenant {
     by_length: BTreeSet<(usize, u64, SeqId)>,
     /// Sequences anywhere in the scheduler; the tenant is forgotten with its last one.
     live: usize,
+    running: usize,
     /// Tokens computed for it, comparable between tenants only.
     served: u64,
     last_pick: u64,
@@ -62,6 +63,14 @@ pub(super) struct Pick {
     kind: usize,
 }
 
+/// Places among the running sequences.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slots {
+    /// Those that may be given away now.
+    pub free: usize,
+    pub all: usize,
+}
+
 /// [`Pick::kind`]: among running prompts, among waiting ones, among both.
 const RUNNING: usize = 0;
 const WAITING: usize = 1;
@@ -83,6 +92,29 @@ impl WaitQueue {
         }
     }
 
+    pub fn start_running(&mut self, tenant: u64) {
+        self.tenants.entry(tenant).or_default().running += 1;
+    }
+
+    pub fn stop_running(&mut self, tenant: u64) {
+        if let Some(t) = self.tenants.get_mut(&tenant) {
+            t.running -= 1;
+        }
+    }
+
+    /// Slots that a tenant may count on when others want them too.
+    fn share(&self, slots: usize) -> usize {
+        (slots / self.tenants.len().max(1)).max(1)
+    }
+
+    /// When a tenant with less than its share of `slots` waits: the tenant with the most, if that is more than its share.
+    pub fn tenant_to_yield(&self, slots: usize) -> Option<u64> {
+        let share = self.share(slots);
+        self.tenants.values().find(|t| t.running < share && !t.by_age.is_empty())?;
+        let (most, id) = self.tenants.iter().map(|(&id, t)| (t.running, id)).max()?;
+        (most > share).then_some(id)
+    }
+
     /// Queues a sequence.
     pub fn insert(&mut self, seq: &Sequence) {
         self.waiting += 1;
@@ -102,6 +134,11 @@ impl WaitQueue {
             tenant.by_age.remove(&(seq.age, seq.id));
             tenant.by_length.remove(&(seq.estimate, seq.age, seq.id));
         }
+    }
+
+    /// Running sequences per tenant, for the checks of invariants.
+    pub fn running_counts(&self) -> impl Iterator<Item = (u64, usize)> {
+        self.tenants.iter().map(|(&id, t)| (id, t.running))
     }
 
     /// Sequences in the queue (parked ones are not).
@@ -129,12 +166,19 @@ impl WaitQueue {
         }
     }
 
-    /// Picks the next prompt to get tokens, among `running` ones and, if `admit`, the waiting ones that were not `refused`
-    /// in this step. O(running + tenants).
-    pub fn pick(&mut self, running: &[Candidate], admit: bool, refused: &[SeqId]) -> Option<Pick> {
+    /// Picks the next prompt to get tokens, among `running` ones and, as far as there are `slots`, the waiting ones that
+    /// were not `refused` in this step. O(running + tenants).
+    pub fn pick(&mut self, running: &[Candidate], slots: Slots, refused: &[SeqId]) -> Option<Pick> {
+        // The slots that tenants below their share wait for are theirs.
+        let share = self.share(slots.all);
+        let wanted = |t: &Tenant| share.saturating_sub(t.running).min(t.by_age.len());
+        let reserved: usize = self.tenants.values().map(wanted).sum();
+        let admits = |t: &Tenant| {
+            slots.free > if t.running < share { 0 } else { reserved }
+                && t.by_age.iter().any(|(_, id)| !refused.contains(id))
+        };
         let with_running = running.iter().filter_map(|c| self.tenants.get_key_value(&c.tenant));
-        let with_waiting =
-            self.tenants.iter().filter(|(_, t)| admit && t.by_age.iter().any(|(_, id)| !refused.contains(id)));
+        let with_waiting = self.tenants.iter().filter(|(_, t)| admits(t));
         let order = |(&id, t): (&u64, &Tenant)| (t.served, t.last_pick, id);
         let (_, _, id) = with_running.chain(with_waiting).map(order).min()?;
         let tenant = self.tenants.get_mut(&id)?;
@@ -142,7 +186,7 @@ impl WaitQueue {
         self.picks += 1;
         tenant.last_pick = self.picks;
         let mut mine = running.iter().filter(|c| c.tenant == id).copied().peekable();
-        let waits = admit && tenant.by_age.iter().any(|(_, id)| !refused.contains(id));
+        let waits = admits(tenant);
         let kind = match (mine.peek().is_some(), waits) {
             (true, false) => RUNNING,
             (false, _) => WAITING,

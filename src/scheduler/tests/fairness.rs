@@ -70,3 +70,86 @@ fn a_prompt_that_waits_for_another_ones_blocks_lends_it_its_place() {
     let (first, last) = steps_of(1, before, shared().chain([1, 2, 3]));
     assert!(first <= 12 && last <= first + 1, "waited {first} steps for the shared prefix, ended after {last}");
 }
+
+fn of_tenant(tenant: u64, sequence: NewSequence) -> NewSequence {
+    NewSequence { tenant, salt: CacheSalt(tenant), ..sequence }
+}
+
+fn running_of(s: &Scheduler, tenant: u64) -> usize {
+    s.running_views().filter(|view| s.seqs[&view.id].tenant == tenant).count()
+}
+
+/// A scheduler in which tenant 1 has `n` sequences that generate 2,000 tokens each, after `steps` steps.
+fn busy(n: u64, steps: usize, config: SchedulerConfig) -> Scheduler {
+    let mut s = Scheduler::new(config);
+    for id in 0..n {
+        s.add(of_tenant(1, new(id, [7, id as u32], 2000))).unwrap();
+    }
+    (0..steps).for_each(|_| drop(run(&mut s)));
+    s
+}
+
+#[test]
+fn a_tenant_that_waits_gets_its_share_of_the_slots() {
+    let mut s = busy(64, 20, server());
+    assert_eq!(running_of(&s, 1), 64);
+    s.add(of_tenant(2, new(100, 0..20, 5))).unwrap();
+    let step = run(&mut s);
+    assert!(step.seqs.iter().any(|part| part.id == SeqId(100)), "it starts at once");
+    assert_eq!((step.preempted, s.counters().preemptions, s.counters().yields), (vec![SeqId(63)], 1, 1));
+    (0..5).for_each(|_| drop(run(&mut s)));
+    // The slot goes back, and what the sequence had computed is still there but for a part of a block.
+    let computed = s.counters().computed_tokens;
+    let step = run(&mut s);
+    assert!(step.seqs.iter().any(|part| part.id == SeqId(63)) && running_of(&s, 1) == 64);
+    assert!(s.counters().computed_tokens - computed < 64 + 16);
+    assert_eq!(s.counters().yields, 1);
+}
+
+#[test]
+fn slots_are_shared_out_once_and_not_over_and_over() {
+    let mut s = busy(100, 20, server());
+    for id in 100..200 {
+        s.add(of_tenant(2, new(id, [9, id as u32], 2000))).unwrap();
+    }
+    for _ in 0..400 {
+        run(&mut s);
+        assert!(running_of(&s, 1) + running_of(&s, 2) == 64, "slots are not left empty");
+    }
+    assert_eq!((running_of(&s, 1), running_of(&s, 2), s.counters().yields), (32, 32, 32));
+    // A third one comes with one request: it costs one preemption, and another when the sequence comes back, at most.
+    s.add(of_tenant(3, new(300, 0..20, 5))).unwrap();
+    let started = (0..3).any(|_| run(&mut s).seqs.iter().any(|part| part.id == SeqId(300)));
+    (0..100).for_each(|_| drop(run(&mut s)));
+    assert!(started && s.counters().yields <= 34, "{} yields", s.counters().yields);
+    assert_eq!((running_of(&s, 1), running_of(&s, 2)), (32, 32));
+}
+
+#[test]
+fn a_sequence_that_just_started_does_not_yield() {
+    let mut s = busy(64, 1, server());
+    for id in 100..400 {
+        // A tenant of many small requests: each of tenant 1's sequences that makes way has run for a while before.
+        s.add(of_tenant(2, new(id, 0..20, 1))).unwrap();
+    }
+    let mut ran = vec![1; 64];
+    for _ in 0..200 {
+        let step = run(&mut s);
+        for id in &step.preempted {
+            assert!(std::mem::take(&mut ran[id.0 as usize]) >= 16, "{id:?} had just started");
+        }
+        for part in step.seqs.iter().filter(|part| part.id.0 < 64) {
+            ran[part.id.0 as usize] += 1;
+        }
+    }
+    assert!(s.counters().yields > 0);
+}
+
+#[test]
+fn one_tenant_alone_never_yields() {
+    let mut s = busy(200, 300, SchedulerConfig { running_max: 8, ..server() });
+    assert_eq!((s.counters().yields, s.counters().preemptions), (0, 0));
+    (0..10).for_each(|id| s.add(of_tenant(1, new(300 + id, 0..20, 1))).unwrap());
+    (0..50).for_each(|_| drop(run(&mut s)));
+    assert_eq!(s.counters().yields, 0);
+}
