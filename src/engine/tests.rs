@@ -11,6 +11,9 @@ use crate::runner::{Logits, RunnerError};
 use crate::sampling::SamplingParams;
 use crate::scheduler::{SchedulerOutput, SeqId};
 
+/// Sampling for a request with this seed panics.
+pub(super) const POISON: u64 = 0xdead;
+
 fn assert_same(expected: &[harness::Transcript], got: &[harness::Transcript], what: &str) {
     assert_eq!(expected.len(), got.len());
     for (i, (expected, got)) in expected.iter().zip(got).enumerate() {
@@ -241,6 +244,31 @@ async fn a_failed_step_fails_its_sequences_and_no_others() {
         assert_eq!((stats.gauges.blocks_used, stats.queued_tokens), (0, 0));
         assert!(engine.is_healthy());
     }
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_sampled_fails_alone() {
+    let requests = [request(&[7, 8], 6), request(&[1; 9], 6), request(&[9, 4, 4], 6)];
+    let alone = run_alone(&requests).await;
+    let (engine, gate) = gated_engine(config(), WIDE);
+    let mut poisoned = requests.clone().to_vec();
+    let params = SamplingParams { seed: POISON, ..SamplingParams::default() };
+    poisoned[1].params = Arc::new(params);
+    poisoned[1].prompt_logprobs = Some(1);
+    let mut streams = engine.submit(poisoned).unwrap();
+    assert_eq!(gate.entered(), [SeqId(0), SeqId(1), SeqId(2)], "all in one step");
+    drop(gate);
+    match read(streams.remove(1)).await {
+        Err(EngineFailure::Step { message }) => assert!(message.contains("the test poisons a request"), "{message}"),
+        other => panic!("expected a failure, got {other:?}"),
+    }
+    for (stream, alone) in streams.into_iter().zip([&alone[0], &alone[2]]) {
+        assert_eq!(read(stream).await.unwrap().0, *alone);
+    }
+    engine.wait_idle().await;
+    let stats = engine.stats();
+    assert_eq!((stats.failed_steps, stats.failed, stats.finished, stats.gauges.blocks_used), (0, 1, 2, 0));
+    assert_eq!((stats.queued_tokens, engine.is_healthy()), (0, true));
 }
 
 #[tokio::test]
