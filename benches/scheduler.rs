@@ -1,11 +1,10 @@
-//! What a step costs outside the forward pass: scheduling, sampling and commit, with a runner that computes nothing.
+//! What scheduling a step and committing it costs. Sampling is in `sampling.rs`.
 //!
 //! `cargo bench --bench scheduler`
 use std::sync::Arc;
 
 use divan::Bencher;
 use wick::kv::CacheSalt;
-use wick::sampling::{Sampler, SamplingParams};
 use wick::scheduler::{NewSequence, Scheduler, SchedulerConfig, SeqId, StopLimits};
 
 fn main() {
@@ -58,29 +57,4 @@ fn decode_step(bencher: Bencher<'_, '_>, n: usize) {
         let step = scheduler.schedule();
         commit(&mut scheduler, &step);
     });
-}
-
-/// One row of logits of a 150k vocabulary.
-fn row() -> Vec<f32> {
-    (0..151_936u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 21) as f32).collect()
-}
-
-fn sample(bencher: Bencher<'_, '_>, params: SamplingParams) {
-    let mut sampler = Sampler::new(Arc::new(params), &[1, 2, 3]);
-    bencher.with_inputs(row).bench_local_refs(|row| sampler.sample(row, 0, &[]));
-}
-
-#[divan::bench]
-fn sample_greedy(bencher: Bencher<'_, '_>) {
-    sample(bencher, SamplingParams { temperature: 0.0, ..SamplingParams::default() });
-}
-
-#[divan::bench]
-fn sample_top_p(bencher: Bencher<'_, '_>) {
-    sample(bencher, SamplingParams { temperature: 0.7, top_p: 0.9, ..SamplingParams::default() });
-}
-
-#[divan::bench]
-fn sample_greedy_with_20_logprobs(bencher: Bencher<'_, '_>) {
-    sample(bencher, SamplingParams { temperature: 0.0, logprobs: Some(20), ..SamplingParams::default() });
 }

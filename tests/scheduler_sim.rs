@@ -63,6 +63,7 @@ struct Totals {
     aborted: u64,
     failed: u64,
     preemptions: u64,
+    yields: u64,
     hit_tokens: u64,
     latency_max: u64,
 }
@@ -80,6 +81,8 @@ struct World {
     tenants: usize,
     /// Steps scheduled before the first of them is committed.
     depth: usize,
+    /// Tokens that a sequence wants.
+    output: (usize, usize),
     abort_chance: u64,
     fail_chance: u64,
     totals: Totals,
@@ -91,7 +94,9 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let block_size = rng.range(1, 4);
-        let num_blocks = rng.range(3, 24);
+        // Where there is memory enough, slots are what sequences contend for, and they hold them long.
+        let roomy = rng.percent(15);
+        let num_blocks = if roomy { rng.range(100, 200) } else { rng.range(3, 24) };
         let config = SchedulerConfig {
             block_size,
             num_blocks,
@@ -113,6 +118,7 @@ impl World {
             next_id: 0,
             tenants: rng.range(1, 3),
             depth: if rng.percent(20) { 2 } else { 1 },
+            output: if roomy { (20, 46) } else { (1, 24) },
             abort_chance: [0, 1, 10][rng.range(0, 2)],
             fail_chance: [0, 1, 5][rng.range(0, 2)],
             totals: Totals::default(),
@@ -147,6 +153,7 @@ impl World {
         assert_eq!(self.scheduler.gauges().blocks_used, 0, "blocks leaked");
         let counters = self.scheduler.counters();
         self.totals.preemptions = counters.preemptions;
+        self.totals.yields = counters.yields;
         self.totals.hit_tokens = counters.prefix_hit_tokens;
         assert!(counters.prefix_hit_tokens <= counters.prefix_queried_tokens);
         self.totals
@@ -165,14 +172,21 @@ impl World {
         let more = self.rng.range(0, more_max);
         prompt.extend((0..more).map(|_| self.rng.token()));
         let siblings = if self.rng.percent(20) { self.rng.range(2, 4).min(room) } else { 1 };
-        let tenant = self.rng.range(1, self.tenants) as u64;
+        let mut tenant = self.rng.range(1, self.tenants) as u64;
+        if self.output.0 > 1 && self.rng.percent(90) {
+            // One fills all slots before another comes.
+            tenant = 1 + self.totals.steps / 60 % self.tenants as u64;
+        }
         let prompt_logits = self.rng.percent(15);
         for _ in 0..siblings {
             let stop_tokens = if self.rng.percent(20) { vec![self.rng.token()] } else { Vec::new() };
             let new = NewSequence {
                 id: SeqId(self.next_id),
                 prompt: prompt.as_slice().into(),
-                limits: StopLimits { max_new_tokens: self.rng.range(1, 24), stop_tokens: stop_tokens.into() },
+                limits: StopLimits {
+                    max_new_tokens: self.rng.range(self.output.0, self.output.1),
+                    stop_tokens: stop_tokens.into(),
+                },
                 salt: CacheSalt(tenant),
                 prompt_logits,
                 tenant,
@@ -215,8 +229,12 @@ impl World {
             .filter(|id| !self.live[id].new.prompt_logits || self.live[id].rows == self.live[id].new.prompt.len())
             .collect();
         let running: Vec<SeqId> = self.scheduler.running_views().map(|v| v.id).collect();
+        let yields = self.scheduler.counters().yields;
         let step = self.scheduler.schedule();
-        for preempted in &step.preempted {
+        // The first one made way for another tenant, if any did; the oldest never does.
+        let yielded = usize::try_from(self.scheduler.counters().yields - yields).expect("one at most");
+        assert!(yielded <= 1 && (yielded == 0 || running.iter().min() < step.preempted.iter().min()));
+        for preempted in &step.preempted[yielded..] {
             let spared = running.iter().filter(|id| !awaited.contains(id) && !step.preempted.contains(id));
             assert!(spared.max() < Some(preempted), "{preempted:?} was preempted before a younger sequence");
         }
@@ -436,14 +454,15 @@ fn any_schedule_yields_what_each_sequence_yields_alone() {
         }
     });
     println!(
-        "{} steps in {:.1?}: {} sequences finished, {} aborted, {} failed, {} preemptions, {} cached tokens, \
-         at most {} steps from add to end",
+        "{} steps in {:.1?}: {} sequences finished, {} aborted, {} failed, {} preemptions, {} of them for another \
+         tenant, {} cached tokens, at most {} steps from add to end",
         sum.steps,
         start.elapsed(),
         sum.finished,
         sum.aborted,
         sum.failed,
         sum.preemptions,
+        sum.yields,
         sum.hit_tokens,
         sum.latency_max
     );
@@ -458,6 +477,7 @@ fn any_schedule_yields_what_each_sequence_yields_alone() {
     ] {
         assert!(count >= wanted / 1000, "only {count} {what} in {wanted} steps");
     }
+    assert!(sum.yields >= wanted / 5000, "only {} made way for another tenant in {wanted} steps", sum.yields);
 }
 
 impl Totals {
@@ -467,6 +487,7 @@ impl Totals {
         self.aborted += other.aborted;
         self.failed += other.failed;
         self.preemptions += other.preemptions;
+        self.yields += other.yields;
         self.hit_tokens += other.hit_tokens;
         self.latency_max = self.latency_max.max(other.latency_max);
     }

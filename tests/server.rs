@@ -41,7 +41,7 @@ async fn read_until(response: reqwest::Response, enough: impl Fn(&str) -> bool) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_clients_at_once_get_what_each_would_get_alone() {
-    let server = Server::start(Setup::default()).await;
+    let server = Server::start(Setup { gated: true, ..Setup::default() }).await;
     let request = |client: usize| {
         let stream = client.is_multiple_of(2);
         let content = format!("client {client}");
@@ -57,7 +57,18 @@ async fn sixty_four_clients_at_once_get_what_each_would_get_alone() {
         let part = |chunk: &Value| chunk["choices"][0]["delta"]["content"].as_str().unwrap_or("").to_owned();
         support::chunks(&body).iter().map(part).collect()
     };
-    let together = futures_util::future::join_all((0..64).map(&text)).await;
+    // The model is held until all are there, so that they run as one batch.
+    let admitted = async {
+        let bound = server.engine.info().queue.sequences_max;
+        until(|| bound - server.engine.load(0).sequences_left == 64).await;
+        server.gate.open();
+    };
+    let (together, ()) = tokio::join!(futures_util::future::join_all((0..64).map(&text)), admitted);
+    let stats = server.engine.stats();
+    assert_eq!(stats.generation_tokens, 64 * 32);
+    // Their prompts take a few steps of 256 tokens and more; from then on all 64 get a token in every step.
+    let prefill = stats.scheduler.computed_tokens.saturating_sub(64 * 31).div_ceil(256) + 2;
+    assert!(stats.steps <= 32 + prefill, "{} steps, {prefill} of them for the prompts", stats.steps);
     for (client, text_together) in together.iter().enumerate() {
         assert_eq!(*text_together, text(client).await, "client {client}");
     }
@@ -83,6 +94,73 @@ async fn clients_that_leave_free_their_blocks() {
     until(|| server.engine.stats().aborted == 2).await;
     let (status, _) = server.ask(CHAT, chat(json!({"max_tokens": 1}))).await;
     assert_eq!(status, 200);
+}
+
+/// Where a client of the chaos test goes away.
+#[derive(Debug, Clone, Copy)]
+enum Leaves {
+    Never,
+    /// Before the answer has begun, so many turns of the runtime after it asked.
+    Early(usize),
+    /// In the middle of the stream, after so many pieces of it.
+    Streaming(usize),
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_come_and_go_leave_nothing_behind() {
+    // Steps that take a while, so that clients really leave in the middle; little memory, so that they get in each
+    // other's way.
+    let setup = Setup { num_blocks: 120, step_delay: Some(Duration::from_micros(300)), ..Setup::default() };
+    let server = Server::start(setup).await;
+    let mut dice = 7u64;
+    let mut roll = |n: u64| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (dice >> 33) % n
+    };
+    let clients = (0..500).map(|client| {
+        let leaves = match roll(4) {
+            0 => Leaves::Never,
+            1 => Leaves::Early(roll(60) as usize),
+            _ => Leaves::Streaming(roll(12) as usize),
+        };
+        let stream = matches!(leaves, Leaves::Streaming(_)) || roll(2) == 0;
+        let content = format!("{} {client}", "again and ".repeat(roll(12) as usize));
+        let body = json!({"stream": stream, "messages": [{"role": "user", "content": content}], "ignore_eos": true,
+            "max_tokens": 1 + roll(50), "n": 1 + roll(3)});
+        (leaves, server.post(CHAT, &chat(body)))
+    });
+    let clients: Vec<_> = clients.collect();
+    let visit = async |(leaves, request): (Leaves, reqwest::RequestBuilder)| match leaves {
+        Leaves::Never => {
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 200);
+            response.text().await.unwrap();
+        }
+        Leaves::Early(turns) => {
+            let asking = tokio::spawn(request.send());
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            asking.abort();
+        }
+        Leaves::Streaming(pieces) => {
+            let mut bytes = request.send().await.unwrap().bytes_stream();
+            for _ in 0..pieces {
+                if bytes.next().await.is_none() {
+                    return;
+                }
+            }
+        }
+    };
+    futures_util::stream::iter(clients).map(visit).buffer_unordered(48).collect::<()>().await;
+    no_blocks_used(&server).await;
+    let mut in_flight = server.state.in_flight();
+    in_flight.wait_for(|count| *count == 0).await.unwrap();
+    let stats = server.engine.stats();
+    assert_eq!((stats.queued_sequences, stats.queued_tokens, stats.failed), (0, 0, 0));
+    assert!(stats.aborted > 50 && stats.finished > 100, "{stats:?}");
+    let (status, answer) = server.ask(CHAT, chat(json!({}))).await;
+    assert_eq!((status, &answer["choices"][0]["message"]["content"]), (200, &json!(support::ANSWER)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,9 @@ struct StepResult {
     sampled: Option<SampledToken>,
 }
 
+/// What became of a sequence in a step that ran: an error is its own, not the step's.
+type SeqOutcome = Result<StepResult, String>;
+
 /// Events that leave once the step's books are closed.
 type Outbox = Vec<(UnboundedSender<SeqEvent>, SeqEvent)>;
 
@@ -219,9 +222,10 @@ impl EngineCore {
         }
     }
 
-    /// Runs the step and reads its rows. A panic in the runner or in sampling is the step's failure, not the engine's:
-    /// the scheduler has not been touched since, and the samplers of the step go with their sequences.
-    fn compute(&mut self, step: &SchedulerOutput) -> Result<Vec<StepResult>, String> {
+    /// Runs the step and reads its rows. A panic in the runner is the step's failure, not the engine's; one in reading a
+    /// sequence's rows is that sequence's alone. Either way the scheduler has not been touched since, and the samplers
+    /// concerned go with their sequences.
+    fn compute(&mut self, step: &SchedulerOutput) -> Result<Vec<SeqOutcome>, String> {
         let Self { runner, live: sequences, .. } = self;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let mut logits = runner.execute(step).map_err(|error| error.to_string())?;
@@ -229,7 +233,10 @@ impl EngineCore {
             let mut rows = logits.rows_mut();
             let results = step.seqs.iter().map(|scheduled| {
                 let seq = live(sequences, scheduled.id);
-                seq.read_rows(scheduled, rows.by_ref().take(row_count(scheduled)))
+                // Taken before they are read, so that the next sequence finds its own whatever becomes of this one.
+                let rows: Vec<_> = rows.by_ref().take(row_count(scheduled)).collect();
+                let read = catch_unwind(AssertUnwindSafe(|| seq.read_rows(scheduled, rows)));
+                read.map_err(|panic| format!("sampling panicked: {}", panic_message(&*panic)))
             });
             Ok(results.collect())
         }));
@@ -237,13 +244,23 @@ impl EngineCore {
     }
 
     /// Advances the scheduler and turns the results into events. Returns the number of tokens sampled.
-    fn commit(&mut self, step: &SchedulerOutput, results: Vec<StepResult>, outbox: &mut Outbox) -> usize {
-        let tokens: Vec<Option<u32>> = results.iter().map(|r| r.sampled.as_ref().map(|s| s.id)).collect();
+    fn commit(&mut self, step: &SchedulerOutput, results: Vec<SeqOutcome>, outbox: &mut Outbox) -> usize {
+        for (scheduled, result) in step.seqs.iter().zip(&results) {
+            if let Err(message) = result {
+                tracing::error!(error = message, "a sequence failed");
+                // What the step computed for it is not published.
+                self.scheduler.abort(scheduled.id);
+                self.lose(scheduled.id, message, outbox);
+            }
+        }
+        let sampled_id = |result: &SeqOutcome| Some(result.as_ref().ok()?.sampled.as_ref()?.id);
+        let tokens: Vec<Option<u32>> = results.iter().map(sampled_id).collect();
         let updates = self.scheduler.commit(step, &tokens);
         let finished: HashMap<SeqId, FinishReason> =
             updates.into_iter().filter_map(|update| Some((update.id, update.finish?))).collect();
         let mut sampled = 0;
         for (scheduled, result) in step.seqs.iter().zip(results) {
+            let Ok(result) = result else { continue };
             let seq = live(&mut self.live, scheduled.id);
             let computed = scheduled.start + scheduled.tokens.len();
             seq.ticket.remaining(seq.prompt.len().saturating_sub(computed));
@@ -275,11 +292,15 @@ impl EngineCore {
     fn fail(&mut self, step: &SchedulerOutput, message: &str, outbox: &mut Outbox) {
         tracing::error!(sequences = step.seqs.len(), tokens = step.total_tokens(), error = message, "a step failed");
         for id in self.scheduler.fail_step(step) {
-            let Some(seq) = self.live.remove(&id) else { continue };
-            self.stats.failed += 1;
-            let failure = EngineFailure::Step { message: message.to_owned() };
-            outbox.push((seq.events, SeqEvent::Failed(failure)));
+            self.lose(id, message, outbox);
         }
+    }
+
+    /// Tells a sequence that it is lost; the scheduler has forgotten it.
+    fn lose(&mut self, id: SeqId, message: &str, outbox: &mut Outbox) {
+        let Some(seq) = self.live.remove(&id) else { return };
+        self.stats.failed += 1;
+        outbox.push((seq.events, SeqEvent::Failed(EngineFailure::Step { message: message.to_owned() })));
     }
 
     fn publish(&mut self) {
@@ -292,7 +313,9 @@ impl EngineCore {
 impl LiveSeq {
     /// Reads the logits of the sequence's chunk, `rows`, in order: log-probabilities of the prompt tokens that follow
     /// each position, and a new token from the last row.
-    fn read_rows<'a>(&mut self, scheduled: &ScheduledSeq, rows: impl Iterator<Item = &'a mut [f32]>) -> StepResult {
+    fn read_rows(&mut self, scheduled: &ScheduledSeq, rows: Vec<&mut [f32]>) -> StepResult {
+        #[cfg(test)]
+        assert!(self.sampler.params.seed != super::tests::POISON, "the test poisons a request");
         let mut result = StepResult::default();
         let end = scheduled.start + scheduled.tokens.len();
         let first = end - row_count(scheduled);

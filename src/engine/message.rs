@@ -117,7 +117,7 @@ pub struct EngineStats {
     pub finished: u64,
     /// Sequences whose stream was dropped before the end.
     pub aborted: u64,
-    /// Sequences lost with a failed step.
+    /// Sequences lost with a failed step, or by a failure of their own in one.
     pub failed: u64,
     /// Tokens computed in the last step, over all sequences.
     pub last_step_tokens: usize,

@@ -9,6 +9,7 @@ pub mod message;
 mod tests;
 
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 pub use message::{
     EngineFailure, EngineStats, FinishReason, GenerationRequest, GenerationStream, SeqEvent, StepObserver, StepReport,
@@ -22,6 +23,11 @@ use crate::scheduler::SchedulerConfig;
 
 /// Bounds of the waiting queue; one more is refused with [`SubmitError::QueueFull`].
 ///
+/// A tenant may use the whole queue while others leave it. When it is full, a tenant that holds less than its share (the
+/// bound divided by one more than the tenants that have anything unfinished, itself included) is still admitted up to
+/// that share, and with one prompt of any length when it has none waiting, as long as all together stay within twice the
+/// bound. So nobody is locked out by one who fills the queue, and memory is bounded.
+///
 /// A group of requests that exceeds a bound all alone is admitted when nothing else counts against that bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimits {
@@ -29,6 +35,19 @@ pub struct QueueLimits {
     pub sequences_max: usize,
     /// Prompt tokens not yet computed, over all admitted sequences.
     pub tokens_max: usize,
+}
+
+/// How full the queue is for one tenant, at this moment: what a client needs to pace itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueLoad {
+    pub limits: QueueLimits,
+    /// Sequences that the tenant may still submit: 0 means that the next one is refused, and so it is while draining.
+    pub sequences_left: usize,
+    /// Prompt tokens that the tenant may still submit. (A single group may exceed it where nothing else is waiting.)
+    pub tokens_left: usize,
+    /// Estimated time until everything admitted now has ended, in engine time as of the recent throughput, which leaves
+    /// out whatever comes later. Zero when nothing is unfinished, `None` before the first steps have been measured.
+    pub empty_in: Option<Duration>,
 }
 
 /// Facts about the running engine that the API needs for validation.
@@ -73,7 +92,7 @@ impl EngineHandle {
         &self.shared.info
     }
 
-    /// Submits requests that are admitted together or not at all (`n` choices of one request). One stream each.
+    /// Submits requests of one tenant that are admitted together or not at all (`n` choices of one request). One stream each.
     /// Dropping a stream aborts its sequence within one step.
     ///
     /// Never blocks. `max_new_tokens` must fit the context beside the prompt; defaults are the caller's business.
@@ -129,6 +148,12 @@ impl EngineHandle {
     /// Resolves when the engine has become unhealthy, never before: `main` waits for it to exit non-zero.
     pub async fn failed(&self) {
         self.shared.failed().await;
+    }
+
+    /// How full the queue is for a tenant. Cheap: a lock and a few divisions.
+    #[must_use]
+    pub fn load(&self, tenant: u64) -> QueueLoad {
+        self.shared.load(tenant)
     }
 
     /// A snapshot of counters and gauges for /metrics.

@@ -11,6 +11,9 @@ use crate::runner::{Logits, RunnerError};
 use crate::sampling::SamplingParams;
 use crate::scheduler::{SchedulerOutput, SeqId};
 
+/// Sampling for a request with this seed panics.
+pub(super) const POISON: u64 = 0xdead;
+
 fn assert_same(expected: &[harness::Transcript], got: &[harness::Transcript], what: &str) {
     assert_eq!(expected.len(), got.len());
     for (i, (expected, got)) in expected.iter().zip(got).enumerate() {
@@ -241,6 +244,88 @@ async fn a_failed_step_fails_its_sequences_and_no_others() {
         assert_eq!((stats.gauges.blocks_used, stats.queued_tokens), (0, 0));
         assert!(engine.is_healthy());
     }
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_sampled_fails_alone() {
+    let requests = [request(&[7, 8], 6), request(&[1; 9], 6), request(&[9, 4, 4], 6)];
+    let alone = run_alone(&requests).await;
+    let (engine, gate) = gated_engine(config(), WIDE);
+    let mut poisoned = requests.clone().to_vec();
+    let params = SamplingParams { seed: POISON, ..SamplingParams::default() };
+    poisoned[1].params = Arc::new(params);
+    poisoned[1].prompt_logprobs = Some(1);
+    let mut streams = engine.submit(poisoned).unwrap();
+    assert_eq!(gate.entered(), [SeqId(0), SeqId(1), SeqId(2)], "all in one step");
+    drop(gate);
+    match read(streams.remove(1)).await {
+        Err(EngineFailure::Step { message }) => assert!(message.contains("the test poisons a request"), "{message}"),
+        other => panic!("expected a failure, got {other:?}"),
+    }
+    for (stream, alone) in streams.into_iter().zip([&alone[0], &alone[2]]) {
+        assert_eq!(read(stream).await.unwrap().0, *alone);
+    }
+    engine.wait_idle().await;
+    let stats = engine.stats();
+    assert_eq!((stats.failed_steps, stats.failed, stats.finished, stats.gauges.blocks_used), (0, 1, 2, 0));
+    assert_eq!((stats.queued_tokens, engine.is_healthy()), (0, true));
+}
+
+#[tokio::test]
+async fn choices_of_one_prompt_compute_it_once() {
+    let engine = engine(config());
+    let prompt: Vec<u32> = (0..40).collect();
+    let choice = |seed| {
+        let mut choice = request(&prompt, 5);
+        choice.params = Arc::new(SamplingParams { seed, ..SamplingParams::default() });
+        choice
+    };
+    let streams = engine.submit((1..=4).map(choice).collect()).unwrap();
+    for stream in streams {
+        read(stream).await.unwrap();
+    }
+    // The last block is each one's own, since its last row is sampled from; the last token generated is not computed.
+    let stats = engine.stats();
+    assert_eq!(stats.scheduler.computed_tokens, 40 + 3 * 4 + 4 * 4);
+    assert_eq!(stats.scheduler.prefix_hit_tokens, 3 * 36);
+}
+
+#[tokio::test]
+async fn a_tenant_that_fills_slots_and_queue_does_not_lock_others_out() {
+    let config = SchedulerConfig { running_max: 4, ..config() };
+    let mut greedy: Vec<_> = (0..12).map(|i| request(&[i, 1], 100)).collect();
+    greedy.iter_mut().for_each(|r| r.tenant = 1);
+    let mut modest = request(&[3, 4, 5], 4);
+    modest.tenant = 2;
+    let alone = run_alone(&[greedy.clone(), vec![modest.clone()]].concat()).await;
+
+    let (engine, gate) = gated_engine(config, QueueLimits { sequences_max: 12, tokens_max: 100 });
+    let streams: Vec<_> = greedy.iter().map(|r| submit_one(&engine, r.clone())).collect();
+    for _ in 0..20 {
+        gate.entered();
+        gate.give(Verdict::Run);
+    }
+    gate.entered();
+    assert!(matches!(engine.submit(vec![greedy[0].clone()]), Err(SubmitError::QueueFull { .. })));
+    let load = engine.load(1);
+    assert_eq!((load.sequences_left, load.limits.sequences_max), (0, 12));
+    assert!(load.empty_in > Some(Duration::ZERO));
+    assert_eq!((engine.load(2).sequences_left, engine.load(2).tokens_left), (4, 100));
+    let modest = submit_one(&engine, modest);
+    assert_eq!(engine.load(2).sequences_left, 3);
+    gate.give(Verdict::Run);
+    assert!(gate.entered().contains(&SeqId(12)), "it is in the next step");
+    drop(gate);
+    assert_eq!(read(modest).await.unwrap().0, alone[12]);
+    assert!(engine.stats().finished < 12, "and did not wait for the others");
+    for (stream, alone) in streams.into_iter().zip(&alone) {
+        assert_eq!(read(stream).await.unwrap().0, *alone, "the one that made way is the same");
+    }
+    engine.wait_idle().await;
+    assert_eq!(engine.stats().scheduler.yields, 1);
+    assert_eq!(engine.load(1).empty_in, Some(Duration::ZERO));
+    engine.drain();
+    assert_eq!((engine.load(1).sequences_left, engine.load(1).tokens_left), (0, 0));
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! The random pick: temperature, `min_p`, `top_k`, `top_p`, then a draw by the cumulative distribution.
 use super::SamplingParams;
+use super::nucleus::BinnedRow;
 use super::select::{self, Candidate};
 use super::softmax::{self, CHUNK, Weights};
 
-/// Candidates first tried for `top_p` alone; a model that is sure of itself needs far fewer, and else it grows.
+/// Candidates first tried for `top_p` alone; a model that is sure of itself needs far fewer.
 const NUCLEUS_FIRST: usize = 64;
-const NUCLEUS_GROWTH: usize = 16;
+/// Tried next, where the first ones hold at least half of what is wanted.
+const NUCLEUS_SECOND: usize = 1024;
 
 /// Picks a token of `row` with the uniform number `u` in [0, 1); `None` when no logit is above minus infinity.
 ///
@@ -66,19 +68,21 @@ fn from_row(row: &[f32], weights: &Weights, u: f64) -> Option<u32> {
     last
 }
 
-/// `top_p` alone: select ever more candidates until they hold the share `p` of the row's mass.
+/// `top_p` alone: a few favourites if they hold the share `p` of the row's mass, else the row in bins.
 fn from_nucleus(row: &[f32], weights: &Weights, p: f64, u: f64) -> Option<u32> {
     let target = p * weights.total(row, &mut Vec::new());
     let mut candidates = Vec::new();
-    let mut k = NUCLEUS_FIRST;
-    loop {
+    for k in [NUCLEUS_FIRST, NUCLEUS_SECOND] {
         select::largest(row, k, weights.floor, &mut candidates);
         let kept = Kept::new(&candidates, weights);
-        if kept.mass() >= target || candidates.len() < k || k >= row.len() {
+        if kept.mass() >= target || candidates.len() < k {
             return kept.nucleus(target).pick(u);
         }
-        k = k.saturating_mul(NUCLEUS_GROWTH);
+        if kept.mass() < target / 2.0 {
+            break;
+        }
     }
+    BinnedRow::new(row, weights).pick(target, u)
 }
 
 /// Candidates, most likely first, with the cumulative sums of their weights.

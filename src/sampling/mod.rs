@@ -15,6 +15,7 @@
 //! without any finite logit the lowest id that is not banned is chosen.
 mod draw;
 pub mod logprobs;
+mod nucleus;
 pub mod params;
 mod processors;
 mod rng;

@@ -7,7 +7,7 @@ pub(super) struct Candidate(u64);
 
 impl Candidate {
     /// `logit` must not be NaN; plus infinity is read as the largest finite number.
-    fn new(logit: f32, id: u32) -> Self {
+    pub(super) fn new(logit: f32, id: u32) -> Self {
         // Adding zero turns -0.0 into 0.0: the two are equal.
         let bits = (logit.min(f32::MAX) + 0.0).to_bits();
         let ordered = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };

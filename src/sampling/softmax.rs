@@ -3,7 +3,7 @@
 //! The loops keep `LANES` independent partial results, which the compiler turns into vector instructions. Rust neither
 //! reorders nor fuses floating-point operations, so the bits are the same with any vector width.
 
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Logits whose weights are summed together; `draw` finds the chunk first and the token in it second.
 pub(super) const CHUNK: usize = 512;
 
@@ -38,6 +38,9 @@ pub(super) fn argmax(row: &[f32]) -> Option<u32> {
     row.iter().position(|&x| x == max).map(|id| id as u32)
 }
 
+/// Below this, [`exp`] is 0.
+const LOWEST: f32 = -87.0;
+
 /// e^x for x <= 0, to about one unit in the last place; 0 below -87 (where f32 gets subnormal) and for NaN.
 ///
 /// Written out so that it vectorises and gives the same bits on every platform: x = n ln 2 + r with |r| <= ln 2 / 2,
@@ -48,7 +51,6 @@ pub(super) fn exp(x: f32) -> f32 {
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
-    const LOWEST: f32 = -87.0;
     let clamped = if x >= LOWEST { x } else { LOWEST };
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
@@ -79,6 +81,14 @@ impl Weights {
         let finite = if x > self.max { self.max } else { x };
         let weight = exp((finite - self.max) * self.inverse_temperature);
         if x >= self.floor { weight } else { 0.0 }
+    }
+
+    /// Whether the weight of this logit is above 0.
+    #[inline]
+    pub(super) fn keeps(&self, x: f32) -> bool {
+        let finite = if x > self.max { self.max } else { x };
+        // Both are computed, so that a loop over a row has no branches.
+        (x >= self.floor) & ((finite - self.max) * self.inverse_temperature >= LOWEST)
     }
 
     /// Sum of the weights of up to [`CHUNK`] logits: per lane in order of position, then the lanes in order.

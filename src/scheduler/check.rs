@@ -63,12 +63,17 @@ impl Scheduler {
         let unused = refs.iter().filter(|&&count| count == 0).count();
         ensure(free == unused && free == pool.free_len(), || format!("{free} blocks are free, {unused} are unused"))?;
 
+        let owners: HashMap<_, _> = self.pending.iter().collect();
+        for (hash, owner) in &owners {
+            let seq = self.seqs.get(owner).filter(|s| s.place == Place::Running);
+            let computes = seq.is_some_and(|s| s.hashes[s.published..].contains(hash));
+            ensure(computes, || format!("nobody computes {hash:?}"))?;
+        }
         let mut waiters = HashMap::new();
-        for (hash, owner, waiting) in self.pending.iter() {
-            let seq = self.seqs.get(&owner).filter(|s| s.place == Place::Running);
-            let computes = seq.is_some_and(|s| s.hashes[s.published..].contains(&hash));
-            ensure(computes, || format!("nobody computes {hash:?} but {} wait for it", waiting.len()))?;
-            waiters.extend(waiting.iter().map(|&id| (id, hash)));
+        for (owner, waiter) in self.pending.all_waiters() {
+            let waits = owners.get(&waiter.hash) == Some(&owner);
+            ensure(waits, || format!("{waiter:?} waits for {owner:?}, which does not compute its block"))?;
+            waiters.insert(waiter.id, waiter.hash);
         }
         let mut places = [0; 3];
         for seq in self.seqs.values() {
@@ -85,6 +90,10 @@ impl Scheduler {
         }
         let counted = [self.queue.len(), waiters.len(), self.running.len()];
         ensure(places == counted, || format!("queued, parked and running are {places:?}, counted {counted:?}"))?;
+        for (tenant, running) in self.queue.running_counts() {
+            let seen = self.running.iter().filter(|(_, id)| self.seqs[id].tenant == tenant).count();
+            ensure(seen == running, || format!("tenant {tenant} runs {seen} sequences, counted {running}"))?;
+        }
         ensure(self.running.is_sorted(), || "running sequences are not in order of age".to_owned())?;
         let blocked = self.blocked.is_none_or(|id| self.seqs.get(&id).is_some_and(|s| s.place == Place::Queued));
         ensure(blocked, || "the blocked sequence does not wait".to_owned())

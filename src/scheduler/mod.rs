@@ -1,13 +1,14 @@
 //! Continuous batching under one token budget. Pure: no tensors, clocks, channels, locks or randomness.
 //!
 //! [`Scheduler`] owns all sequences. This file takes them in and takes a step's results; `plan` decides what a step
-//! computes; `queue` says who is next; `pending` lets a sequence wait for a block that another one is computing.
+//! computes; `queue` says who is next; `shares` divides the slots between tenants; `pending` lets a sequence wait for a block that another one is computing.
 mod check;
 pub mod output;
 mod pending;
 mod plan;
 mod queue;
 pub mod sequence;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -57,7 +58,10 @@ pub enum Rejected {
 /// Counters for metrics; all monotonic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SchedulerCounters {
+    /// Sequences that lost their blocks, for whatever reason.
     pub preemptions: u64,
+    /// Of those, the ones that made way for another tenant.
+    pub yields: u64,
     /// Prompt tokens looked up in the prefix cache.
     pub prefix_queried_tokens: u64,
     /// Prompt tokens found there.
@@ -90,6 +94,8 @@ pub struct Scheduler {
     /// The sequence that is next to be admitted as soon as it fits; see `plan`.
     blocked: Option<SeqId>,
     next_age: u64,
+    /// Steps planned.
+    steps: u64,
     counters: SchedulerCounters,
 }
 
@@ -119,6 +125,7 @@ impl Scheduler {
             pending: PendingBlocks::default(),
             blocked: None,
             next_age: 0,
+            steps: 0,
             counters: SchedulerCounters::default(),
         }
     }
@@ -152,12 +159,7 @@ impl Scheduler {
 
         let mut seq = Sequence::new(new, self.next_age);
         self.next_age += 1;
-        if self.config.prefix_cache {
-            self.kv.extend_hashes(seq.salt, &seq.tokens, &mut seq.hashes);
-            let usable = &seq.hashes[..seq.reusable() / self.config.block_size];
-            let cached = self.kv.count_prefix(seq.salt, usable, &seq.tokens) * self.config.block_size;
-            seq.estimate -= cached;
-        }
+        seq.estimate = estimate(&mut self.kv, &self.config, &mut seq);
         self.queue.join(seq.tenant);
         self.queue.insert(&seq);
         let replaced = self.seqs.insert(seq.id, seq);
@@ -271,14 +273,20 @@ impl Scheduler {
     /// Takes a running sequence's blocks; it will be computed again. Its full blocks stay in the prefix cache until they
     /// are needed, so that is often cheap.
     fn preempt(&mut self, id: SeqId) {
+        self.make_wait(id, true);
+    }
+
+    /// Takes a running sequence's blocks and queues it: before all that wait, if it is to come back `first`, or among them.
+    fn make_wait(&mut self, id: SeqId, first: bool) {
         self.stop_running(id);
         self.counters.preemptions += 1;
         let seq = self.seqs.get_mut(&id).expect("a running sequence is known, else it is a bug");
         seq.computed = 0;
         seq.published = 0;
         seq.prefix = PrefixId::Root(seq.salt);
-        seq.preempted = true;
+        seq.preempted = first;
         seq.place = Place::Queued;
+        seq.estimate = estimate(&mut self.kv, &self.config, seq);
         self.queue.insert(seq);
     }
 
@@ -287,6 +295,7 @@ impl Scheduler {
         let seq = self.seqs.get_mut(&id).expect("a running sequence is known, else it is a bug");
         let at = self.running.partition_point(|&(age, _)| age < seq.age);
         self.running.remove(at);
+        self.queue.stop_running(seq.tenant);
         self.kv.release(std::mem::take::<BlockTable>(&mut seq.table));
         let mut woken = Vec::new();
         for &hash in &seq.hashes[seq.published.min(seq.hashes.len())..] {
@@ -309,4 +318,14 @@ impl Scheduler {
             self.queue.leave(seq.tenant);
         }
     }
+}
+
+/// Tokens of a sequence that waits which it would compute if it were admitted now.
+fn estimate(kv: &mut KvManager, config: &SchedulerConfig, seq: &mut Sequence) -> usize {
+    if !config.prefix_cache {
+        return seq.tokens.len();
+    }
+    kv.extend_hashes(seq.salt, &seq.tokens, &mut seq.hashes);
+    let usable = &seq.hashes[..seq.reusable() / config.block_size];
+    seq.tokens.len() - kv.count_prefix(seq.salt, usable, &seq.tokens) * config.block_size
 }

@@ -2,7 +2,8 @@
 //!
 //! There is no prefill phase and no decode phase: every sequence has tokens without KV, and a step computes some of them
 //! under one budget. The order is: sequences that are one token behind (decodes), then preempted ones come back, then
-//! prompts, running and waiting alike, share what is left as [`super::queue`] orders them.
+//! prompts, running and waiting alike, share what is left as [`super::queue`] orders them. Before all that, a sequence may
+//! have to make way for another tenant's: see [`super::shares`].
 //!
 //! Memory: a sequence that finds no free block takes one from the youngest sequence younger than itself, so the oldest
 //! always gets on and there is no livelock. To make that rare, a sequence is admitted only when its known tokens fit
@@ -10,7 +11,8 @@
 //! only by as many tokens as it has itself; then nobody is admitted before it.
 use std::ops::Range;
 
-use super::queue::Candidate;
+use super::pending::Waiter;
+use super::queue::{Candidate, Slots};
 use super::sequence::Place;
 use super::{LogitRows, ScheduledSeq, Scheduler, SchedulerOutput, SeqId};
 use crate::kv::BlockTable;
@@ -28,7 +30,7 @@ pub(super) struct Plan {
     logit_rows: usize,
     prompts: Vec<Candidate>,
     refused: Vec<SeqId>,
-    preempted: Vec<SeqId>,
+    pub preempted: Vec<SeqId>,
 }
 
 enum Admission {
@@ -55,11 +57,14 @@ impl Scheduler {
             refused: Vec::new(),
             preempted: Vec::new(),
         };
+        self.steps += 1;
+        self.share_slots(&mut plan);
+        let yielded = plan.preempted.len();
         self.plan_decodes(&mut plan);
         plan.prompt_budget =
             if plan.parts.is_empty() { plan.budget } else { plan.budget.min(self.config.prefill_chunk_max) };
         self.collect_prompts(&mut plan);
-        if plan.preempted.is_empty() {
+        if plan.preempted.len() == yielded {
             self.readmit_preempted(&mut plan);
         }
         self.plan_prompts(&mut plan);
@@ -86,7 +91,7 @@ impl Scheduler {
     }
 
     fn readmit_preempted(&mut self, plan: &mut Plan) {
-        while self.running.len() < self.config.running_max {
+        while self.free_slots() > 0 {
             let Some(id) = self.queue.first_preempted() else { return };
             match self.admit(id) {
                 Admission::Admitted => plan.prompts.push(self.candidate(id)),
@@ -107,7 +112,11 @@ impl Scheduler {
 
     fn candidate(&self, id: SeqId) -> Candidate {
         let seq = &self.seqs[&id];
-        Candidate { id, tenant: seq.tenant, age: seq.age, length: seq.missing() }
+        let (age, length) = (seq.age, seq.missing());
+        // Whoever waits for this one's blocks lends it its place, or a short prompt that shares a prefix with a long one
+        // would wait as if it were long itself.
+        let rank = self.pending.waiting_for(id).iter().fold((age, length), |(a, l), w| (a.min(w.age), l.min(w.length)));
+        Candidate { id, tenant: seq.tenant, age, length, rank }
     }
 
     /// Shares the prompt budget out in portions of half of it, so that at least two prompts get on in a step.
@@ -116,21 +125,35 @@ impl Scheduler {
         let portion = plan.prompt_budget.div_ceil(2).max(self.config.block_size);
         if let Some(id) = self.blocked
             && plan.prompt_budget > 0
+            && self.free_slots() > 0
+            && self.queue.first_preempted().is_none()
         {
             self.try_waiting(id, plan);
         }
         while plan.prompt_budget > 0 {
-            let admit = self.may_admit(plan);
-            let Some(picked) = self.queue.pick(&plan.prompts, admit, &plan.refused) else { return };
-            if self.seqs[&picked.id].place != Place::Running {
-                self.try_waiting(picked.id, plan);
-                continue;
+            let may_admit = plan.refused.len() < REFUSALS_MAX && self.may_overtake();
+            let slots = Slots { free: if may_admit { self.free_slots() } else { 0 }, all: self.config.running_max };
+            let Some(pick) = self.queue.pick(&plan.prompts, slots, &plan.refused) else { return };
+            let id = pick.candidate.id;
+            if self.seqs[&id].place != Place::Running {
+                match self.try_waiting(id, plan) {
+                    Admission::Admitted => {}
+                    Admission::Parked => continue,
+                    Admission::Refused => {
+                        self.queue.pass_turn(&pick);
+                        continue;
+                    }
+                }
             }
-            let tokens = self.grow(&picked, portion, plan);
+            // Looked up, since admission may have found a part of it in the cache.
+            let Some(candidate) = plan.prompts.iter().find(|c| c.id == id).copied() else { continue };
+            let tokens = self.grow(&candidate, portion, plan);
             plan.prompt_budget -= tokens;
-            self.queue.charge(picked.tenant, tokens);
-            if let Some(at) = plan.prompts.iter().position(|c| c.id == picked.id) {
+            self.queue.charge(candidate.tenant, tokens);
+            self.queue.end_turn(&pick, tokens, portion);
+            if let Some(at) = plan.prompts.iter().position(|c| c.id == id) {
                 plan.prompts[at].length -= tokens;
+                plan.prompts[at].rank.1 = plan.prompts[at].rank.1.min(plan.prompts[at].length);
                 if tokens == 0 || plan.prompts[at].length == 0 {
                     plan.prompts.swap_remove(at);
                 }
@@ -138,20 +161,20 @@ impl Scheduler {
         }
     }
 
-    fn may_admit(&self, plan: &Plan) -> bool {
+    fn free_slots(&self) -> usize {
+        self.config.running_max - self.running.len()
+    }
+
+    /// Whether those who wait in the queue may be admitted before the blocked one and the preempted ones.
+    pub(super) fn may_overtake(&self) -> bool {
         let door_open = self.blocked.and_then(|id| self.seqs.get(&id)).is_none_or(|b| b.overtaken < b.tokens.len());
-        door_open
-            && self.running.len() < self.config.running_max
-            && self.queue.first_preempted().is_none()
-            && plan.refused.len() < REFUSALS_MAX
+        door_open && self.queue.first_preempted().is_none()
     }
 
     /// Tries to admit a waiting sequence and remembers who was refused and who went past it.
-    fn try_waiting(&mut self, id: SeqId, plan: &mut Plan) {
-        if self.running.len() >= self.config.running_max || self.queue.first_preempted().is_some() {
-            return;
-        }
-        match self.admit(id) {
+    fn try_waiting(&mut self, id: SeqId, plan: &mut Plan) -> Admission {
+        let admission = self.admit(id);
+        match admission {
             Admission::Admitted => {
                 plan.prompts.push(self.candidate(id));
                 let tokens = self.seqs[&id].tokens.len();
@@ -165,11 +188,12 @@ impl Scheduler {
                 self.blocked.get_or_insert(id);
             }
         }
+        admission
     }
 
     /// Moves a queued sequence to the running ones with what the prefix cache has of it, or says why not.
     fn admit(&mut self, id: SeqId) -> Admission {
-        let Self { config, kv, seqs, running, queue, pending, .. } = self;
+        let Self { config, kv, seqs, running, queue, pending, steps, .. } = self;
         // What running sequences still need for the tokens they know, and a block each for the tokens they will generate.
         let promised: usize = running
             .iter()
@@ -185,7 +209,7 @@ impl Scheduler {
             if let Some(hash) = pending.last_of_run(&usable[hit.blocks.len()..]) {
                 kv.release(BlockTable::from_prefix(hit.blocks));
                 queue.remove(seq);
-                pending.wait(hash, id);
+                pending.wait(Waiter { id, hash, age: seq.age, length: seq.estimate });
                 seq.place = Place::Parked(hash);
                 if self.blocked == Some(id) {
                     self.blocked = None;
@@ -207,7 +231,9 @@ impl Scheduler {
         if self.blocked == Some(id) {
             self.blocked = None;
         }
+        queue.start_running(seq.tenant);
         seq.place = Place::Running;
+        seq.admitted_in = *steps;
         seq.preempted = false;
         if let Some(found) = found {
             seq.prefix = found.prefix;

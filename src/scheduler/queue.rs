@@ -1,8 +1,10 @@
 //! Sequences that hold no blocks, and which of them is next.
 //!
 //! Preempted sequences go first, oldest first. The others wait in one queue per tenant. Between tenants the one that was
-//! served the fewest tokens is next. Within a tenant two rules take turns: the shortest prompt, so that a short one never
-//! waits behind a 30,000-token one, and the oldest, so that no prompt is overtaken for ever.
+//! served the fewest tokens is next. Within a tenant two rules share the tokens: the shortest prompt, so that a short one
+//! never waits behind a 30,000-token one, and the oldest, so that no prompt is overtaken for ever. Each gets half of them:
+//! if they took turns pick by pick instead, a short prompt of 20 tokens would pay for a whole portion of the oldest one's,
+//! and a few of them in every step would leave nothing for a prompt between the two.
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::SeqId;
@@ -23,18 +25,19 @@ struct Tenant {
     by_length: BTreeSet<(usize, u64, SeqId)>,
     /// Sequences anywhere in the scheduler; the tenant is forgotten with its last one.
     live: usize,
+    running: usize,
     /// Tokens computed for it, comparable between tenants only.
     served: u64,
     last_pick: u64,
-    /// The next rule for picks among running prompts only, among waiting ones only, and among both. They alternate
-    /// separately: with one counter, two kinds of picks that take turns would each see one rule only, and starve somebody.
-    rules: [Rule; 3],
+    /// How far the shortest are ahead of the oldest (see [`Pick`]), for picks among running prompts only, among waiting
+    /// ones only, and among both. Separately: with one number, two kinds of picks that take turns could each see one rule
+    /// only, and starve somebody.
+    leads: [i64; 3],
 }
 
 /// Whose turn it is within a tenant.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Rule {
-    #[default]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
     Shortest,
     Oldest,
 }
@@ -47,7 +50,33 @@ pub(super) struct Candidate {
     pub age: u64,
     /// Tokens to compute (for a waiting one: expected).
     pub length: usize,
+    /// Age and length by which it is ordered: its own, or those of an older or a shorter prompt that waits for its blocks.
+    pub rank: (u64, usize),
 }
+
+/// A pick and the turn it was made in. The turn ends by [`WaitQueue::end_turn`] or [`WaitQueue::pass_turn`]; with neither,
+/// the next pick of this kind is made under the same rule.
+#[derive(Debug)]
+pub(super) struct Pick {
+    pub candidate: Candidate,
+    rule: Rule,
+    kind: usize,
+}
+
+/// Places among the running sequences.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slots {
+    /// Those that may be given away now.
+    pub free: usize,
+    pub all: usize,
+}
+
+/// [`Pick::kind`]: among running prompts, among waiting ones, among both.
+const RUNNING: usize = 0;
+const WAITING: usize = 1;
+const BOTH: usize = 2;
+/// A pick counts as at least this share of a portion, so that many tiny prompts in a row do not hold up the oldest.
+const PICK_SHARE_MIN: usize = 4;
 
 impl WaitQueue {
     pub fn join(&mut self, tenant: u64) {
@@ -61,6 +90,29 @@ impl WaitQueue {
                 self.tenants.remove(&tenant);
             }
         }
+    }
+
+    pub fn start_running(&mut self, tenant: u64) {
+        self.tenants.entry(tenant).or_default().running += 1;
+    }
+
+    pub fn stop_running(&mut self, tenant: u64) {
+        if let Some(t) = self.tenants.get_mut(&tenant) {
+            t.running -= 1;
+        }
+    }
+
+    /// Slots that a tenant may count on when others want them too.
+    fn share(&self, slots: usize) -> usize {
+        (slots / self.tenants.len().max(1)).max(1)
+    }
+
+    /// When a tenant with less than its share of `slots` waits: the tenant with the most, if that is more than its share.
+    pub fn tenant_to_yield(&self, slots: usize) -> Option<u64> {
+        let share = self.share(slots);
+        self.tenants.values().find(|t| t.running < share && !t.by_age.is_empty())?;
+        let (most, id) = self.tenants.iter().map(|(&id, t)| (t.running, id)).max()?;
+        (most > share).then_some(id)
     }
 
     /// Queues a sequence.
@@ -82,6 +134,11 @@ impl WaitQueue {
             tenant.by_age.remove(&(seq.age, seq.id));
             tenant.by_length.remove(&(seq.estimate, seq.age, seq.id));
         }
+    }
+
+    /// Running sequences per tenant, for the checks of invariants.
+    pub fn running_counts(&self) -> impl Iterator<Item = (u64, usize)> {
+        self.tenants.iter().map(|(&id, t)| (id, t.running))
     }
 
     /// Sequences in the queue (parked ones are not).
@@ -109,12 +166,19 @@ impl WaitQueue {
         }
     }
 
-    /// Picks the next prompt to get tokens, among `running` ones and, if `admit`, the waiting ones that were not `refused`
-    /// in this step. O(running + tenants).
-    pub fn pick(&mut self, running: &[Candidate], admit: bool, refused: &[SeqId]) -> Option<Candidate> {
+    /// Picks the next prompt to get tokens, among `running` ones and, as far as there are `slots`, the waiting ones that
+    /// were not `refused` in this step. O(running + tenants).
+    pub fn pick(&mut self, running: &[Candidate], slots: Slots, refused: &[SeqId]) -> Option<Pick> {
+        // The slots that tenants below their share wait for are theirs.
+        let share = self.share(slots.all);
+        let wanted = |t: &Tenant| share.saturating_sub(t.running).min(t.by_age.len());
+        let reserved: usize = self.tenants.values().map(wanted).sum();
+        let admits = |t: &Tenant| {
+            slots.free > if t.running < share { 0 } else { reserved }
+                && t.by_age.iter().any(|(_, id)| !refused.contains(id))
+        };
         let with_running = running.iter().filter_map(|c| self.tenants.get_key_value(&c.tenant));
-        let with_waiting =
-            self.tenants.iter().filter(|(_, t)| admit && t.by_age.iter().any(|(_, id)| !refused.contains(id)));
+        let with_waiting = self.tenants.iter().filter(|(_, t)| admits(t));
         let order = |(&id, t): (&u64, &Tenant)| (t.served, t.last_pick, id);
         let (_, _, id) = with_running.chain(with_waiting).map(order).min()?;
         let tenant = self.tenants.get_mut(&id)?;
@@ -122,17 +186,37 @@ impl WaitQueue {
         self.picks += 1;
         tenant.last_pick = self.picks;
         let mut mine = running.iter().filter(|c| c.tenant == id).copied().peekable();
-        let waits = admit && tenant.by_age.iter().any(|(_, id)| !refused.contains(id));
+        let waits = admits(tenant);
         let kind = match (mine.peek().is_some(), waits) {
-            (true, false) => 0,
-            (false, _) => 1,
-            (true, true) => 2,
+            (true, false) => RUNNING,
+            (false, _) => WAITING,
+            (true, true) => BOTH,
         };
-        let rule = tenant.rules[kind];
-        tenant.rules[kind] = if rule == Rule::Oldest { Rule::Shortest } else { Rule::Oldest };
+        let rule = if tenant.leads[kind] > 0 { Rule::Oldest } else { Rule::Shortest };
         let waiting = waits.then(|| tenant.first_waiting(id, rule, refused)).flatten();
-        let key = |c: &Candidate| if rule == Rule::Oldest { (c.age, 0) } else { (c.length as u64, c.age) };
-        mine.chain(waiting).min_by_key(key)
+        let key = |c: &Candidate| if rule == Rule::Oldest { (c.rank.0, 0) } else { (c.rank.1 as u64, c.rank.0) };
+        let candidate = mine.chain(waiting).min_by_key(key)?;
+        Some(Pick { candidate, rule, kind })
+    }
+
+    /// The picked prompt was given `tokens`, of at most `portion`: they count for the rule that picked it. Where only
+    /// waiting prompts were to choose from, the rules take turns pick by pick: what is given away then is a place.
+    pub fn end_turn(&mut self, pick: &Pick, tokens: usize, portion: usize) {
+        if tokens == 0 || pick.kind == WAITING {
+            return self.pass_turn(pick);
+        }
+        if let Some(t) = self.tenants.get_mut(&pick.candidate.tenant) {
+            let cost = tokens.max(portion / PICK_SHARE_MIN) as i64;
+            t.leads[pick.kind] += if pick.rule == Rule::Shortest { cost } else { -cost };
+        }
+    }
+
+    /// The picked prompt got nothing: the other rule is next.
+    pub fn pass_turn(&mut self, pick: &Pick) {
+        if let Some(t) = self.tenants.get_mut(&pick.candidate.tenant) {
+            let lead = &mut t.leads[pick.kind];
+            *lead = if pick.rule == Rule::Shortest { (*lead).max(1) } else { (*lead).min(0) };
+        }
     }
 }
 
@@ -141,12 +225,12 @@ impl Tenant {
         match rule {
             Rule::Shortest => {
                 let mut allowed = self.by_length.iter().filter(|(_, _, id)| !refused.contains(id));
-                allowed.next().map(|&(length, age, id)| Candidate { id, tenant, age, length })
+                allowed.next().map(|&(length, age, id)| Candidate { id, tenant, age, length, rank: (age, length) })
             }
             Rule::Oldest => {
                 let mut allowed = self.by_age.iter().filter(|(_, id)| !refused.contains(id));
                 // The length plays no part under this rule.
-                allowed.next().map(|&(age, id)| Candidate { id, tenant, age, length: 0 })
+                allowed.next().map(|&(age, id)| Candidate { id, tenant, age, length: 0, rank: (age, 0) })
             }
         }
     }

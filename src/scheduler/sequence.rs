@@ -79,7 +79,9 @@ pub(super) struct Sequence {
     pub overtaken: usize,
     /// Its first chunk was handed out.
     pub started: bool,
-    /// Lost its blocks and did not run since: goes before all that wait.
+    /// The step in which it was (last) admitted.
+    pub admitted_in: u64,
+    /// Lost its blocks to an older one and did not run since: goes before all that wait.
     pub preempted: bool,
     pub place: Place,
 }
@@ -105,6 +107,7 @@ impl Sequence {
             estimate: new.prompt.len(),
             overtaken: 0,
             started: false,
+            admitted_in: 0,
             preempted: false,
             place: Place::Queued,
         }

@@ -1,4 +1,6 @@
 //! Exact plans, block ids and orders of small cases. Random ones are in `tests/scheduler_sim.rs`.
+mod fairness;
+
 use super::*;
 use crate::kv::{BlockId, CacheSalt};
 
@@ -267,7 +269,10 @@ fn a_prompt_that_does_not_fit_yet_is_overtaken_by_its_own_length_only() {
     let mut started = Vec::new();
     for id in 3..40 {
         s.add(new(id, 0..8, 1)).unwrap();
-        started.extend(run(&mut s).seqs.iter().filter(|p| p.cached_tokens.is_some()).map(|p| p.id.0));
+        let step = run(&mut s);
+        let mut together: Vec<u64> = step.seqs.iter().filter(|p| p.cached_tokens.is_some()).map(|p| p.id.0).collect();
+        together.sort_unstable();
+        started.append(&mut together);
     }
     // Four prompts of 8 tokens go past the one of 32 (they fit beside the first, which it does not) and no more.
     assert_eq!(started[..5], [3, 4, 5, 6, 2]);

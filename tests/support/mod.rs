@@ -80,6 +80,8 @@ pub struct Setup {
     /// The gate starts closed.
     pub gated: bool,
     pub fail_on_token: Option<u32>,
+    /// How long the model takes for a step.
+    pub step_delay: Option<Duration>,
     pub drain_budget: Duration,
 }
 
@@ -92,6 +94,7 @@ impl Default for Setup {
             num_blocks: 4096,
             gated: false,
             fail_on_token: None,
+            step_delay: None,
             drain_budget: Duration::from_secs(20),
         }
     }
@@ -119,8 +122,12 @@ impl Server {
             answer(context)
         };
         let block_size = 16;
-        let fake =
-            FakeOptions { next: Some(Box::new(next)), fail_on_token: setup.fail_on_token, ..FakeOptions::default() };
+        let fake = FakeOptions {
+            next: Some(Box::new(next)),
+            fail_on_token: setup.fail_on_token,
+            step_delay: setup.step_delay,
+            ..FakeOptions::default()
+        };
         let runner = FakeRunner::with_options(VOCAB, block_size, setup.num_blocks, fake);
         let config = SchedulerConfig {
             block_size,
