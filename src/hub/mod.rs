@@ -122,6 +122,14 @@ fn path_alias(path: &Path) -> String {
     name.map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
+/// The positions a model was made for, where the catalogue says so.
+///
+/// # Errors
+/// The catalogue cannot be read.
+pub fn known_context(model: &str, options: &FetchOptions) -> Result<Option<usize>, HubError> {
+    Ok(Catalogue::load(options.catalogue.as_deref())?.get(model).map(|entry| entry.context))
+}
+
 /// Whether all files of a catalogue model are in the cache, by their sizes.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ const UNKNOWN_MEMORY_KV_BYTES: u64 = 4 << 30;
 /// What the plan is made from; plain numbers. [`PlanInputs::of`] reads the model's part off its specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanInputs {
-    /// Bytes of the weights; mapped from the file, they count once.
+    /// Bytes of the weights: those mapped from the file count once, and so do copies made of them.
     pub weight_bytes: u64,
     pub kv_bytes_per_token: u64,
     /// Bytes of activations per token of a step, at the widest point of a layer.
@@ -36,6 +36,8 @@ pub struct PlanInputs {
     pub kv_memory: Option<u64>,
     /// Bytes this machine has left; `None` if it does not say.
     pub available: Option<u64>,
+    /// Models, this one and those planned after it, that share what the KV cache takes when nobody says how much.
+    pub kv_sharers: usize,
 }
 
 /// Limits of the server that the plan depends on.
@@ -105,6 +107,7 @@ impl PlanInputs {
             logit_rows_max: limits.logit_rows_max,
             kv_memory: None,
             available: None,
+            kv_sharers: 1,
         }
     }
 
@@ -125,7 +128,8 @@ impl PlanInputs {
 
 impl MemoryPlan {
     /// Sizes the block pool. With `kv_memory` it is as many blocks as fit there. Without, enough for every running sequence at full context,
-    /// or half of what weights and workspace leave (4 GiB where the system does not say) if that is less, but at least one sequence.
+    /// or half of what weights and workspace leave (4 GiB where the system does not say), shared with the models to come, if that is
+    /// less, but at least one sequence.
     ///
     /// # Errors
     /// One sequence of `context_max` tokens does not fit; the error has the numbers.
@@ -151,8 +155,10 @@ impl MemoryPlan {
                 return Err(PlanError::KvMemoryTooLarge { given, weights, workspace, available });
             }
             (Some(given), _) => given / block_bytes,
-            (None, Some(left)) => everyone.min(left / 100 * AUTOMATIC_KV_PERCENT / block_bytes).max(one_sequence),
-            (None, None) => everyone.min(UNKNOWN_MEMORY_KV_BYTES / block_bytes).max(one_sequence),
+            (None, left) => {
+                let share = left.map_or(UNKNOWN_MEMORY_KV_BYTES, |left| left / 100 * AUTOMATIC_KV_PERCENT);
+                everyone.min(share / inputs.kv_sharers.max(1) as u64 / block_bytes).max(one_sequence)
+            }
         };
         // Slots are 32-bit indices.
         let blocks = blocks.min(u64::from(u32::MAX) / inputs.block_size.max(1) as u64).max(1);
@@ -240,7 +246,19 @@ mod tests {
             logit_rows_max: 64,
             kv_memory: None,
             available: Some(4096 * MIB),
+            kv_sharers: 1,
         }
+    }
+
+    #[test]
+    fn models_share_the_automatic_cache_and_nothing_else() {
+        let alone = MemoryPlan::new(PlanInputs { available: Some(151 * MIB), ..inputs() }).unwrap();
+        let first = PlanInputs { available: Some(151 * MIB), kv_sharers: 2, ..inputs() };
+        let plan = MemoryPlan::new(first).unwrap();
+        assert_eq!((alone.kv_bytes / MIB, plan.kv_bytes / MIB), (19, 9));
+        assert!(plan.to_string().ends_with("of 151.0 MiB available"), "{plan}");
+        let asked = MemoryPlan::new(PlanInputs { kv_memory: Some(30 * MIB), ..first }).unwrap();
+        assert_eq!(asked.kv_bytes, 30 * MIB);
     }
 
     #[test]
