@@ -29,10 +29,10 @@ pub(super) fn windows(config: &HfConfig, spec: &mut DecoderSpec) -> Result<(), L
         return Ok(());
     }
     // Explicitly null, it is no window; left out, it is transformers' default.
-    let window = match (config.usize("sliding_window")?, config.value("sliding_window")) {
-        (Some(window), _) => window,
-        (None, Some(_)) => return Ok(()),
-        (None, None) => WINDOW_DEFAULT,
+    let window = match config.usize("sliding_window")? {
+        Some(window) => window,
+        None if config.has("sliding_window") => return Ok(()),
+        None => WINDOW_DEFAULT,
     };
     let first = match (config.usize("max_window_layers")?, config.value("layer_types")) {
         (Some(first), _) => first,
