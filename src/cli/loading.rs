@@ -102,8 +102,9 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         batched_tokens_max: args.batched_tokens.get(),
         logit_rows_max,
     };
-    let weight_bytes = files.weights.total_bytes().saturating_add(files.weights.copied_bytes());
-    let mut inputs = PlanInputs::of(&spec, weight_bytes, kv_dtype, limits);
+    let copied = files.weights.copied_bytes();
+    let mut inputs = PlanInputs::of(&spec, files.weights.total_bytes().saturating_add(copied), kv_dtype, limits);
+    inputs.copied_bytes = copied;
     inputs.kv_memory = args.kv_memory;
     inputs.kv_sharers = room.models_left;
     if device.is_cpu() {

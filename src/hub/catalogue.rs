@@ -235,7 +235,11 @@ impl Catalogue {
 }
 
 fn parse(text: &str) -> Result<BTreeMap<String, Entry>, String> {
-    let entries: BTreeMap<String, toml::Value> = toml::from_str(text).map_err(|e| e.to_string())?;
+    let entries: BTreeMap<String, toml::Value> = toml::from_str(text).map_err(|e| {
+        // One line, where toml would show the place in four.
+        let line = e.span().and_then(|s| text.get(..s.start)).map_or(1, |before| before.lines().count().max(1));
+        format!("line {line}: {}", e.message().lines().collect::<Vec<_>>().join("; "))
+    })?;
     let mut parsed = BTreeMap::new();
     for (alias, value) in entries {
         if !is_plain(&alias) {
@@ -288,6 +292,8 @@ mod tests {
         assert!(parse(&escape).unwrap_err().contains("plain names"));
         let typo = format!("[m]\n{base}file='m'\nsha265='x'\n{src}");
         assert!(parse(&typo).unwrap_err().contains("sha265"));
+        let broken = parse("[a]\nb = 1\nc = ").unwrap_err();
+        assert!(broken.starts_with("line 3: ") && !broken.contains('\n'), "{broken}");
     }
 
     #[test]

@@ -17,6 +17,8 @@ const UNKNOWN_MEMORY_KV_BYTES: u64 = 4 << 30;
 pub struct PlanInputs {
     /// Bytes of the weights: those mapped from the file count once, and so do copies made of them.
     pub weight_bytes: u64,
+    /// Of these, the copies.
+    pub copied_bytes: u64,
     pub kv_bytes_per_token: u64,
     /// Bytes of activations per token of a step, at the widest point of a layer.
     pub activation_bytes_per_token: u64,
@@ -97,6 +99,7 @@ impl PlanInputs {
         let activations = (4 * spec.hidden + widest.max().unwrap_or(0)) * F32;
         Self {
             weight_bytes,
+            copied_bytes: 0,
             kv_bytes_per_token: bytes_per_token(spec, dtype),
             activation_bytes_per_token: activations as u64,
             logit_row_bytes: (spec.vocab * F32) as u64,
@@ -184,7 +187,11 @@ impl fmt::Display for MemoryPlan {
         let inputs = &self.inputs;
         let size = |bytes: u64| Bytes(bytes).to_string();
         writeln!(f, "memory")?;
-        writeln!(f, "  weights  {:>10}  mapped from the file", size(inputs.weight_bytes))?;
+        write!(f, "  weights  {:>10}  mapped from the file", size(inputs.weight_bytes))?;
+        match inputs.copied_bytes {
+            0 => writeln!(f)?,
+            copied => writeln!(f, ", {} of them copied into another order", size(copied))?,
+        }
         writeln!(
             f,
             "  KV cache {:>10}  at most: {} blocks of {} tokens = {} tokens, {} a token",
@@ -236,6 +243,7 @@ mod tests {
     fn inputs() -> PlanInputs {
         PlanInputs {
             weight_bytes: 100 * MIB,
+            copied_bytes: 0,
             kv_bytes_per_token: 1024,
             activation_bytes_per_token: 10 * 1024,
             logit_row_bytes: 4096,
@@ -323,7 +331,9 @@ mod tests {
     #[test]
     fn the_plan_is_readable() {
         let text = MemoryPlan::new(inputs()).unwrap().to_string();
-        assert!(text.contains("weights   100.0 MiB"), "{text}");
+        assert!(text.contains("weights   100.0 MiB  mapped from the file\n"), "{text}");
+        let copied = MemoryPlan::new(PlanInputs { copied_bytes: MIB, ..inputs() }).unwrap().to_string();
+        assert!(copied.contains("from the file, 1.0 MiB of them copied into another order\n"), "{copied}");
         assert!(text.contains("4032 blocks of 16 tokens = 64512 tokens, 1.0 KiB a token"), "{text}");
         assert!(text.ends_with("of 4.0 GiB available"), "{text}");
     }

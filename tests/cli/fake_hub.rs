@@ -91,7 +91,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     if path == format!("{api}/revision/main") {
         return Response::new(json!({ "sha": COMMIT }).to_string().into());
     }
-    if path == format!("{api}/tree/{COMMIT}") {
+    if [COMMIT, "main"].iter().any(|revision| path == format!("{api}/tree/{revision}")) {
         let entries: Vec<Value> = shared.files.iter().map(|(name, bytes)| entry(name, bytes)).collect();
         return Response::new(Value::from(entries).to_string().into());
     }

