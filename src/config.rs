@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use crate::telemetry::LogFormat;
 
@@ -273,9 +274,15 @@ pub struct LoadArgs {
     /// Turns of an agent's conversation
     #[arg(long, default_value = "6")]
     pub turns: NonZeroUsize,
-    /// Context the agent workload is scaled to
-    #[arg(long, value_name = "TOKENS", default_value = "8192")]
-    pub scale_context: usize,
+    /// Context the agent workload is scaled to [default: what the server's /models says, else the catalogue]
+    #[arg(long, value_name = "TOKENS")]
+    pub scale_context: Option<NonZeroUsize>,
+    /// Where the random workload's prompts are sent (agents always chat)
+    #[arg(long, value_enum, default_value = "completions")]
+    pub endpoint: BenchEndpoint,
+    /// Do not ask for `ignore_eos`, which strict servers refuse: answers may be shorter than --output
+    #[arg(long)]
+    pub no_ignore_eos: bool,
     /// Seed of prompts and arrivals
     #[arg(long, default_value = "1")]
     pub seed: u64,
@@ -284,7 +291,15 @@ pub struct LoadArgs {
     pub timeout: u64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BenchEndpoint {
+    Completions,
+    Chat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Workload {
     /// Independent prompts of --input tokens, --output tokens each
     Random,

@@ -3,6 +3,10 @@
 mod commands;
 #[path = "cli/failures.rs"]
 mod failures;
+#[path = "cli/fake_hub.rs"]
+mod fake_hub;
+#[path = "cli/fetching.rs"]
+mod fetching;
 #[path = "support/models.rs"]
 mod models;
 #[path = "cli/process.rs"]

@@ -32,8 +32,8 @@ pub(super) struct Planned {
     pub queue: QueueLimits,
 }
 
-/// The memory that a model may plan with: what other models of this process have not planned, shared evenly with those
-/// still to come.
+/// The memory that a model may plan with: what other models of this process have not planned. Of that, the cache that nobody
+/// gave a size is shared evenly with the models still to come.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
     /// Bytes planned by models before this one.
@@ -53,9 +53,28 @@ pub(super) async fn plan_model(
     fetch: &FetchArgs,
     room: Room,
 ) -> anyhow::Result<Planned> {
+    check(name, engine, fetch)?;
     let local = hub::resolve(name, &fetch.options()).await?;
     let engine = engine.clone();
     tokio::task::spawn_blocking(move || plan_local(&local, &engine, room)).await.context("opening the model")?
+}
+
+/// What can be refused before a model is fetched.
+pub(super) fn check(name: &str, engine: &EngineArgs, fetch: &FetchArgs) -> anyhow::Result<()> {
+    select(DeviceChoice::parse(&engine.device)?)?;
+    engine.isa.as_deref().map(wick_kernels::Isa::from_name).transpose()?;
+    if let (Some(asked), Some(context)) = (engine.context, hub::known_context(name, &fetch.options())?) {
+        fits(asked, context, name)?;
+    }
+    Ok(())
+}
+
+fn fits(asked: NonZeroUsize, context: usize, name: &str) -> anyhow::Result<usize> {
+    anyhow::ensure!(
+        asked.get() <= context,
+        "--context {asked} is more than the {context} tokens that {name} was made for: lower it"
+    );
+    Ok(asked.get())
 }
 
 fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Result<Planned> {
@@ -67,12 +86,7 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
     let spec = registry::spec(&files.config)?;
     let text = TextTools::load(&local.path, args.chat_template.as_deref())?;
     let context_max = match args.context {
-        Some(asked) if asked.get() > spec.max_context => anyhow::bail!(
-            "--context {asked} is more than the {} tokens that {} was made for: lower it",
-            spec.max_context,
-            local.alias
-        ),
-        Some(asked) => asked.get(),
+        Some(asked) => fits(asked, spec.max_context, &local.alias)?,
         None => spec.max_context,
     };
     let block_size = usize::from(args.block_size);
@@ -88,11 +102,13 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         batched_tokens_max: args.batched_tokens.get(),
         logit_rows_max,
     };
-    let mut inputs = PlanInputs::of(&spec, files.weights.total_bytes(), kv_dtype, limits);
+    let copied = files.weights.copied_bytes();
+    let mut inputs = PlanInputs::of(&spec, files.weights.total_bytes().saturating_add(copied), kv_dtype, limits);
+    inputs.copied_bytes = copied;
     inputs.kv_memory = args.kv_memory;
+    inputs.kv_sharers = room.models_left;
     if device.is_cpu() {
-        inputs.available =
-            available_bytes().map(|bytes| bytes.saturating_sub(room.taken) / room.models_left.max(1) as u64);
+        inputs.available = available_bytes().map(|bytes| bytes.saturating_sub(room.taken));
     }
     let plan = MemoryPlan::new(inputs)?;
     let scheduler = SchedulerConfig {

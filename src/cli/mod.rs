@@ -31,8 +31,21 @@ pub fn main() -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", one_line(error));
     ExitCode::FAILURE
+}
+
+/// An error and its causes. Many errors, this crate's and others', already say their cause: once is enough.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Writes a line to stdout. A reader that has gone (`wick models | head -1`) is no error; a full disk is.
@@ -61,4 +74,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     // Background work (a blocking tokenization of a request that is gone) must not hold the exit back.
     runtime.shutdown_background();
     Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::HubError;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let full = || std::io::Error::from_raw_os_error(28);
+        let error = HubError::Io { doing: "writing", path: "/x".into(), source: full() };
+        assert_eq!(one_line(&error.into()), format!("writing /x: {}", full()));
+        let wrapped = anyhow::Error::from(full()).context("pulling");
+        assert_eq!(one_line(&wrapped), format!("pulling: {}", full()));
+    }
 }

@@ -11,10 +11,10 @@ pub(super) fn run(args: &FetchArgs) -> anyhow::Result<ExitCode> {
     let catalogue = Catalogue::load(options.catalogue.as_deref())?;
     say(format_args!("{:<22}{:>10}  {:>7}  {:<12}{:<7}DESCRIPTION", "NAME", "SIZE", "CONTEXT", "LICENCE", "CACHED"))?;
     for (name, entry) in catalogue.iter() {
-        let cached = hub::entry_path(name, entry, &options)?.metadata().is_ok_and(|m| m.len() == entry.bytes);
+        let cached = hub::is_cached(name, entry, &options)?;
         say(format_args!(
             "{name:<22}{:>10}  {:>7}  {:<12}{:<7}{}",
-            format!("{:.0} MiB", entry.bytes as f64 / (1024.0 * 1024.0)),
+            format!("{:.0} MiB", entry.bytes() as f64 / (1024.0 * 1024.0)),
             entry.context,
             entry.licence,
             if cached { "yes" } else { "-" },

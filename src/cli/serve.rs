@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::loading::{Planned, Room, plan_model};
+use super::loading::{Planned, Room, check as check_model, plan_model};
 use super::say;
 use crate::api::auth::{KeyStore, Scope, generate_key};
 use crate::api::{AppState, ServedModel, ServerOptions};
@@ -92,6 +92,10 @@ fn check(args: &ServeArgs, keys: bool) -> anyhow::Result<()> {
 }
 
 async fn plan_all(args: &ServeArgs) -> anyhow::Result<Vec<Planned>> {
+    // Of all models, before the first of them is fetched.
+    for name in &args.models {
+        check_model(name, &args.engine, &args.fetch)?;
+    }
     let mut planned: Vec<Planned> = Vec::new();
     for (i, name) in args.models.iter().enumerate() {
         let taken = planned.iter().map(|p| p.plan.total_bytes).sum();

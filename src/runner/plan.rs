@@ -15,8 +15,10 @@ const UNKNOWN_MEMORY_KV_BYTES: u64 = 4 << 30;
 /// What the plan is made from; plain numbers. [`PlanInputs::of`] reads the model's part off its specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanInputs {
-    /// Bytes of the weights; mapped from the file, they count once.
+    /// Bytes of the weights: those mapped from the file count once, and so do copies made of them.
     pub weight_bytes: u64,
+    /// Of these, the copies.
+    pub copied_bytes: u64,
     pub kv_bytes_per_token: u64,
     /// Bytes of activations per token of a step, at the widest point of a layer.
     pub activation_bytes_per_token: u64,
@@ -36,6 +38,8 @@ pub struct PlanInputs {
     pub kv_memory: Option<u64>,
     /// Bytes this machine has left; `None` if it does not say.
     pub available: Option<u64>,
+    /// Models, this one and those planned after it, that share what the KV cache takes when nobody says how much.
+    pub kv_sharers: usize,
 }
 
 /// Limits of the server that the plan depends on.
@@ -95,6 +99,7 @@ impl PlanInputs {
         let activations = (4 * spec.hidden + widest.max().unwrap_or(0)) * F32;
         Self {
             weight_bytes,
+            copied_bytes: 0,
             kv_bytes_per_token: bytes_per_token(spec, dtype),
             activation_bytes_per_token: activations as u64,
             logit_row_bytes: (spec.vocab * F32) as u64,
@@ -105,6 +110,7 @@ impl PlanInputs {
             logit_rows_max: limits.logit_rows_max,
             kv_memory: None,
             available: None,
+            kv_sharers: 1,
         }
     }
 
@@ -125,7 +131,8 @@ impl PlanInputs {
 
 impl MemoryPlan {
     /// Sizes the block pool. With `kv_memory` it is as many blocks as fit there. Without, enough for every running sequence at full context,
-    /// or half of what weights and workspace leave (4 GiB where the system does not say) if that is less, but at least one sequence.
+    /// or half of what weights and workspace leave (4 GiB where the system does not say), shared with the models to come, if that is
+    /// less, but at least one sequence.
     ///
     /// # Errors
     /// One sequence of `context_max` tokens does not fit; the error has the numbers.
@@ -151,8 +158,10 @@ impl MemoryPlan {
                 return Err(PlanError::KvMemoryTooLarge { given, weights, workspace, available });
             }
             (Some(given), _) => given / block_bytes,
-            (None, Some(left)) => everyone.min(left / 100 * AUTOMATIC_KV_PERCENT / block_bytes).max(one_sequence),
-            (None, None) => everyone.min(UNKNOWN_MEMORY_KV_BYTES / block_bytes).max(one_sequence),
+            (None, left) => {
+                let share = left.map_or(UNKNOWN_MEMORY_KV_BYTES, |left| left / 100 * AUTOMATIC_KV_PERCENT);
+                everyone.min(share / inputs.kv_sharers.max(1) as u64 / block_bytes).max(one_sequence)
+            }
         };
         // Slots are 32-bit indices.
         let blocks = blocks.min(u64::from(u32::MAX) / inputs.block_size.max(1) as u64).max(1);
@@ -178,7 +187,11 @@ impl fmt::Display for MemoryPlan {
         let inputs = &self.inputs;
         let size = |bytes: u64| Bytes(bytes).to_string();
         writeln!(f, "memory")?;
-        writeln!(f, "  weights  {:>10}  mapped from the file", size(inputs.weight_bytes))?;
+        write!(f, "  weights  {:>10}  mapped from the file", size(inputs.weight_bytes))?;
+        match inputs.copied_bytes {
+            0 => writeln!(f)?,
+            copied => writeln!(f, ", {} of them copied into another order", size(copied))?,
+        }
         writeln!(
             f,
             "  KV cache {:>10}  at most: {} blocks of {} tokens = {} tokens, {} a token",
@@ -230,6 +243,7 @@ mod tests {
     fn inputs() -> PlanInputs {
         PlanInputs {
             weight_bytes: 100 * MIB,
+            copied_bytes: 0,
             kv_bytes_per_token: 1024,
             activation_bytes_per_token: 10 * 1024,
             logit_row_bytes: 4096,
@@ -240,7 +254,19 @@ mod tests {
             logit_rows_max: 64,
             kv_memory: None,
             available: Some(4096 * MIB),
+            kv_sharers: 1,
         }
+    }
+
+    #[test]
+    fn models_share_the_automatic_cache_and_nothing_else() {
+        let alone = MemoryPlan::new(PlanInputs { available: Some(151 * MIB), ..inputs() }).unwrap();
+        let first = PlanInputs { available: Some(151 * MIB), kv_sharers: 2, ..inputs() };
+        let plan = MemoryPlan::new(first).unwrap();
+        assert_eq!((alone.kv_bytes / MIB, plan.kv_bytes / MIB), (19, 9));
+        assert!(plan.to_string().ends_with("of 151.0 MiB available"), "{plan}");
+        let asked = MemoryPlan::new(PlanInputs { kv_memory: Some(30 * MIB), ..first }).unwrap();
+        assert_eq!(asked.kv_bytes, 30 * MIB);
     }
 
     #[test]
@@ -305,7 +331,9 @@ mod tests {
     #[test]
     fn the_plan_is_readable() {
         let text = MemoryPlan::new(inputs()).unwrap().to_string();
-        assert!(text.contains("weights   100.0 MiB"), "{text}");
+        assert!(text.contains("weights   100.0 MiB  mapped from the file\n"), "{text}");
+        let copied = MemoryPlan::new(PlanInputs { copied_bytes: MIB, ..inputs() }).unwrap().to_string();
+        assert!(copied.contains("from the file, 1.0 MiB of them copied into another order\n"), "{copied}");
         assert!(text.contains("4032 blocks of 16 tokens = 64512 tokens, 1.0 KiB a token"), "{text}");
         assert!(text.ends_with("of 4.0 GiB available"), "{text}");
     }

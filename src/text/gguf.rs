@@ -79,6 +79,8 @@ const FAMILIES: &[Family] = &[
     },
 ];
 
+/// Most tokens or merges: ten times those of the largest vocabulary. Each becomes a string of its own, and more.
+const STRINGS_MAX: usize = 1 << 22;
 /// End-of-text tokens by name: files made before `eot_token_id` existed name only one end in their metadata.
 const TEXT_ENDS: [&str; 2] = ["<|endoftext|>", "<|end_of_text|>"];
 
@@ -144,7 +146,18 @@ impl GgufVocabulary {
             reason: format!("metadata key `{key}` is missing: the file carries no usable tokenizer"),
         };
         let key = |name: &str| format!("tokenizer.ggml.{name}");
-        let required = |name: &str| file.get_strings(&key(name))?.ok_or_else(|| missing(&key(name)));
+        let strings = |name: &str| {
+            let Some(strings) = file.get_strings(&key(name))? else { return Ok(None) };
+            if strings.len() > STRINGS_MAX {
+                let reason = format!(
+                    "metadata key `{}` has {} strings; wick reads at most {STRINGS_MAX}",
+                    key(name),
+                    strings.len()
+                );
+                return Err(LoadError::Malformed { path: file.path().to_owned(), reason });
+            }
+            Ok(Some(strings.iter().map(str::to_owned).collect::<Vec<_>>()))
+        };
         let id = |name: &str| file.get_u32(&key(&format!("{name}_token_id")));
         let mut ends = Vec::new();
         for name in ["eot", "eom"] {
@@ -158,10 +171,10 @@ impl GgufVocabulary {
         Ok(Self {
             model: file.get_str(&key("model"))?.ok_or_else(|| missing(&key("model")))?.to_owned(),
             pre: file.get_str(&key("pre"))?.map(str::to_owned),
-            tokens: required("tokens")?.to_vec(),
+            tokens: strings("tokens")?.ok_or_else(|| missing(&key("tokens")))?,
             token_types: file.get_i32s(&key("token_type"))?.ok_or_else(|| missing(&key("token_type")))?.to_vec(),
             scores: file.get_f32s(&key("scores"))?.map(<[f32]>::to_vec),
-            merges: file.get_strings(&key("merges"))?.map(<[String]>::to_vec),
+            merges: strings("merges")?,
             bos: id("bos")?,
             eos: id("eos")?,
             unknown: id("unknown")?,

@@ -92,6 +92,10 @@ fn describe_safetensors(folder: &Path) -> Result<Description, LoadError> {
         _ => return Err(LoadError::malformed(&json, "not a JSON object")),
     };
     let stored = safetensors::read_folder(folder)?;
+    let config = HfConfig::from_json(&json).map(|mut c| {
+        c.tie_word_embeddings = safetensors::is_tied(c.tie_word_embeddings, &stored);
+        c
+    });
     let tensors = stored.into_values().map(|s| TensorLine {
         name: s.tensor.name,
         ty: format!("{:?}", s.tensor.dtype),
@@ -100,10 +104,6 @@ fn describe_safetensors(folder: &Path) -> Result<Description, LoadError> {
     });
     let architecture = metadata.get("model_type").and_then(Value::as_str).unwrap_or("unknown").to_owned();
     let tensors: Vec<_> = tensors.collect();
-    let config = HfConfig::from_json(&json).map(|mut c| {
-        c.tie_word_embeddings &= !tensors.iter().any(|t| t.name == "lm_head.weight");
-        c
-    });
     Ok(assemble("safetensors".to_owned(), architecture, tensors, metadata, config))
 }
 

@@ -1,7 +1,8 @@
 //! GGUF (v2, v3, little-endian): header and metadata, read from a memory map.
 //!
 //! The layout is that of ggml's `docs/gguf.md`. The header is hostile input: every count, length and offset is checked against
-//! what the file can still hold before anything is allocated for it, so memory stays within a small factor of the header's size.
+//! what the file can still hold before anything is allocated for it, strings are stored without an allocation each, and the
+//! header's length is bounded, so memory stays within a small factor of the header's size.
 mod header;
 mod source;
 mod value;
@@ -21,7 +22,7 @@ use super::types::TypeInfo;
 use super::{LoadError, MappedBytes};
 pub(crate) use source::open;
 pub(crate) use value::shortest;
-pub use value::{GgufArray, GgufValue};
+pub use value::{GgufArray, GgufValue, Strings};
 
 /// A tensor's place in a GGUF file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,9 +172,9 @@ impl GgufFile {
     ///
     /// # Errors
     /// See `get_str`.
-    pub fn get_strings(&self, key: &str) -> Result<Option<&[String]>, LoadError> {
+    pub fn get_strings(&self, key: &str) -> Result<Option<&Strings>, LoadError> {
         self.typed(key, "an array of strings", |v| match v {
-            GgufValue::Array(GgufArray::Str(a)) => Some(a.as_slice()),
+            GgufValue::Array(GgufArray::Str(a)) => Some(a),
             _ => None,
         })
     }

@@ -72,6 +72,10 @@ pub trait WeightSource: Send {
     fn contains(&self, name: &str) -> bool;
     /// Bytes of all tensors in the file(s): the weights' share of the memory plan.
     fn total_bytes(&self) -> u64;
+    /// Bytes of those tensors that are copied to be put in order, and so take memory beside the file's.
+    fn copied_bytes(&self) -> u64 {
+        0
+    }
     /// Ends the taking.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! safetensors: one file, or shards listed in an index.
 //!
 //! The `safetensors` crate parses headers (contiguous offsets, sizes that fit their shapes, the file fully covered); what it
-//! leaves open is checked here: the header's size, names given twice, empty tensors, and the index.
+//! leaves open is checked here: the header's size, names given twice, offsets beyond the file (with which its sums overflow),
+//! empty tensors, and the index.
 #[cfg(test)]
 mod tests;
 
@@ -73,8 +74,16 @@ pub fn parse_header(bytes: &[u8], path: &Path) -> Result<Vec<SafeTensor>, LoadEr
     let header = bytes.get(8..data).ok_or_else(|| {
         bad(format!("the file ends inside its header ({} of {data} bytes); fetch it again", bytes.len()))
     })?;
-    if let Some(name) = first_duplicate(header).map_err(|e| bad(format!("its header is not sound JSON: {e}")))? {
+    let places = places(header).map_err(|e| bad(format!("its header is not sound: {e}")))?;
+    if let Some(name) = places.twice {
         return Err(bad(format!("tensor `{name}` is there twice")));
+    }
+    if places.end > (bytes.len() - data) as u64 {
+        return Err(bad(format!(
+            "damaged or truncated safetensors file: its header speaks of {} bytes of data and {} are there; fetch it again",
+            places.end,
+            bytes.len() - data
+        )));
     }
     let (_, metadata) = SafeTensors::read_metadata(bytes)
         .map_err(|e| bad(format!("damaged or truncated safetensors file ({e}); fetch it again")))?;
@@ -92,25 +101,45 @@ pub fn parse_header(bytes: &[u8], path: &Path) -> Result<Vec<SafeTensor>, LoadEr
     Ok(tensors)
 }
 
-/// The first key that a JSON object has twice (the crate would keep the last and say nothing).
-fn first_duplicate(json: &[u8]) -> Result<Option<String>, serde_json::Error> {
+/// What is looked at before the crate reads a header.
+#[derive(Default)]
+struct Places {
+    /// The first key that is there twice (the crate would keep the last and say nothing).
+    twice: Option<String>,
+    /// The largest offset that any tensor names.
+    end: u64,
+}
+
+/// Of a tensor's description, what is looked at.
+#[derive(serde::Deserialize)]
+struct Offsets {
+    data_offsets: Option<(u64, u64)>,
+}
+
+/// Reads the keys and offsets of a header. What else is wrong with it, the crate says.
+fn places(json: &[u8]) -> Result<Places, serde_json::Error> {
     struct Keys;
     impl<'de> Visitor<'de> for Keys {
-        type Value = Option<String>;
+        type Value = Places;
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("an object")
         }
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
             let mut seen = BTreeSet::new();
-            let mut twice = None;
-            while let Some((key, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
-                if twice.is_none() && seen.contains(&key) {
-                    twice = Some(key);
+            let mut places = Places::default();
+            while let Some(key) = map.next_key::<String>()? {
+                if key == "__metadata__" {
+                    map.next_value::<IgnoredAny>()?;
+                } else if let Some((_, end)) = map.next_value::<Offsets>()?.data_offsets {
+                    places.end = places.end.max(end);
+                }
+                if places.twice.is_none() && seen.contains(&key) {
+                    places.twice = Some(key);
                 } else {
                     seen.insert(key);
                 }
             }
-            Ok(twice)
+            Ok(places)
         }
     }
     let text = std::str::from_utf8(json).map_err(serde_json::Error::custom)?;
@@ -180,11 +209,33 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, LoadError> {
     Ok(wanted)
 }
 
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const OUTPUT: &str = "lm_head.weight";
+
+/// Whether the output matrix is the embedding, as transformers decides it: if the configuration says so, unless the file
+/// has both and they differ.
+pub(crate) fn is_tied(configured: bool, stored: &BTreeMap<String, Stored>) -> bool {
+    let same = |a: &Stored, b: &Stored| {
+        (a.tensor.dtype, &a.tensor.shape) == (b.tensor.dtype, &b.tensor.shape)
+            && a.bytes.as_slice() == b.bytes.as_slice()
+    };
+    let both = stored.get(EMBEDDING).zip(stored.get(OUTPUT));
+    configured && both.is_none_or(|(embedding, output)| same(embedding, output))
+}
+
 /// Opens a folder of safetensors.
 pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LoadError> {
     let mut config = HfConfig::from_json(&folder.join("config.json"))?;
+    let mut stored = read_folder(folder)?;
+    config.tie_word_embeddings = is_tied(config.tie_word_embeddings, &stored);
+    // One matrix under two names; like transformers, take it under the name that is there.
+    if config.tie_word_embeddings
+        && let Some(output) = stored.remove(OUTPUT)
+    {
+        stored.entry(EMBEDDING.to_owned()).or_insert(output);
+    }
     let mut entries = BTreeMap::new();
-    for (name, Stored { tensor, bytes }) in read_folder(folder)? {
+    for (name, Stored { tensor, bytes }) in stored {
         if names::is_ignorable(&name) {
             continue;
         }
@@ -195,9 +246,6 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LoadError> {
             other => return Err(LoadError::UnknownType { name, found: format!("{other:?}") }),
         };
         entries.insert(name, Entry { ty: TypeInfo::of(ty), shape: tensor.shape, bytes, interleaved_heads: None });
-    }
-    if entries.contains_key("lm_head.weight") {
-        config.tie_word_embeddings = false;
     }
     Ok(ModelFiles { config, weights: Box::new(TensorStore::new(entries, Convention::HuggingFace)) })
 }

@@ -118,6 +118,11 @@ impl WeightSource for TensorStore {
         self.entries.values().map(|e| e.bytes.as_slice().len() as u64).sum()
     }
 
+    fn copied_bytes(&self) -> u64 {
+        let copied = self.entries.values().filter(|e| e.interleaved_heads.is_some());
+        copied.map(|e| e.bytes.as_slice().len() as u64).sum()
+    }
+
     fn finish(&self) -> Result<(), LoadError> {
         let taken = self.taken.borrow();
         let names: Vec<String> =

@@ -3,26 +3,42 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
-use super::report::{Report, Sample};
+use super::report::{Report, Sample, Setup};
 use super::workload::{self, Rng};
-use crate::config::{LoadArgs, Workload};
+use crate::config::{BenchEndpoint, LoadArgs, Workload};
 
-/// Runs the load and reports.
+/// Runs the load and reports. `known_context`: the model's context, should the server not say it.
 ///
 /// # Errors
-/// The URL is malformed. Failed requests are part of the report, not errors.
-pub async fn run(url: &str, model: &str, args: &LoadArgs) -> Result<Report, anyhow::Error> {
-    let client = Arc::new(Client::new(url, model, args)?);
+/// The URL is malformed, or nobody knows the context that agents are to be scaled to. Failed requests are part of the report, not errors.
+pub async fn run(
+    url: &str,
+    model: &str,
+    args: &LoadArgs,
+    known_context: Option<usize>,
+) -> Result<Report, anyhow::Error> {
+    let mut client = Client::new(url, model, args)?;
+    if args.workload == Workload::Agent {
+        let told = match args.scale_context {
+            Some(context) => Some(context.get()),
+            None => client.context().await.or(known_context),
+        };
+        let context = told.context("the server does not say how long its context is: give --scale-context")?;
+        client.context = Some(context);
+    }
+    let setup = Setup::new(url, model, args, client.context);
+    let client = Arc::new(client);
     let started = Instant::now();
     let samples = match args.rate {
         Some(rate) if rate > 0.0 && rate.is_finite() => open_loop(&client, args, rate).await,
         Some(rate) => anyhow::bail!("--rate must be above 0, not {rate}"),
         None => closed_loop(&client, args).await,
     };
-    Ok(Report::new(&samples, started.elapsed().as_secs_f64()))
+    Ok(Report::new(setup, &samples, started.elapsed().as_secs_f64()))
 }
 
 /// Each client sends its next request when its last one is answered.
@@ -76,6 +92,9 @@ struct Client {
     base: String,
     key: Option<String>,
     model: String,
+    ignore_eos: bool,
+    /// Tokens that agents fill.
+    context: Option<usize>,
 }
 
 /// An answer's text and figures.
@@ -92,7 +111,24 @@ impl Client {
             base.starts_with("http://") || base.starts_with("https://"),
             "--url must begin with http:// or https://"
         );
-        Ok(Self { http, base, key: args.api_key.clone(), model: model.to_owned() })
+        Ok(Self {
+            http,
+            base,
+            key: args.api_key.clone(),
+            model: model.to_owned(),
+            ignore_eos: !args.no_ignore_eos,
+            context: None,
+        })
+    }
+
+    /// The context that the server's list of models gives, if it does.
+    async fn context(&self) -> Option<usize> {
+        let mut request = self.http.get(format!("{}/models", self.base));
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key);
+        }
+        let listed: Value = request.send().await.ok()?.json().await.ok()?;
+        context_of(&listed, &self.model)
     }
 
     /// One unit of the workload: a request, or a whole conversation.
@@ -100,15 +136,23 @@ impl Client {
         match args.workload {
             Workload::Random => {
                 let prompt = workload::prompt(args.seed, index, args.shared_prefix, args.input);
-                let body = json!({ "prompt": prompt, "max_tokens": args.output });
-                vec![self.send("/completions", body).await.sample]
+                let answer = match args.endpoint {
+                    BenchEndpoint::Completions => {
+                        self.send("/completions", json!({ "prompt": prompt, "max_tokens": args.output })).await
+                    }
+                    BenchEndpoint::Chat => {
+                        let messages = json!([{ "role": "user", "content": prompt }]);
+                        self.send("/chat/completions", json!({ "messages": messages, "max_tokens": args.output })).await
+                    }
+                };
+                vec![answer.sample]
             }
             Workload::Agent => self.conversation(args, index).await,
         }
     }
 
     async fn conversation(&self, args: &LoadArgs, index: usize) -> Vec<Sample> {
-        let (system, turns) = workload::agent_turns(args.scale_context, args.turns.get());
+        let (system, turns) = workload::agent_turns(self.context.unwrap_or_default(), args.turns.get());
         let mut messages = vec![json!({ "role": "system", "content": workload::text(system, args.seed) })];
         let mut samples = Vec::new();
         for (t, turn) in turns.iter().enumerate() {
@@ -132,7 +176,9 @@ impl Client {
         body["stream"] = json!(true);
         body["stream_options"] = json!({ "include_usage": true });
         body["temperature"] = json!(0);
-        body["ignore_eos"] = json!(true);
+        if self.ignore_eos {
+            body["ignore_eos"] = json!(true);
+        }
         let started = Instant::now();
         let mut answer = Answer { text: String::new(), sample: Sample::default() };
         if let Err(error) = self.follow(path, &body, started, &mut answer).await {
@@ -207,6 +253,14 @@ impl Answer {
     }
 }
 
+/// `max_model_len` of `model` in a list of models; of the only model there, whatever its name.
+fn context_of(listed: &Value, model: &str) -> Option<usize> {
+    let models = listed.get("data")?.as_array()?;
+    let named = models.iter().find(|m| m.get("id").and_then(Value::as_str) == Some(model));
+    let only = models.first().filter(|_| models.len() == 1);
+    usize::try_from(named.or(only)?.get("max_model_len")?.as_u64()?).ok()
+}
+
 fn short(e: &reqwest::Error) -> String {
     if e.is_timeout() {
         "timed out".to_owned()
@@ -251,6 +305,16 @@ mod tests {
             got.extend(l.push(&text[cut..]));
             assert_eq!(got, ["{\"a\":\"é\"}", "[DONE]"], "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn the_context_is_what_the_server_says() {
+        let one = json!({"data": [{"id": "a", "max_model_len": 4096}]});
+        assert_eq!((context_of(&one, "a"), context_of(&one, "alias")), (Some(4096), Some(4096)));
+        let two = json!({"data": [{"id": "a", "max_model_len": 1}, {"id": "b", "max_model_len": 2}]});
+        assert_eq!((context_of(&two, "b"), context_of(&two, "c")), (Some(2), None));
+        assert_eq!(context_of(&json!({"data": [{"id": "a"}]}), "a"), None);
+        assert_eq!(context_of(&json!("no list"), "a"), None);
     }
 
     #[test]

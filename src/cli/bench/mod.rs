@@ -17,7 +17,8 @@ use crate::config::BenchArgs;
 pub(super) async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.load.url.as_deref() {
         Some(url) => {
-            let report = load::run(url, &args.model, &args.load).await?;
+            let known = crate::hub::known_context(&args.model, &args.fetch.options())?;
+            let report = load::run(url, &args.model, &args.load, known).await?;
             show(&report, args.json.as_deref())?;
             Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

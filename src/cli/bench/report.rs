@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::config::{BenchEndpoint, LoadArgs, Workload};
+
 /// What one request experienced. Times in seconds.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
@@ -43,9 +45,56 @@ impl Percentiles {
     }
 }
 
+/// What was run: with the seed, enough to run it again.
+#[derive(Debug, Clone, Serialize)]
+pub struct Setup {
+    pub url: String,
+    pub model: String,
+    pub workload: Workload,
+    pub endpoint: BenchEndpoint,
+    pub seed: u64,
+    /// Clients at once; none with `rate`.
+    pub clients: Option<usize>,
+    /// Requests a second.
+    pub rate: Option<f64>,
+    /// Requests asked for; conversations of the agent workload.
+    pub jobs: usize,
+    pub input: Option<usize>,
+    pub output: Option<usize>,
+    pub shared_prefix: Option<usize>,
+    pub turns: Option<usize>,
+    pub scale_context: Option<usize>,
+    pub ignore_eos: bool,
+}
+
+impl Setup {
+    /// `context`: what the agent workload is scaled to.
+    #[must_use]
+    pub fn new(url: &str, model: &str, args: &LoadArgs, context: Option<usize>) -> Self {
+        let random = args.workload == Workload::Random;
+        Self {
+            url: url.to_owned(),
+            model: model.to_owned(),
+            workload: args.workload,
+            endpoint: if random { args.endpoint } else { BenchEndpoint::Chat },
+            seed: args.seed,
+            clients: args.rate.is_none().then_some(args.clients.get()),
+            rate: args.rate,
+            jobs: args.requests.get(),
+            input: random.then_some(args.input),
+            output: random.then_some(args.output),
+            shared_prefix: random.then_some(args.shared_prefix),
+            turns: (!random).then_some(args.turns.get()),
+            scale_context: context.filter(|_| !random),
+            ignore_eos: !args.no_ignore_eos,
+        }
+    }
+}
+
 /// The whole run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
+    pub setup: Setup,
     pub requests: usize,
     pub seconds: f64,
     pub ttft_ms: Percentiles,
@@ -65,7 +114,7 @@ pub struct Report {
 impl Report {
     /// `seconds`: wall time of the run.
     #[must_use]
-    pub fn new(samples: &[Sample], seconds: f64) -> Self {
+    pub fn new(setup: Setup, samples: &[Sample], seconds: f64) -> Self {
         let good = || samples.iter().filter(|s| s.error.is_none());
         let sum = |f: fn(&Sample) -> u64| good().map(f).sum::<u64>();
         let (input, output, cached) = (sum(|s| s.input_tokens), sum(|s| s.output_tokens), sum(|s| s.cached_tokens));
@@ -75,6 +124,7 @@ impl Report {
         }
         let seconds = seconds.max(1e-9);
         Self {
+            setup,
             requests: samples.len(),
             seconds,
             ttft_ms: Percentiles::of(good().filter_map(|s| s.ttft).collect()),
@@ -124,6 +174,29 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
+    fn setup(more: &[&str]) -> Setup {
+        use clap::Parser;
+        let words = [&["wick", "bench", "m", "--url", "http://h/v1"], more].concat();
+        let crate::config::Command::Bench(args) = crate::config::Cli::try_parse_from(words).unwrap().command else {
+            panic!("bench")
+        };
+        Setup::new("http://h/v1", &args.model, &args.load, Some(4096))
+    }
+
+    #[test]
+    fn a_report_says_what_was_run() {
+        let json = serde_json::to_value(Report::new(setup(&["--seed", "7", "--endpoint", "chat"]), &[], 1.0)).unwrap();
+        let setup_of = |key: &str| json["setup"][key].clone();
+        assert_eq!(
+            (setup_of("model"), setup_of("url"), setup_of("seed")),
+            ("m".into(), "http://h/v1".into(), 7.into())
+        );
+        assert_eq!((setup_of("workload"), setup_of("endpoint")), ("random".into(), "chat".into()));
+        assert_eq!((setup_of("clients"), setup_of("rate")), (8.into(), serde_json::Value::Null));
+        let open = setup(&["--rate", "2.5", "--workload", "agent"]);
+        assert_eq!((open.clients, open.rate, open.scale_context), (None, Some(2.5), Some(4096)));
+    }
+
     #[test]
     fn percentiles_are_nearest_rank() {
         let p = Percentiles::of((1..=100).map(|i| f64::from(i) / 1e3).collect());
@@ -142,7 +215,7 @@ mod tests {
             ..Sample::default()
         };
         let bad = Sample { error: Some("503 overloaded".into()), total: 9.0, ..Sample::default() };
-        let r = Report::new(&[ok, bad], 2.0);
+        let r = Report::new(setup(&["--rate", "3"]), &[ok, bad], 2.0);
         assert_eq!((r.requests, r.output_tokens, r.errors["503 overloaded"]), (2, 4, 1));
         assert!((r.cached_share - 0.5).abs() < 1e-9 && (r.total_ms.p99 - 1000.0).abs() < 1e-9);
         assert!(r.to_string().contains("1 × 503 overloaded"));

@@ -7,6 +7,9 @@ use crate::model::config::{HfConfig, bad};
 use crate::model::spec::{AttnBias, DecoderSpec};
 use crate::weights::LoadError;
 
+/// `sliding_window` of transformers' `Qwen2Config` and `Qwen3Config`.
+const WINDOW_DEFAULT: usize = 4096;
+
 /// The specification of a Qwen2.
 ///
 /// # Errors
@@ -25,7 +28,12 @@ pub(super) fn windows(config: &HfConfig, spec: &mut DecoderSpec) -> Result<(), L
     if config.bool("use_sliding_window")? != Some(true) {
         return Ok(());
     }
-    let Some(window) = config.usize("sliding_window")? else { return Ok(()) };
+    // Explicitly null, it is no window; left out, it is transformers' default.
+    let window = match config.usize("sliding_window")? {
+        Some(window) => window,
+        None if config.has("sliding_window") => return Ok(()),
+        None => WINDOW_DEFAULT,
+    };
     let first = match (config.usize("max_window_layers")?, config.value("layer_types")) {
         (Some(first), _) => first,
         (None, Some(_)) => 0,

@@ -226,6 +226,11 @@ fn windows_follow_the_configuration() {
     let windows = |json| spec(json).layers.iter().map(|l| l.attn.window).collect::<Vec<_>>();
     let on = json!({"use_sliding_window": true, "sliding_window": 100, "max_window_layers": 2, "num_hidden_layers": 4});
     assert_eq!(windows(with(qwen2_5_0_5b(), on.clone())), [None, None, Some(100), Some(100)]);
+    let mut unsaid = with(qwen2_5_0_5b(), on.clone());
+    unsaid["sliding_window"] = json!(null);
+    assert_eq!(windows(unsaid.clone()), [None; 4]);
+    unsaid.as_object_mut().unwrap().remove("sliding_window");
+    assert_eq!(windows(unsaid), [None, None, Some(4096), Some(4096)]);
     let listed = json!({"layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention"]});
     assert_eq!(windows(with(with(qwen3_0_6b(), on), listed)), [Some(100), None, None, None]);
 }

@@ -1,7 +1,7 @@
 //! Reads a GGUF header from bytes, trusting nothing in it.
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::value::{GgufArray, GgufValue};
+use super::value::{GgufArray, GgufValue, Strings};
 use super::{GgufTensor, TypeInfo};
 
 /// Deepest nesting of metadata arrays (no known file nests at all).
@@ -14,6 +14,11 @@ const KEY_BYTES_MAX: usize = 65_535;
 const ALIGNMENT_DEFAULT: u64 = 32;
 /// Largest alignment that makes sense, in bytes.
 const ALIGNMENT_MAX: u64 = 1 << 20;
+/// Longest header read, in bytes: a hundred times that of a large vocabulary.
+const HEADER_BYTES_MAX: usize = 256 << 20;
+/// Most metadata entries and tensors. Each takes more memory than bytes in the file, so their number is bounded by itself.
+const ENTRIES_MAX: usize = 1 << 16;
+const TENSORS_MAX: usize = 1 << 17;
 /// Fewest bytes a metadata entry takes: key length, value type, one-byte value.
 const ENTRY_BYTES_MIN: usize = 8 + 4 + 1;
 /// Fewest bytes a tensor's description takes: name length, rank, one dimension, type, offset.
@@ -41,7 +46,7 @@ impl From<String> for HeaderError {
 
 /// Reads the header of the file that `bytes` is the whole of.
 pub(super) fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
-    let mut r = Reader { bytes, at: 0 };
+    let mut r = Reader { bytes: &bytes[..bytes.len().min(HEADER_BYTES_MAX)], at: 0 };
     if r.take(4, "the magic number").ok() != Some(b"GGUF") {
         return Err("not a GGUF file: it does not begin with `GGUF`".to_owned().into());
     }
@@ -60,6 +65,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, HeaderError> {
     }
     let tensor_count = r.count("the number of tensors", TENSOR_BYTES_MIN)?;
     let entry_count = r.count("the number of metadata entries", ENTRY_BYTES_MIN)?;
+    for (what, count, max) in [("tensors", tensor_count, TENSORS_MAX), ("metadata entries", entry_count, ENTRIES_MAX)] {
+        if count > max {
+            return Err(format!("the header has {count} {what}; wick reads at most {max}").into());
+        }
+    }
 
     let mut metadata = BTreeMap::new();
     for i in 0..entry_count {
@@ -145,6 +155,7 @@ macro_rules! scalars {
 impl<'a> Reader<'a> {
     scalars!(u8: u8, i8: i8, u16: u16, i16: i16, u32: u32, i32: i32, u64: u64, i64: i64, f32: f32, f64: f64);
 
+    /// Bytes of the header that may still follow.
     fn remaining(&self) -> usize {
         self.bytes.len() - self.at
     }
@@ -178,13 +189,17 @@ impl<'a> Reader<'a> {
     }
 
     fn string(&mut self, what: &str, bytes_max: usize) -> Result<String, String> {
+        self.str(what, bytes_max).map(str::to_owned)
+    }
+
+    fn str(&mut self, what: &str, bytes_max: usize) -> Result<&'a str, String> {
         let at = self.at;
         let len = self.count(what, 1)?;
         if len > bytes_max {
             return Err(format!("{what} (byte {at}) has {len} bytes, more than {bytes_max}"));
         }
         let bytes = self.take(len, what)?;
-        std::str::from_utf8(bytes).map(str::to_owned).map_err(|e| format!("{what} (byte {at}) is not UTF-8: {e}"))
+        std::str::from_utf8(bytes).map_err(|e| format!("{what} (byte {at}) is not UTF-8: {e}"))
     }
 
     fn bool(&mut self, what: &str) -> Result<bool, String> {
@@ -228,7 +243,7 @@ impl<'a> Reader<'a> {
             5 => GgufArray::I32(self.list(4, what, Self::i32)?),
             6 => GgufArray::F32(self.list(4, what, Self::f32)?),
             7 => GgufArray::Bool(self.list(1, what, Self::bool)?),
-            8 => GgufArray::Str(self.list(8, what, |r, w| r.string(w, usize::MAX))?),
+            8 => GgufArray::Str(self.strings(what)?),
             9 => GgufArray::Array(self.list(12, what, |r, w| r.values(w, depth + 1))?),
             10 => GgufArray::U64(self.list(8, what, Self::u64)?),
             11 => GgufArray::I64(self.list(8, what, Self::i64)?),
@@ -251,6 +266,15 @@ impl<'a> Reader<'a> {
             list.push(read(self, what)?);
         }
         Ok(list)
+    }
+
+    fn strings(&mut self, what: &str) -> Result<Strings, String> {
+        let count = self.count(what, 8)?;
+        let mut strings = Strings::default();
+        for _ in 0..count {
+            strings.push(self.str(what, usize::MAX)?);
+        }
+        Ok(strings)
     }
 
     /// One tensor's description; `start` is still relative to the data section.

@@ -92,7 +92,7 @@ fn metadata_of_every_type_are_read() {
     assert_eq!(file.metadata("i64"), Some(&GgufValue::I64(-1)));
     assert_eq!((file.get_u64("u64").unwrap(), file.get_f64("f64").unwrap()), (Some(u64::MAX), Some(0.5)));
     assert_eq!((file.get_bool("bool").unwrap(), file.get_str("str").unwrap()), (Some(true), Some("grüße")));
-    assert_eq!(file.get_strings("strs").unwrap().unwrap(), ["a", "", "ü"]);
+    assert_eq!(file.get_strings("strs").unwrap().unwrap().iter().collect::<Vec<_>>(), ["a", "", "ü"]);
     assert_eq!(file.metadata("nested"), Some(&GgufValue::Array(GgufArray::Array(vec![GgufArray::U8(vec![7, 8])]))));
     assert_eq!(file.metadata("f32").unwrap().summary(), serde_json::json!(1e-6));
     assert_eq!(file.metadata("strs").unwrap().summary(), serde_json::json!("3 strings"));
@@ -205,6 +205,7 @@ fn a_whole_model_is_taken() {
     let (_folder, model) = opened(&tiny_llama());
     take_all(&*model.weights).unwrap();
     assert_eq!(model.weights.total_bytes(), 4 * (80 + 8 + 2 * (2 * 8 + 2 * 64 + 2 * 32 + 3 * 128)));
+    assert_eq!(model.weights.copied_bytes(), 4 * 2 * (64 + 32), "q and k of both layers");
     assert!(crate::model::registry::spec(&model.config).unwrap().tie_embeddings);
 }
 
@@ -316,6 +317,28 @@ fn inspection_describes_servable_and_foreign_files() {
     let (_folder, path) = on_disk(&Writer::new().str("general.architecture", "mamba").bytes());
     let d = crate::weights::describe(&path).unwrap();
     assert!(d.spec.is_none() && d.problem.unwrap().contains("unknown architecture `mamba`"));
+}
+
+/// A sparse file costs its author nothing, so its length bounds nothing.
+#[test]
+fn a_header_has_a_limit_however_long_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sparse.gguf");
+    let open = |tensors: u64, entries: u64, list: u64| {
+        let mut head =
+            [b"GGUF".as_slice(), &3u32.to_le_bytes(), &tensors.to_le_bytes(), &entries.to_le_bytes()].concat();
+        head.extend(string("k"));
+        head.extend(9u32.to_le_bytes());
+        head.extend(8u32.to_le_bytes());
+        head.extend(list.to_le_bytes());
+        std::fs::write(&path, head).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(8 << 30).unwrap();
+        GgufFile::open(&path).err().expect("no error").to_string()
+    };
+    let error = open(0, 1, 1 << 29);
+    assert!(error.contains("is 536870912, more than the rest of the file can hold"), "{error}");
+    assert!(open(0, 1 << 20, 0).contains("1048576 metadata entries; wick reads at most"));
+    assert!(open(1 << 20, 1, 0).contains("1048576 tensors; wick reads at most"));
 }
 
 proptest! {

@@ -32,9 +32,43 @@ pub enum GgufArray {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bool(Vec<bool>),
-    Str(Vec<String>),
+    Str(Strings),
     /// Arrays of arrays, to a small depth.
     Array(Vec<GgufArray>),
+}
+
+/// Strings one after another: a vocabulary takes no more memory than the header it came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Strings {
+    text: String,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+impl Strings {
+    /// Appends one.
+    pub fn push(&mut self, string: &str) {
+        self.text.push_str(string);
+        self.ends.push(self.text.len());
+    }
+
+    /// Number of strings.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| &self.text[std::mem::replace(&mut start, end)..end])
+    }
 }
 
 impl GgufValue {

@@ -77,10 +77,23 @@ fn every_dense_type_is_read_and_norms_get_their_one() {
     assert_eq!(describe(folder.path()).unwrap().types.len(), 4);
 }
 
+/// As transformers does: both matrices, if the file has two that differ; else the one there is.
 #[test]
-fn an_output_matrix_in_the_file_is_used() {
-    let bytes = tensors(&[("lm_head.weight", "F32", &[3, 4], ones(12))]);
-    assert!(!open(folder(&[("model.safetensors", &bytes)]).path()).unwrap().config.tie_word_embeddings);
+fn an_output_matrix_in_the_file_is_used_if_it_is_another() {
+    let embedding = ("model.embed_tokens.weight", "F32", [3, 4].as_slice(), ones(12));
+    let output = |bytes| ("lm_head.weight", "F32", [3, 4].as_slice(), bytes);
+    let opened = |list: &[(&str, &str, &[usize], Vec<u8>)]| {
+        let folder = folder(&[("model.safetensors", &tensors(list))]);
+        let model = open(folder.path()).unwrap();
+        let has = |name| model.weights.contains(name);
+        let described = describe(folder.path()).unwrap();
+        assert_eq!(described.tensors.len(), list.len());
+        (model.config.tie_word_embeddings, has("model.embed_tokens.weight"), has("lm_head.weight"))
+    };
+    assert_eq!(opened(std::slice::from_ref(&embedding)), (true, true, false));
+    assert_eq!(opened(&[embedding.clone(), output(vec![0; 48])]), (false, true, true));
+    assert_eq!(opened(&[embedding, output(ones(12))]), (true, true, false));
+    assert_eq!(opened(&[output(ones(12))]), (true, true, false));
 }
 
 #[test]
@@ -98,8 +111,8 @@ fn broken_headers_are_named() {
     assert!(error(&sound[..sound.len() - 1]).contains("fetch it again"));
     assert!(error(&[sound.as_slice(), &[0]].concat()).contains("fetch it again"));
     for (header, bytes, message) in [
-        ("[]", 0, "not sound JSON"),
-        (r#"{"a": 3}"#, 0, "damaged"),
+        ("[]", 0, "not sound"),
+        (r#"{"a": 3}"#, 0, "not sound"),
         (
             r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#,
             4,
@@ -119,6 +132,20 @@ fn broken_headers_are_named() {
         let error = error(&file(header, &vec![0; bytes]));
         assert!(error.contains(message), "{header}: {error}");
     }
+}
+
+/// Offsets whose sum with the header's length overflows inside the crate.
+#[test]
+fn offsets_beyond_the_file_are_refused() {
+    let share = usize::MAX / 8;
+    let mut header = serde_json::Map::new();
+    for i in 0..8 {
+        let end = if i == 7 { usize::MAX - 7 } else { (i + 1) * share };
+        let entry = json!({"dtype": "U8", "shape": [end - i * share], "data_offsets": [i * share, end]});
+        header.insert(format!("t{i}"), entry);
+    }
+    let error = error(&file(&Value::Object(header).to_string(), &[]));
+    assert!(error.contains("damaged") && error.contains("0 are there"), "{error}");
 }
 
 #[test]
