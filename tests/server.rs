@@ -172,6 +172,10 @@ async fn headers_come_at_once_and_comments_until_the_first_token() {
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["x-request-id"], "abc-1");
+    // One of 256 places and the prompt's tokens are taken.
+    let left = |name: &str| response.headers()[name].to_str().unwrap().parse::<usize>().unwrap();
+    assert_eq!((left("x-ratelimit-limit-requests"), left("x-ratelimit-limit-tokens")), (256, 100_000));
+    assert!(left("x-ratelimit-remaining-requests") < 256 && left("x-ratelimit-remaining-tokens") <= 100_000);
     assert!(response.headers().contains_key("openai-processing-ms"));
     let mut bytes = response.bytes_stream();
     let mut seen = String::new();

@@ -12,6 +12,7 @@ pub mod error;
 mod fields;
 mod fold;
 mod gate;
+mod limits;
 mod logprobs;
 mod messages;
 mod models;
