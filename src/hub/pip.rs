@@ -171,7 +171,7 @@ async fn download(
                     (most, grown) = (bytes, Instant::now());
                 } else if grown.elapsed() > stall {
                     // The child is killed when it is dropped.
-                    return Err(SourceError::unreachable(format!("pip: no data for {} s", stall.as_secs())));
+                    return Err(SourceError::unreachable(format!("no data for {} s", stall.as_secs())));
                 }
             }
         }
@@ -183,13 +183,17 @@ async fn download(
     }
 }
 
-/// The last line that pip marks as an error says most.
+/// The last line that pip marks as an error says most; but of an index out of reach pip says there that it has no such
+/// package.
 fn pip_reason(stderr: &str) -> String {
+    if let Some((_, broken)) = stderr.lines().find_map(|l| l.split_once("connection broken by ")) {
+        let broken = broken.rsplit_once("': /").map_or(broken, |(error, _path)| error);
+        let innermost = broken.rsplit([':', ',']).next().unwrap_or(broken);
+        let innermost = innermost.trim_matches(|c: char| c.is_whitespace() || "'\"()".contains(c));
+        return format!("the package index cannot be reached: {innermost}");
+    }
     let line = stderr.lines().rev().find(|l| l.contains("ERROR")).or_else(|| stderr.lines().last());
-    line.map_or_else(
-        || "pip failed without a message".to_owned(),
-        |l| format!("pip: {}", l.trim_start_matches("ERROR: ").trim()),
-    )
+    line.map_or_else(|| "it failed without a message".to_owned(), |l| l.trim_start_matches("ERROR: ").trim().to_owned())
 }
 
 fn folder_bytes(dir: &Path) -> u64 {
@@ -358,7 +362,7 @@ mod tests {
         let t = tempfile::tempdir().unwrap();
         let told = client("echo \"ERROR: venv=$PIP_REQUIRE_VIRTUALENV\" >&2; exit 1");
         let error = download(&told, t.path(), &part(), STALL, |_| {}).await.unwrap_err();
-        assert_eq!(error.to_string(), "pip: venv=0");
+        assert_eq!(error.to_string(), "venv=0");
         let body = "case \"$*\" in *'--timeout 15 --retries 1'*) ;; *) echo missing >&2; exit 1;; esac";
         let checks = ["sh", "-c", body, "pip"].map(str::to_owned);
         download(&checks, t.path(), &part(), STALL, |_| {}).await.unwrap();
@@ -368,7 +372,21 @@ mod tests {
     fn the_reason_is_pips_last_error() {
         let text =
             "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found for x==1\n";
-        assert_eq!(pip_reason(text), "pip: No matching distribution found for x==1");
-        assert_eq!(pip_reason(""), "pip failed without a message");
+        assert_eq!(pip_reason(text), "No matching distribution found for x==1");
+        assert_eq!(pip_reason(""), "it failed without a message");
+        for (error, said) in [
+            (
+                "NewConnectionError('<C object at 0x7f>: Failed to establish a new connection: [Errno 111] Connection refused')",
+                "[Errno 111] Connection refused",
+            ),
+            (
+                "ConnectTimeoutError(<C object at 0x7f>, 'Connection to 10.0.0.1 timed out. (connect timeout=15)')",
+                "Connection to 10.0.0.1 timed out. (connect timeout=15",
+            ),
+        ] {
+            let retrying = "WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by";
+            let stderr = format!("{retrying} '{error}': /simple/x/\n{text}");
+            assert_eq!(pip_reason(&stderr), format!("the package index cannot be reached: {said}"));
+        }
     }
 }

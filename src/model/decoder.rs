@@ -52,6 +52,10 @@ impl Decoder {
         let layers = layers.collect::<std::result::Result<Vec<_>, _>>()?;
         let final_norm = RmsNorm::load(source, "model.norm", spec.hidden, spec.final_norm, device)?;
         let output = if spec.tie_embeddings {
+            if source.contains("lm_head.weight") {
+                // Some checkpoints save the tied matrix twice; like the reference we read the embeddings only.
+                source.matrix("lm_head.weight", spec.vocab, spec.hidden, device)?;
+            }
             embedding.matrix().clone()
         } else {
             source.matrix("lm_head.weight", spec.vocab, spec.hidden, device)?
