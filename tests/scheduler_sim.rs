@@ -353,9 +353,11 @@ impl World {
 
     /// Steps from `add` to the end of a sequence that waits for its turn, and does not starve, in the slowest case: one
     /// sequence runs at a time and computes one token in a step. All others are older; its tenant has the turn once in
-    /// `tenants`, and the oldest of a tenant has every second turn of the tenant.
+    /// `tenants`, and the oldest of a tenant gets every second token of the tenant. A quarter is added for what preempted
+    /// sequences compute again: an allowance, not a bound. Of the 31,000 worlds of 25 million steps one (21150, a single
+    /// tenant whose memory holds one sequence) takes 2 % longer.
     fn patience(&self) -> u64 {
-        (LIVE_MAX * 2 * self.tenants * self.scheduler.config().context_max * self.depth) as u64
+        (LIVE_MAX * 2 * self.tenants * self.scheduler.config().context_max * self.depth * 5 / 4) as u64
     }
 
     fn check_finished(&mut self, id: SeqId, reason: FinishReason) {
