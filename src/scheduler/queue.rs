@@ -103,16 +103,23 @@ impl WaitQueue {
     }
 
     /// Slots that a tenant may count on when others want them too.
-    fn share(&self, slots: usize) -> usize {
+    pub fn share(&self, slots: usize) -> usize {
         (slots / self.tenants.len().max(1)).max(1)
     }
 
-    /// When a tenant with less than its share of `slots` waits: the tenant with the most, if that is more than its share.
-    pub fn tenant_to_yield(&self, slots: usize) -> Option<u64> {
+    pub fn tenants(&self) -> usize {
+        self.tenants.len()
+    }
+
+    /// The shortest prompt that waits, of the tenant served least among those with less than their share of `slots`.
+    pub fn first_below_share(&self, slots: usize) -> Option<SeqId> {
+        if self.tenants.len() < 2 {
+            return None;
+        }
         let share = self.share(slots);
-        self.tenants.values().find(|t| t.running < share && !t.by_age.is_empty())?;
-        let (most, id) = self.tenants.iter().map(|(&id, t)| (t.running, id)).max()?;
-        (most > share).then_some(id)
+        let waiting = self.tenants.values().filter(|t| t.running < share && !t.by_length.is_empty());
+        let least = waiting.min_by_key(|t| (t.served, t.last_pick))?;
+        least.by_length.first().map(|&(_, _, id)| id)
     }
 
     /// Queues a sequence.

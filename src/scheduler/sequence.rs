@@ -81,6 +81,8 @@ pub(super) struct Sequence {
     pub started: bool,
     /// The step in which it was (last) admitted.
     pub admitted_in: u64,
+    /// Tokens that had KV when it lost its blocks; the most if that happened more than once.
+    pub lost_at: usize,
     /// Lost its blocks to an older one and did not run since: goes before all that wait.
     pub preempted: bool,
     pub place: Place,
@@ -108,6 +110,7 @@ impl Sequence {
             overtaken: 0,
             started: false,
             admitted_in: 0,
+            lost_at: 0,
             preempted: false,
             place: Place::Queued,
         }

@@ -153,3 +153,37 @@ fn one_tenant_alone_never_yields() {
     (0..50).for_each(|_| drop(run(&mut s)));
     assert_eq!(s.counters().yields, 0);
 }
+
+#[test]
+fn a_tenant_that_waits_gets_its_share_of_the_memory() {
+    // Memory for 24 of tenant 1's sequences at most, and for 9: then some are always preempted.
+    for num_blocks in [3000, 1000, 300] {
+        let mut s = busy(64, 400, SchedulerConfig { num_blocks, ..server() });
+        s.add(of_tenant(2, new(100, 0..20, 40))).unwrap();
+        let steps: Vec<u64> = (0..100).filter(|_| run(&mut s).seqs.iter().any(|part| part.id == SeqId(100))).collect();
+        assert!(steps[0] <= 2 && steps.len() == 40, "{num_blocks} blocks: {steps:?}");
+        assert!(s.counters().yields <= 3, "{} made way", s.counters().yields);
+    }
+}
+
+#[test]
+fn a_large_sequence_is_not_kept_out_by_another_tenants_small_ones() {
+    // Two thirds of the memory for one of tenant 1; tenant 2 would keep its half of it for ever.
+    let mut s = Scheduler::new(SchedulerConfig { num_blocks: 300, prefix_cache: false, ..server() });
+    let mut next = 100;
+    let mut come = |s: &mut Scheduler| {
+        while s.seqs.values().filter(|seq| seq.tenant == 2).count() < 40 {
+            s.add(of_tenant(2, new(next, 0..60, 40))).unwrap();
+            next += 1;
+        }
+        run(s)
+    };
+    (0..50).for_each(|_| drop(come(&mut s)));
+    s.add(of_tenant(1, new(1, 0..3200, 50))).unwrap();
+    let mut steps = 0;
+    while s.seqs.contains_key(&SeqId(1)) {
+        come(&mut s);
+        steps += 1;
+        assert!(steps < 300, "starved");
+    }
+}
