@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use crate::config::{EngineArgs, FetchArgs, KvDtypeArg};
+use wick_kernels::{Isa, Precision};
+
+use crate::config::{ActivationsArg, EngineArgs, FetchArgs, KvDtypeArg};
 use crate::engine::{EngineHandle, QueueLimits, StepObserver};
 use crate::hub::{self, LocalModel};
 use crate::model::registry;
@@ -61,7 +63,7 @@ pub(super) async fn plan_model(
 fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Result<Planned> {
     let (device, why) = select(DeviceChoice::parse(&args.device)?)?;
     tracing::info!(device = %why, "device");
-    let isa = args.isa.as_deref().map(wick_kernels::Isa::from_name).transpose()?;
+    let isa = args.isa.as_deref().map(Isa::from_name).transpose()?;
     let threads = threads(args.threads);
     let files = weights::open(&local.path)?;
     let spec = registry::spec(&files.config)?;
@@ -81,6 +83,10 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         KvDtypeArg::F16 => KvDtype::F16,
         KvDtypeArg::F32 => KvDtype::F32,
     };
+    let activations = match args.activations {
+        ActivationsArg::Int8 => Precision::Int8,
+        ActivationsArg::Exact => Precision::Exact,
+    };
     let limits = PlanLimits {
         block_size,
         context_max,
@@ -88,7 +94,9 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         batched_tokens_max: args.batched_tokens.get(),
         logit_rows_max,
     };
-    let mut inputs = PlanInputs::of(&spec, files.weights.total_bytes(), kv_dtype, limits);
+    let packed = device.is_cpu() && isa.unwrap_or_else(Isa::detect).packs();
+    let weight_bytes = if packed { files.weights.packed_bytes() } else { files.weights.total_bytes() };
+    let mut inputs = PlanInputs::of(&spec, weight_bytes, kv_dtype, limits);
     inputs.kv_memory = args.kv_memory;
     if device.is_cpu() {
         inputs.available =
@@ -105,7 +113,7 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         logit_rows_max,
         prefix_cache: !args.no_prefix_cache,
     };
-    let runner = RunnerOptions { device, threads, isa, kv_dtype, block_size, num_blocks: plan.num_blocks };
+    let runner = RunnerOptions { device, threads, isa, activations, kv_dtype, block_size, num_blocks: plan.num_blocks };
     let queue = QueueLimits { sequences_max: args.queue_requests.get(), tokens_max: args.queue_tokens.get() };
     Ok(Planned { alias: local.alias.clone(), files, text: Arc::new(text), plan, scheduler, runner, queue })
 }

@@ -15,7 +15,7 @@ const UNKNOWN_MEMORY_KV_BYTES: u64 = 4 << 30;
 /// What the plan is made from; plain numbers. [`PlanInputs::of`] reads the model's part off its specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanInputs {
-    /// Bytes of the weights; mapped from the file, they count once.
+    /// Bytes of the weights, in the form they are used in: mapped from the file or packed.
     pub weight_bytes: u64,
     pub kv_bytes_per_token: u64,
     /// Bytes of activations per token of a step, at the widest point of a layer.
@@ -178,7 +178,7 @@ impl fmt::Display for MemoryPlan {
         let inputs = &self.inputs;
         let size = |bytes: u64| Bytes(bytes).to_string();
         writeln!(f, "memory")?;
-        writeln!(f, "  weights  {:>10}  mapped from the file", size(inputs.weight_bytes))?;
+        writeln!(f, "  weights  {:>10}", size(inputs.weight_bytes))?;
         writeln!(
             f,
             "  KV cache {:>10}  at most: {} blocks of {} tokens = {} tokens, {} a token",

@@ -72,6 +72,8 @@ pub trait WeightSource: Send {
     fn contains(&self, name: &str) -> bool;
     /// Bytes of all tensors in the file(s): the weights' share of the memory plan.
     fn total_bytes(&self) -> u64;
+    /// The same when matrices are packed for products as they are loaded; an input embedding that is not the output matrix too is not.
+    fn packed_bytes(&self) -> u64;
     /// Ends the taking.
     ///
     /// # Errors
