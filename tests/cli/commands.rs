@@ -50,7 +50,9 @@ async fn inspect_shows_the_file_and_the_decoder() {
 
 #[tokio::test]
 async fn chat_answers_one_question() {
-    let ask = ["chat", "smollm2-135m", "--temperature", "0", "--max-tokens", "8", "--kv-memory", "256MiB", "--prompt"];
+    // With 8-bit activations a model of this size does not know the answer.
+    let ask = ["chat", "smollm2-135m", "--temperature", "0", "--max-tokens", "8", "--kv-memory", "256MiB"];
+    let ask = [&ask[..], &["--activations", "exact", "--prompt"]].concat();
     let ask = async |threads: &str| {
         wick(&[&ask[..], &["What is the capital of France?", "--threads", threads]].concat()).await.succeeded()
     };
