@@ -2,7 +2,7 @@
 //! activations and the multiply-adds a second with 64 rows; then the same for packed matrices, with up to 512 rows, against the measured
 //! limit of the integer dot product. Run with optimisation, on an idle machine:
 //!
-//! `cargo run --release -p wick-kernels --example speed -- [threads] [isa] [format or all] [blocks or packed]`
+//! `cargo run --release -p wick-kernels --example speed -- [threads] [isa] [format or all] [blocks, packed or small]`
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
@@ -92,7 +92,7 @@ fn main() {
     if isa.packs() && wanted("packed") {
         packed(&cpu, roof, only.as_deref());
     }
-    if only.is_none() && form.is_none() {
+    if only.is_none() && (form.is_none() || wanted("small")) {
         small(&cpu);
         attention(&cpu);
     }
@@ -184,13 +184,20 @@ fn small(cpu: &Cpu) {
     let (x, mut out, mut scratch) = (vec![0.5; k], vec![0.0; 576], MatmulScratch::default());
     let w = MatrixRef { ty: QuantType::Q4_1, rows: 576, cols: k, data: &data };
     let matrix = best(2000, || matmul(cpu, &[w], &x, 1, &mut [&mut out], &mut scratch));
+    let packed = PackedMatrix::pack(cpu, w).expect("a format that is packed");
+    let mut packed_scratch = PackedScratch::default();
+    let [int8, exact] = [Precision::Int8, Precision::Exact].map(|precision| {
+        best(2000, || packed_matmul(cpu, &[&packed], &x, 1, &mut [&mut out], &mut packed_scratch, precision))
+    });
     let norm = best(2000, || rms_norm(cpu, &x, &x, 1e-5, &mut out));
     let (gate, mut gated) = (vec![0.3; 1536], vec![0.0; 1536]);
     let silu = best(2000, || gated_activation(cpu, Activation::Silu, &gate, &gate, &mut gated));
     let region = best(2000, || cpu.pool.run(cpu.pool.threads(), &|_| {}));
     println!(
-        "one row: Q4_1 576x576 {:.1} us, rms_norm 576 {:.2} us, silu 1536 {:.2} us, empty region {:.2} us",
+        "one row: Q4_1 576x576 {:.1} us, packed {:.1} us, packed and exact {:.1} us, rms_norm 576 {:.2} us, silu 1536 {:.2} us, empty region {:.2} us",
         matrix * 1e6,
+        int8 * 1e6,
+        exact * 1e6,
         norm * 1e6,
         silu * 1e6,
         region * 1e6
