@@ -95,6 +95,9 @@ pub struct EngineArgs {
     /// Number format of the KV cache
     #[arg(long, env = "WICK_KV_DTYPE", value_enum, default_value = "f16")]
     pub kv_dtype: KvDtypeArg,
+    /// How the CPU rounds activations where it multiplies packed weights
+    #[arg(long, env = "WICK_ACTIVATIONS", value_enum, default_value = "exact")]
+    pub activations: ActivationsArg,
     /// Tokens a KV block holds
     #[arg(long, env = "WICK_BLOCK_SIZE", value_name = "TOKENS", default_value = "16", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub block_size: u16,
@@ -122,6 +125,14 @@ pub struct EngineArgs {
     /// A chat template (Jinja) to use instead of the model's
     #[arg(long, env = "WICK_CHAT_TEMPLATE", value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ActivationsArg {
+    /// To 8 bits
+    Int8,
+    /// To 16 bits: about half the speed of prefill, and the results of a float32 engine but for the last digits
+    Exact,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

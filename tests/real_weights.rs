@@ -18,22 +18,25 @@ use models::pulled;
 use reference::Reference;
 use wick::ops::KvDtype;
 use wick::text::TextTools;
+use wick_kernels::Precision;
 
-/// What holds for every model, in nats: the mean difference of log-probabilities.
-const MEAN_MAX: f64 = 0.02;
+/// What holds for every model with exact activations, the default: the mean difference of log-probabilities, in nats.
+const EXACT_MAX: f64 = 0.002;
 
 /// Prompts of the slower models: code, another script, JSON, a chat.
 const FEW: [&str; 4] = ["python", "chinese", "json", "chat_system"];
 
-/// Tokenizes the prompts, then runs them with the KV cache that is served (f16): no worse than llama.cpp on the same file and
-/// the same prompts.
+/// Tokenizes the prompts, then runs them with the KV cache that is served (f16), with exact activations and with 8-bit ones:
+/// both no worse than llama.cpp on the same file and the same prompts, exact ones far better and with its greedy continuations.
 fn quantized(alias: &str, names: &[&str]) {
     let reference = Reference::read(alias, names);
     let path = pulled(alias);
     let text = TextTools::load(&path, None).unwrap();
     reference.assert_ids_equal(|prompt| text.tokenizer.encode_with_special(prompt, true).unwrap());
-    let bound = reference.llama_cpp().min(MEAN_MAX);
-    reference.distance(&Engine::start(&path, Setup::default())).assert_within(alias, bound);
+    let distance = |activations| reference.distance(&Engine::start(&path, Setup { activations, ..Setup::default() }));
+    let bound = reference.llama_cpp();
+    distance(Precision::Exact).assert_within(&format!("{alias}, exact"), EXACT_MAX.min(bound));
+    distance(Precision::Int8).assert_mean_within(&format!("{alias}, 8 bits"), bound);
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub use cpu::dispatch::{Isa, IsaError};
 pub use cpu::elementwise::{Activation, add_rms_norm, gated_activation, rms_norm};
 pub use cpu::kv::{KvSlice, KvSliceMut, write_kv};
 pub use cpu::matmul::{MatmulScratch, MatrixRef, matmul};
+pub use cpu::packed::{PackedMatrix, PackedScratch, Precision, packed_matmul};
 pub use cpu::pool::ThreadPool;
 pub use cpu::quant::{QuantType, dequantize};
 pub use cpu::rope::rope;

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 
-use crate::config::{EngineArgs, FetchArgs, KvDtypeArg};
+use wick_kernels::{Isa, Precision};
+
+use crate::config::{ActivationsArg, EngineArgs, FetchArgs, KvDtypeArg};
 use crate::engine::{EngineHandle, QueueLimits, StepObserver};
 use crate::hub::{self, LocalModel};
 use crate::model::registry;
@@ -80,7 +82,7 @@ fn fits(asked: NonZeroUsize, context: usize, name: &str) -> anyhow::Result<usize
 fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Result<Planned> {
     let (device, why) = select(DeviceChoice::parse(&args.device)?)?;
     tracing::info!(device = %why, "device");
-    let isa = args.isa.as_deref().map(wick_kernels::Isa::from_name).transpose()?;
+    let isa = args.isa.as_deref().map(Isa::from_name).transpose()?;
     let threads = threads(args.threads);
     let files = weights::open(&local.path)?;
     let spec = registry::spec(&files.config)?;
@@ -95,6 +97,10 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         KvDtypeArg::F16 => KvDtype::F16,
         KvDtypeArg::F32 => KvDtype::F32,
     };
+    let activations = match args.activations {
+        ActivationsArg::Int8 => Precision::Int8,
+        ActivationsArg::Exact => Precision::Exact,
+    };
     let limits = PlanLimits {
         block_size,
         context_max,
@@ -102,9 +108,13 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         batched_tokens_max: args.batched_tokens.get(),
         logit_rows_max,
     };
-    let copied = files.weights.copied_bytes();
-    let mut inputs = PlanInputs::of(&spec, files.weights.total_bytes().saturating_add(copied), kv_dtype, limits);
+    let packed = device.is_cpu() && isa.unwrap_or_else(Isa::detect).packs();
+    let copied = if packed { 0 } else { files.weights.copied_bytes() };
+    let weight_bytes =
+        if packed { files.weights.packed_bytes() } else { files.weights.total_bytes().saturating_add(copied) };
+    let mut inputs = PlanInputs::of(&spec, weight_bytes, kv_dtype, limits);
     inputs.copied_bytes = copied;
+    inputs.packed = packed;
     inputs.kv_memory = args.kv_memory;
     inputs.kv_sharers = room.models_left;
     if device.is_cpu() {
@@ -121,7 +131,7 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         logit_rows_max,
         prefix_cache: !args.no_prefix_cache,
     };
-    let runner = RunnerOptions { device, threads, isa, kv_dtype, block_size, num_blocks: plan.num_blocks };
+    let runner = RunnerOptions { device, threads, isa, activations, kv_dtype, block_size, num_blocks: plan.num_blocks };
     let queue = QueueLimits { sequences_max: args.queue_requests.get(), tokens_max: args.queue_tokens.get() };
     Ok(Planned { alias: local.alias.clone(), files, text: Arc::new(text), plan, scheduler, runner, queue })
 }

@@ -5,7 +5,7 @@
 //!                             └───────── residual ────────┴────────── residual ──────────┘
 //! ```
 //! The norms in brackets exist where the layer's norms are `Sandwich`. Each addition to the residual is fused with the norm that follows.
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::spec::{DecoderSpec, LayerSpec, NormPlacement};
 use crate::nn::{Attention, Embedding, Mlp, RmsNorm};
@@ -41,24 +41,28 @@ impl Decoder {
     ///
     /// # Errors
     /// A tensor is missing or has another shape, or the source has tensors that the model does not use.
-    pub fn load(spec: DecoderSpec, source: &dyn WeightSource, device: &Device) -> std::result::Result<Self, LoadError> {
+    pub fn load(
+        spec: DecoderSpec,
+        source: &dyn WeightSource,
+        cx: &ExecContext,
+    ) -> std::result::Result<Self, LoadError> {
         let table = (spec.vocab, spec.hidden);
-        let embedding = Embedding::load(source, "model.embed_tokens", table, spec.embed_scale, device)?;
+        let mut embedding = Embedding::load(source, "model.embed_tokens", table, spec.embed_scale, cx)?;
         let layers = spec
             .layers
             .iter()
             .enumerate()
-            .map(|(i, layer)| Layer::load(source, &format!("model.layers.{i}"), spec.hidden, layer, device));
+            .map(|(i, layer)| Layer::load(source, &format!("model.layers.{i}"), spec.hidden, layer, cx));
         let layers = layers.collect::<std::result::Result<Vec<_>, _>>()?;
-        let final_norm = RmsNorm::load(source, "model.norm", spec.hidden, spec.final_norm, device)?;
+        let final_norm = RmsNorm::load(source, "model.norm", spec.hidden, spec.final_norm, cx)?;
         let output = if spec.tie_embeddings {
             if source.contains("lm_head.weight") {
                 // Some checkpoints save the tied matrix twice; like the reference we read the embeddings only.
-                source.matrix("lm_head.weight", spec.vocab, spec.hidden, device)?;
+                source.matrix("lm_head.weight", spec.vocab, spec.hidden, cx.device())?;
             }
-            embedding.matrix().clone()
+            embedding.place(cx)
         } else {
-            source.matrix("lm_head.weight", spec.vocab, spec.hidden, device)?
+            cx.place(source.matrix("lm_head.weight", spec.vocab, spec.hidden, cx.device())?)
         };
         source.finish()?;
         Ok(Self { spec, embedding, layers, final_norm, output })
@@ -120,9 +124,9 @@ impl Layer {
         name: &str,
         hidden: usize,
         spec: &LayerSpec,
-        device: &Device,
+        cx: &ExecContext,
     ) -> std::result::Result<Self, LoadError> {
-        let norm = |part: &str| RmsNorm::load(source, &format!("{name}.{part}"), hidden, spec.norm, device);
+        let norm = |part: &str| RmsNorm::load(source, &format!("{name}.{part}"), hidden, spec.norm, cx);
         // Hugging Face's `post_attention_layernorm` stands before the feed-forward in a pre-norm layer, and after attention in a sandwich.
         let (mlp_norm, sandwich) = match spec.norms {
             NormPlacement::Pre => (norm("post_attention_layernorm")?, None),
@@ -134,9 +138,9 @@ impl Layer {
         };
         Ok(Self {
             attention_norm: norm("input_layernorm")?,
-            attention: Attention::load(source, &format!("{name}.self_attn"), hidden, &spec.attn, device)?,
+            attention: Attention::load(source, &format!("{name}.self_attn"), hidden, &spec.attn, cx)?,
             mlp_norm,
-            mlp: Mlp::load(source, &format!("{name}.mlp"), hidden, &spec.ffn, device)?,
+            mlp: Mlp::load(source, &format!("{name}.mlp"), hidden, &spec.ffn, cx)?,
             sandwich,
         })
     }

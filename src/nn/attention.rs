@@ -1,5 +1,5 @@
 //! The attention block: projections, norms of q and k, rope, cache, attention, output projection.
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::linear::{Linear, LinearShape};
 use super::norm::RmsNorm;
@@ -29,7 +29,7 @@ impl Attention {
         name: &str,
         hidden: usize,
         spec: &AttnSpec,
-        device: &Device,
+        cx: &ExecContext,
     ) -> std::result::Result<Self, LoadError> {
         let (q_width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let (qkv_bias, o_bias) = match spec.bias {
@@ -38,10 +38,9 @@ impl Attention {
             AttnBias::Qkvo => (true, true),
         };
         let linear = |part: &str, inputs, outputs, bias| {
-            Linear::load(source, &format!("{name}.{part}"), LinearShape { inputs, outputs, bias }, device)
+            Linear::load(source, &format!("{name}.{part}"), LinearShape { inputs, outputs, bias }, cx)
         };
-        let head_norm =
-            |part: &str, norm| RmsNorm::load(source, &format!("{name}.{part}"), spec.head_dim, norm, device);
+        let head_norm = |part: &str, norm| RmsNorm::load(source, &format!("{name}.{part}"), spec.head_dim, norm, cx);
         Ok(Self {
             q: linear("q_proj", hidden, q_width, qkv_bias)?,
             k: linear("k_proj", hidden, kv_width, qkv_bias)?,
@@ -71,7 +70,9 @@ impl Attention {
     /// # Errors
     /// As the ops it calls.
     pub fn forward(&self, cx: &ExecContext, x: &Tensor, batch: &ForwardBatch, kv: &mut LayerKv) -> Result<Tensor> {
-        let [mut q, mut k, v] = Linear::forward_group(cx, [&self.q, &self.k, &self.v], x)?;
+        // Few of the model's products (7 to 12% of its weights), but softmax turns errors of scores into factors: on smollm2-135m, rounding
+        // only the others to 8 bits takes the mean error of log-probabilities from 0.0298 to 0.0248, more than any other exact matrix.
+        let [mut q, mut k, v] = Linear::forward_group_exact(cx, [&self.q, &self.k, &self.v], x)?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q = q_norm.forward_heads(cx, &q)?;
             k = k_norm.forward_heads(cx, &k)?;

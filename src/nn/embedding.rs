@@ -1,5 +1,5 @@
 //! Token embeddings and the output matrix, which may be the same one.
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::ops::{self, ExecContext, Indices};
 use crate::weights::{LoadError, Matrix, WeightSource};
@@ -20,9 +20,9 @@ impl Embedding {
         name: &str,
         (vocab, hidden): (usize, usize),
         scale: f32,
-        device: &Device,
+        cx: &ExecContext,
     ) -> std::result::Result<Self, LoadError> {
-        Ok(Self { table: source.matrix(&format!("{name}.weight"), vocab, hidden, device)?, scale })
+        Ok(Self { table: source.matrix(&format!("{name}.weight"), vocab, hidden, cx.device())?, scale })
     }
 
     /// Token ids → `[ids, hidden]`.
@@ -33,9 +33,9 @@ impl Embedding {
         ops::embedding(cx, &self.table, ids, self.scale)
     }
 
-    /// The matrix itself, for a model whose output matrix it is too.
-    #[must_use]
-    pub fn matrix(&self) -> &Matrix {
-        &self.table
+    /// Places the matrix for products as well and returns it, for a model whose output matrix it is too.
+    pub fn place(&mut self, cx: &ExecContext) -> Matrix {
+        self.table = cx.place(self.table.clone());
+        self.table.clone()
     }
 }

@@ -1,5 +1,5 @@
 //! A linear layer.
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::ops::{self, ExecContext, Projection};
 use crate::weights::{LoadError, Matrix, WeightSource};
@@ -27,10 +27,11 @@ impl Linear {
         source: &dyn WeightSource,
         name: &str,
         shape: LinearShape,
-        device: &Device,
+        cx: &ExecContext,
     ) -> std::result::Result<Self, LoadError> {
-        let weight = source.matrix(&format!("{name}.weight"), shape.outputs, shape.inputs, device)?;
-        let bias = if shape.bias { Some(source.vector(&format!("{name}.bias"), shape.outputs, device)?) } else { None };
+        let weight = cx.place(source.matrix(&format!("{name}.weight"), shape.outputs, shape.inputs, cx.device())?);
+        let bias =
+            if shape.bias { Some(source.vector(&format!("{name}.bias"), shape.outputs, cx.device())?) } else { None };
         Ok(Self { weight, bias })
     }
 
@@ -48,8 +49,20 @@ impl Linear {
     /// # Errors
     /// As [`ops::matmul()`].
     pub fn forward_group<const N: usize>(cx: &ExecContext, group: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
-        let projections = group.map(|layer| Projection { weight: &layer.weight, bias: layer.bias.as_ref() });
-        let outs = ops::matmul(cx, &projections, x)?;
+        let outs = ops::matmul(cx, &group.map(Self::projection), x)?;
         Ok(outs.try_into().expect("one output per projection, anything else is a bug"))
+    }
+
+    /// As [`Self::forward_group`], for outputs that errors of `x` do more harm to than to most.
+    ///
+    /// # Errors
+    /// As [`ops::matmul_exact()`].
+    pub fn forward_group_exact<const N: usize>(cx: &ExecContext, group: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let outs = ops::matmul_exact(cx, &group.map(Self::projection), x)?;
+        Ok(outs.try_into().expect("one output per projection, anything else is a bug"))
+    }
+
+    fn projection(&self) -> Projection<'_> {
+        Projection { weight: &self.weight, bias: self.bias.as_ref() }
     }
 }

@@ -1,5 +1,5 @@
 //! The gated feed-forward block: `down(act(gate(x)) · up(x))`.
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::linear::{Linear, LinearShape};
 use crate::model::spec::{Act, FfnSpec};
@@ -23,7 +23,7 @@ impl Mlp {
         name: &str,
         hidden: usize,
         spec: &FfnSpec,
-        device: &Device,
+        cx: &ExecContext,
     ) -> std::result::Result<Self, LoadError> {
         let into = LinearShape { inputs: hidden, outputs: spec.inner, bias: spec.bias };
         let back = LinearShape { inputs: spec.inner, outputs: hidden, bias: spec.bias };
@@ -32,9 +32,9 @@ impl Mlp {
             Act::GeluTanh => Activation::GeluTanh,
         };
         Ok(Self {
-            gate: Linear::load(source, &format!("{name}.gate_proj"), into, device)?,
-            up: Linear::load(source, &format!("{name}.up_proj"), into, device)?,
-            down: Linear::load(source, &format!("{name}.down_proj"), back, device)?,
+            gate: Linear::load(source, &format!("{name}.gate_proj"), into, cx)?,
+            up: Linear::load(source, &format!("{name}.up_proj"), into, cx)?,
+            down: Linear::load(source, &format!("{name}.down_proj"), back, cx)?,
             act,
         })
     }

@@ -1,5 +1,5 @@
 //! A root-mean-square norm with its weight.
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use crate::model::spec::Norm;
 use crate::ops::{self, ExecContext};
@@ -21,9 +21,9 @@ impl RmsNorm {
         name: &str,
         width: usize,
         norm: Norm,
-        device: &Device,
+        cx: &ExecContext,
     ) -> std::result::Result<Self, LoadError> {
-        let weight = source.norm(&format!("{name}.weight"), width, norm.weight, device)?;
+        let weight = source.norm(&format!("{name}.weight"), width, norm.weight, cx.device())?;
         Ok(Self { weight, eps: norm.eps })
     }
 

@@ -1,8 +1,11 @@
 //! Where and how ops run.
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use candle_core::Device;
-use wick_kernels::{AttentionScratch, Cpu, MatmulScratch};
+use wick_kernels::{AttentionScratch, Cpu, MatmulScratch, PackedMatrix, PackedScratch, Precision};
+
+use crate::weights::Matrix;
 
 /// The device of a model and, on the CPU, the kernels and their scratch memory. One thread owns it.
 pub struct ExecContext {
@@ -13,15 +16,24 @@ pub struct ExecContext {
 /// What the CPU arms need: instruction set, threads and buffers that grow to the largest step and stay.
 pub(super) struct CpuKernels {
     pub(super) cpu: Cpu,
+    /// How finely activations are rounded for products with packed matrices.
+    pub(super) activations: Precision,
     pub(super) matmul: RefCell<MatmulScratch>,
+    pub(super) packed: RefCell<PackedScratch>,
     pub(super) attention: RefCell<AttentionScratch>,
 }
 
 impl ExecContext {
     /// Runs on the CPU kernels.
     #[must_use]
-    pub fn cpu(cpu: Cpu) -> Self {
-        let kernels = CpuKernels { cpu, matmul: RefCell::default(), attention: RefCell::default() };
+    pub fn cpu(cpu: Cpu, activations: Precision) -> Self {
+        let kernels = CpuKernels {
+            cpu,
+            activations,
+            matmul: RefCell::default(),
+            packed: RefCell::default(),
+            attention: RefCell::default(),
+        };
         Self { device: Device::Cpu, kernels: Some(kernels) }
     }
 
@@ -36,10 +48,35 @@ impl ExecContext {
         &self.device
     }
 
+    /// Packs a matrix for the instruction set of the CPU kernels, if they have a packed form of its format. The file's bytes are then no
+    /// longer needed, and their pages are given back.
+    #[must_use]
+    pub fn place(&self, matrix: Matrix) -> Matrix {
+        match (&self.kernels, matrix) {
+            (Some(k), Matrix::Mapped(mapped)) if k.cpu.isa.packs() => {
+                match PackedMatrix::pack(&k.cpu, mapped.as_ref()) {
+                    Some(packed) => {
+                        mapped.bytes.release();
+                        Matrix::Packed(Arc::new(packed))
+                    }
+                    None => Matrix::Mapped(mapped),
+                }
+            }
+            (_, matrix) => matrix,
+        }
+    }
+
     /// One line for the log: which arithmetic runs, on how many threads.
     #[must_use]
     pub fn describe(&self) -> String {
         match &self.kernels {
+            Some(k) if k.cpu.isa.packs() => {
+                let activations = match k.activations {
+                    Precision::Int8 => "8-bit",
+                    Precision::Exact => "16-bit",
+                };
+                format!("CPU kernels {:?}, {activations} activations, {} thread(s)", k.cpu.isa, k.cpu.pool.threads())
+            }
             Some(k) => format!("CPU kernels {:?}, {} thread(s)", k.cpu.isa, k.cpu.pool.threads()),
             None => format!("candle operations on {:?}", self.device.location()),
         }

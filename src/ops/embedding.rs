@@ -3,7 +3,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::batch::Indices;
 use super::context::ExecContext;
-use super::matmul::{dequantized, mapped};
+use super::matmul::{dequantized, misplaced, unpacked};
 use super::slices::tensor;
 use crate::weights::Matrix;
 
@@ -15,29 +15,40 @@ pub fn embedding(cx: &ExecContext, table: &Matrix, ids: &Indices, scale: f32) ->
     if cx.kernels().is_none() {
         return reference(cx, table, ids, scale);
     }
-    let table = mapped(table)?;
-    let bytes = table.bytes.as_slice();
-    let row_bytes = bytes.len() / table.rows.max(1);
-    let mut out = vec![0.0; ids.len() * table.cols];
-    for (row, &id) in out.chunks_exact_mut(table.cols).zip(ids.as_slice()) {
+    let (rows, cols) = match table {
+        Matrix::Mapped(m) => (m.rows, m.cols),
+        Matrix::Packed(m) => (m.rows(), m.cols()),
+        Matrix::Dense(_) | Matrix::Quantized(_) => return Err(misplaced()),
+    };
+    let mut out = vec![0.0; ids.len() * cols];
+    for (row, &id) in out.chunks_exact_mut(cols).zip(ids.as_slice()) {
         let id = id as usize;
-        if id >= table.rows {
-            bail!("token {id} is beyond the {} rows of the embedding matrix", table.rows)
+        if id >= rows {
+            bail!("token {id} is beyond the {rows} rows of the embedding matrix")
         }
-        wick_kernels::dequantize(table.ty, &bytes[id * row_bytes..(id + 1) * row_bytes], row);
+        match table {
+            Matrix::Mapped(m) => {
+                let bytes = m.bytes.as_slice();
+                let row_bytes = bytes.len() / rows;
+                wick_kernels::dequantize(m.ty, &bytes[id * row_bytes..(id + 1) * row_bytes], row);
+            }
+            Matrix::Packed(m) => m.row(id, row),
+            Matrix::Dense(_) | Matrix::Quantized(_) => return Err(misplaced()),
+        }
         if scale != 1.0 {
             for value in row {
                 *value *= scale;
             }
         }
     }
-    tensor(out, (ids.len(), table.cols))
+    tensor(out, (ids.len(), cols))
 }
 
 fn reference(cx: &ExecContext, table: &Matrix, ids: &Indices, scale: f32) -> Result<Tensor> {
     let ids = ids.tensor(cx.device())?;
     let rows = match table {
         Matrix::Mapped(m) => dequantized(m, cx.device())?.index_select(ids, 0)?,
+        Matrix::Packed(m) => unpacked(m, cx.device())?.index_select(ids, 0)?,
         Matrix::Dense(t) => t.index_select(ids, 0)?.to_dtype(DType::F32)?,
         Matrix::Quantized(t) => t.embedding(ids)?.to_dtype(DType::F32)?,
     };

@@ -2,7 +2,7 @@
 use candle_core::{Result, Tensor};
 
 use super::context::ExecContext;
-use super::matmul::{mapped, product, product_reference};
+use super::matmul::{product, product_reference};
 use crate::weights::Matrix;
 
 /// Logits of the normed rows `x` `[rows, hidden]` on the host, `rows · vocab` values; with a `softcap`, `cap · tanh(logit / cap)`.
@@ -11,7 +11,7 @@ use crate::weights::Matrix;
 /// A shape does not fit, or candle failed.
 pub fn logits(cx: &ExecContext, matrix: &Matrix, x: &Tensor, softcap: Option<f32>) -> Result<Vec<f32>> {
     let Some(kernels) = cx.kernels() else { return reference(matrix, x, softcap) };
-    let mut values = product(kernels, &[mapped(matrix)?], x)?.swap_remove(0);
+    let mut values = product(kernels, &[matrix], x, kernels.activations)?.swap_remove(0);
     if let Some(cap) = softcap {
         for value in &mut values {
             *value = cap * (*value / cap).tanh();

@@ -1,5 +1,6 @@
 //! Products with weight matrices.
-use candle_core::{DType, Device, Module, Result, Tensor, bail, quantized::QMatMul};
+use candle_core::{DType, Device, Error, Module, Result, Tensor, bail, quantized::QMatMul};
+use wick_kernels::{PackedMatrix, Precision, packed_matmul};
 
 use super::context::{CpuKernels, ExecContext};
 use super::slices::{f32_slice, tensor};
@@ -19,15 +20,26 @@ pub struct Projection<'a> {
 /// A shape does not fit, or candle failed.
 pub fn matmul(cx: &ExecContext, projections: &[Projection], x: &Tensor) -> Result<Vec<Tensor>> {
     match cx.kernels() {
-        Some(kernels) => cpu(kernels, projections, x),
+        Some(kernels) => cpu(kernels, projections, x, kernels.activations),
         None => reference(projections, x),
     }
 }
 
-fn cpu(kernels: &CpuKernels, projections: &[Projection], x: &Tensor) -> Result<Vec<Tensor>> {
+/// As [`matmul`], but `x` is rounded to 16 bits also where 8 are the setting.
+///
+/// # Errors
+/// As [`matmul`].
+pub fn matmul_exact(cx: &ExecContext, projections: &[Projection], x: &Tensor) -> Result<Vec<Tensor>> {
+    match cx.kernels() {
+        Some(kernels) => cpu(kernels, projections, x, Precision::Exact),
+        None => reference(projections, x),
+    }
+}
+
+fn cpu(kernels: &CpuKernels, projections: &[Projection], x: &Tensor, activations: Precision) -> Result<Vec<Tensor>> {
     let (tokens, _) = x.dims2()?;
-    let weights = projections.iter().map(|p| mapped(p.weight)).collect::<Result<Vec<_>>>()?;
-    let mut outs = product(kernels, &weights, x)?;
+    let weights: Vec<&Matrix> = projections.iter().map(|p| p.weight).collect();
+    let mut outs = product(kernels, &weights, x, activations)?;
     for (out, projection) in outs.iter_mut().zip(projections) {
         if let Some(bias) = projection.bias {
             let bias = f32_slice(bias)?;
@@ -36,31 +48,60 @@ fn cpu(kernels: &CpuKernels, projections: &[Projection], x: &Tensor) -> Result<V
             }
         }
     }
-    outs.into_iter().zip(&weights).map(|(out, w)| tensor(out, (tokens, w.rows))).collect()
+    outs.into_iter().zip(&weights).map(|(out, w)| tensor(out, (tokens, cpu_shape(w)?.0))).collect()
 }
 
-/// `x · wᵀ` for every `w`, as plain rows.
-pub(super) fn product(kernels: &CpuKernels, weights: &[&MappedMatrix], x: &Tensor) -> Result<Vec<Vec<f32>>> {
+/// `x · wᵀ` for every `w`, as plain rows. Packed matrices and those in the file's form take a product each.
+pub(super) fn product(
+    kernels: &CpuKernels,
+    weights: &[&Matrix],
+    x: &Tensor,
+    activations: Precision,
+) -> Result<Vec<Vec<f32>>> {
     let (tokens, width) = x.dims2()?;
-    if let Some(w) = weights.iter().find(|w| w.cols != width) {
-        bail!("a matrix of {} x {} cannot be applied to rows of {width} values", w.rows, w.cols)
+    let mut outs = Vec::with_capacity(weights.len());
+    for w in weights {
+        let (rows, cols) = cpu_shape(w)?;
+        if cols != width {
+            bail!("a matrix of {rows} x {cols} cannot be applied to rows of {width} values")
+        }
+        outs.push(vec![0.0; tokens * rows]);
     }
-    let mut outs: Vec<Vec<f32>> = weights.iter().map(|w| vec![0.0; tokens * w.rows]).collect();
     if tokens > 0 {
         let x = f32_slice(x)?;
-        let refs: Vec<_> = weights.iter().map(|w| w.as_ref()).collect();
-        let mut slices: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
-        wick_kernels::matmul(&kernels.cpu, &refs, &x, tokens, &mut slices, &mut kernels.matmul.borrow_mut());
+        let (mut packed, mut packed_outs, mut mapped, mut mapped_outs) = (vec![], vec![], vec![], vec![]);
+        for (w, out) in weights.iter().zip(&mut outs) {
+            match w {
+                Matrix::Packed(w) => {
+                    packed.push(&**w);
+                    packed_outs.push(out.as_mut_slice());
+                }
+                Matrix::Mapped(w) => {
+                    mapped.push(w.as_ref());
+                    mapped_outs.push(out.as_mut_slice());
+                }
+                Matrix::Dense(_) | Matrix::Quantized(_) => return Err(misplaced()),
+            }
+        }
+        let cpu = &kernels.cpu;
+        let scratch = &mut kernels.packed.borrow_mut();
+        packed_matmul(cpu, &packed, &x, tokens, &mut packed_outs, scratch, activations);
+        wick_kernels::matmul(cpu, &mapped, &x, tokens, &mut mapped_outs, &mut kernels.matmul.borrow_mut());
     }
     Ok(outs)
 }
 
-/// The CPU form of a matrix.
-pub(super) fn mapped(matrix: &Matrix) -> Result<&MappedMatrix> {
+/// Rows and columns of a matrix in a form for the CPU.
+fn cpu_shape(matrix: &Matrix) -> Result<(usize, usize)> {
     match matrix {
-        Matrix::Mapped(m) => Ok(m),
-        Matrix::Dense(_) | Matrix::Quantized(_) => bail!("an accelerator's matrix reached the CPU kernels"),
+        Matrix::Mapped(m) => Ok((m.rows, m.cols)),
+        Matrix::Packed(m) => Ok((m.rows(), m.cols())),
+        Matrix::Dense(_) | Matrix::Quantized(_) => Err(misplaced()),
     }
+}
+
+pub(super) fn misplaced() -> Error {
+    Error::msg("an accelerator's matrix reached the CPU kernels")
 }
 
 pub(super) fn reference(projections: &[Projection], x: &Tensor) -> Result<Vec<Tensor>> {
@@ -80,6 +121,7 @@ pub(super) fn reference(projections: &[Projection], x: &Tensor) -> Result<Vec<Te
 pub(super) fn product_reference(weight: &Matrix, x: &Tensor) -> Result<Tensor> {
     match weight {
         Matrix::Mapped(m) => x.matmul(&dequantized(m, x.device())?.t()?),
+        Matrix::Packed(m) => x.matmul(&unpacked(m, x.device())?.t()?),
         Matrix::Dense(w) => x.to_dtype(w.dtype())?.matmul(&w.t()?)?.to_dtype(DType::F32),
         Matrix::Quantized(w) => QMatMul::from_arc(w.clone())?.forward(x),
     }
@@ -90,4 +132,13 @@ pub(super) fn dequantized(matrix: &MappedMatrix, device: &Device) -> Result<Tens
     let mut values = vec![0.0; matrix.rows * matrix.cols];
     wick_kernels::dequantize(matrix.ty, matrix.bytes.as_slice(), &mut values);
     Tensor::from_vec(values, (matrix.rows, matrix.cols), device)
+}
+
+/// A packed matrix as a dense f32 tensor `[rows, cols]`.
+pub(super) fn unpacked(matrix: &PackedMatrix, device: &Device) -> Result<Tensor> {
+    let mut values = vec![0.0; matrix.rows() * matrix.cols()];
+    for (row, values) in values.chunks_exact_mut(matrix.cols().max(1)).enumerate() {
+        matrix.row(row, values);
+    }
+    Tensor::from_vec(values, (matrix.rows(), matrix.cols()), device)
 }

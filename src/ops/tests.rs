@@ -4,14 +4,18 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
-use wick_kernels::{Cpu, Isa, QuantType, ThreadPool};
+use wick_kernels::{Cpu, Isa, Precision, QuantType, ThreadPool};
 
 use super::*;
 use crate::weights::{MappedBytes, MappedMatrix, Matrix};
 
 fn contexts() -> Vec<ExecContext> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
-    isas.map(|isa| ExecContext::cpu(Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(2).unwrap()) })).collect()
+    isas.flat_map(|isa| {
+        let cpu = || Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(2).unwrap()) };
+        [Precision::Int8, Precision::Exact].map(|activations| ExecContext::cpu(cpu(), activations))
+    })
+    .collect()
 }
 
 fn reference() -> ExecContext {
@@ -73,8 +77,13 @@ fn every_form_of_a_matrix_gives_the_same_product_and_rows() {
         assert_close(&embedding(&reference(), form, &ids, 3.0).unwrap(), &(&rows * 3.0).unwrap(), 1e-6);
     }
     for cx in contexts() {
-        assert_close(&product(&cx, &mapped), &product(&reference(), &plain), 2e-2);
-        assert_close(&embedding(&cx, &mapped, &ids, 3.0).unwrap(), &(&rows * 3.0).unwrap(), 1e-6);
+        let placed = cx.place(mapped.clone());
+        for form in [&mapped, &placed] {
+            assert_close(&product(&cx, form), &product(&reference(), &plain), 2e-2);
+            assert_close(&embedding(&cx, form, &ids, 3.0).unwrap(), &(&rows * 3.0).unwrap(), 1e-6);
+            assert_close(&product(&reference(), form), &product(&reference(), &plain), 2e-2);
+            assert_close(&embedding(&reference(), form, &ids, 3.0).unwrap(), &(&rows * 3.0).unwrap(), 1e-6);
+        }
         assert!(matmul(&cx, &[Projection { weight: &plain, bias: None }], &x).is_err());
         assert!(embedding(&cx, &mapped, &Indices::new(vec![40]), 1.0).is_err());
     }

@@ -2,7 +2,7 @@
 use std::num::NonZeroUsize;
 
 use candle_core::Device;
-use wick_kernels::{Cpu, Isa, ThreadPool};
+use wick_kernels::{Cpu, Isa, Precision, ThreadPool};
 
 use super::batch::{StepLimits, forward_batch};
 use super::kv_cache::KvCache;
@@ -23,6 +23,8 @@ pub struct RunnerOptions {
     pub threads: NonZeroUsize,
     /// Instruction set of the CPU kernels; `None` takes the machine's best.
     pub isa: Option<Isa>,
+    /// How finely the CPU kernels round the activations of products with packed weights.
+    pub activations: Precision,
     pub kv_dtype: KvDtype,
     /// Tokens per KV block.
     pub block_size: usize,
@@ -36,7 +38,7 @@ impl RunnerOptions {
     pub fn context(&self) -> ExecContext {
         if self.device.is_cpu() {
             let isa = self.isa.unwrap_or_else(Isa::detect);
-            ExecContext::cpu(Cpu { isa, pool: ThreadPool::new(self.threads) })
+            ExecContext::cpu(Cpu { isa, pool: ThreadPool::new(self.threads) }, self.activations)
         } else {
             ExecContext::reference(self.device.clone())
         }
@@ -80,7 +82,7 @@ impl ModelRunner {
             return Err(LoadError::Config("the KV cache needs at least one block of at least one token".to_owned()));
         }
         let limits = StepLimits { vocab: spec.vocab, block_size: options.block_size, num_blocks: options.num_blocks };
-        let decoder = Decoder::load(spec, weights, cx.device())?;
+        let decoder = Decoder::load(spec, weights, &cx)?;
         let kv = KvCache::new(&cx, decoder.spec(), options.num_blocks, options.block_size, options.kv_dtype)?;
         Ok(Self { cx, decoder, kv, limits })
     }

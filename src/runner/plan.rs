@@ -15,10 +15,12 @@ const UNKNOWN_MEMORY_KV_BYTES: u64 = 4 << 30;
 /// What the plan is made from; plain numbers. [`PlanInputs::of`] reads the model's part off its specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanInputs {
-    /// Bytes of the weights: those mapped from the file count once, and so do copies made of them.
+    /// Bytes of the weights in the form they are used in: packed, or mapped from the file, with the copies made of some.
     pub weight_bytes: u64,
     /// Of these, the copies.
     pub copied_bytes: u64,
+    /// Matrices are packed as they are loaded, and the file's pages given back.
+    pub packed: bool,
     pub kv_bytes_per_token: u64,
     /// Bytes of activations per token of a step, at the widest point of a layer.
     pub activation_bytes_per_token: u64,
@@ -100,6 +102,7 @@ impl PlanInputs {
         Self {
             weight_bytes,
             copied_bytes: 0,
+            packed: false,
             kv_bytes_per_token: bytes_per_token(spec, dtype),
             activation_bytes_per_token: activations as u64,
             logit_row_bytes: (spec.vocab * F32) as u64,
@@ -187,10 +190,13 @@ impl fmt::Display for MemoryPlan {
         let inputs = &self.inputs;
         let size = |bytes: u64| Bytes(bytes).to_string();
         writeln!(f, "memory")?;
-        write!(f, "  weights  {:>10}  mapped from the file", size(inputs.weight_bytes))?;
-        match inputs.copied_bytes {
-            0 => writeln!(f)?,
-            copied => writeln!(f, ", {} of them copied into another order", size(copied))?,
+        write!(f, "  weights  {:>10}", size(inputs.weight_bytes))?;
+        match (inputs.packed, inputs.copied_bytes) {
+            (true, _) => writeln!(f, "  packed for this processor")?,
+            (false, 0) => writeln!(f, "  mapped from the file")?,
+            (false, copied) => {
+                writeln!(f, "  mapped from the file, {} of them copied into another order", size(copied))?
+            }
         }
         writeln!(
             f,
@@ -244,6 +250,7 @@ mod tests {
         PlanInputs {
             weight_bytes: 100 * MIB,
             copied_bytes: 0,
+            packed: false,
             kv_bytes_per_token: 1024,
             activation_bytes_per_token: 10 * 1024,
             logit_row_bytes: 4096,

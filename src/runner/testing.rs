@@ -161,6 +161,10 @@ impl WeightSource for SeededWeights {
         self.tensors.values().map(|(_, values)| 4 * values.len() as u64).sum()
     }
 
+    fn packed_bytes(&self) -> u64 {
+        self.total_bytes()
+    }
+
     fn finish(&self) -> Result<(), LoadError> {
         let taken = self.taken.borrow();
         let names: Vec<_> = self.tensors.keys().filter(|name| !taken.contains(*name)).cloned().collect();

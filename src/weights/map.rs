@@ -26,6 +26,19 @@ pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>, LoadError> {
     Ok(Arc::new(map))
 }
 
+/// Tells the system that a part of a map is not needed for now: its pages leave memory and come back from the file if read again.
+#[cfg_attr(unix, expect(unsafe_code))]
+pub(crate) fn release(map: &Mmap, start: usize, len: usize) {
+    // SAFETY: the map is read-only and backed by a file, so that the pages that come back have the contents they had.
+    #[cfg(unix)]
+    unsafe {
+        // Advice: nothing is lost if the system does not take it.
+        let _ = map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len);
+    }
+    #[cfg(not(unix))]
+    let _ = (map, start, len);
+}
+
 /// Reads a JSON file of at most `max_bytes`.
 pub(crate) fn read_json(path: &Path, max_bytes: u64) -> Result<serde_json::Value, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };

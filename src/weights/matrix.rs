@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
-use wick_kernels::{MatrixRef, QuantType};
+use wick_kernels::{MatrixRef, PackedMatrix, QuantType};
 
+use super::map::release;
 use super::types::TypeInfo;
 
 /// Bytes of a tensor: borrowed from a mapped file, or owned. Owned bytes and those of GGUF files begin at a multiple of 8;
@@ -23,6 +24,13 @@ impl MappedBytes {
         match self {
             Self::File { map, start, len } => &map[*start..*start + *len],
             Self::Owned(b) => b,
+        }
+    }
+
+    /// Gives the memory of a mapped file's part back to the system. The bytes stay readable, from the file.
+    pub fn release(&self) {
+        if let Self::File { map, start, len } = self {
+            release(map, *start, *len);
         }
     }
 }
@@ -49,6 +57,8 @@ impl MappedMatrix {
 pub enum Matrix {
     /// CPU, any format.
     Mapped(MappedMatrix),
+    /// CPU, ggml blocks packed for the instruction set.
+    Packed(Arc<PackedMatrix>),
     /// Accelerator, f16/bf16/f32.
     Dense(Tensor),
     /// Accelerator, ggml blocks.
@@ -56,7 +66,7 @@ pub enum Matrix {
 }
 
 impl Matrix {
-    /// Puts a matrix where `device` computes: on the CPU its bytes stay where they are; an accelerator gets a copy, as dense
+    /// Puts a matrix where `device` computes: on the CPU its bytes stay where they are (products pack them later); an accelerator gets a copy, as dense
     /// values in the file's own type or as ggml blocks. `Q8_K` (which candle has no accelerator products for) becomes f16.
     ///
     /// # Errors

@@ -76,6 +76,8 @@ pub trait WeightSource: Send {
     fn copied_bytes(&self) -> u64 {
         0
     }
+    /// The same when matrices are packed for products as they are loaded; an input embedding that is not the output matrix too is not.
+    fn packed_bytes(&self) -> u64;
     /// Ends the taking.
     ///
     /// # Errors

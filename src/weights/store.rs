@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use wick_kernels::QuantType;
+use wick_kernels::{PackedMatrix, QuantType};
 
 use super::types::TypeInfo;
 use super::{LoadError, MappedBytes, MappedMatrix, Matrix, WeightSource, names};
@@ -121,6 +121,18 @@ impl WeightSource for TensorStore {
     fn copied_bytes(&self) -> u64 {
         let copied = self.entries.values().filter(|e| e.interleaved_heads.is_some());
         copied.map(|e| e.bytes.as_slice().len() as u64).sum()
+    }
+
+    fn packed_bytes(&self) -> u64 {
+        let untied = self.contains("lm_head.weight");
+        let bytes = self.entries.iter().map(|(name, entry)| match entry.shape[..] {
+            [rows, cols] if !(untied && name == "model.embed_tokens.weight") => {
+                let unpacked = entry.bytes.as_slice().len() * if entry.interleaved_heads.is_some() { 2 } else { 1 };
+                PackedMatrix::bytes_for(entry.ty.ty, rows, cols).unwrap_or(unpacked)
+            }
+            _ => entry.bytes.as_slice().len(),
+        });
+        bytes.map(|bytes| bytes as u64).sum()
     }
 
     fn finish(&self) -> Result<(), LoadError> {

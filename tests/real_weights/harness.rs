@@ -13,6 +13,7 @@ use wick::ops::KvDtype;
 use wick::runner::{ModelRunner, RunnerOptions};
 use wick::sampling::{SamplingParams, TokenLogprobs};
 use wick::scheduler::{SchedulerConfig, StopLimits};
+use wick_kernels::Precision;
 
 pub const BLOCK_SIZE: usize = 16;
 
@@ -21,6 +22,8 @@ pub const BLOCK_SIZE: usize = 16;
 pub struct Setup {
     pub threads: usize,
     pub kv: KvDtype,
+    /// How activations are rounded.
+    pub activations: Precision,
     pub num_blocks: usize,
     /// Prompt tokens in one step.
     pub chunk: usize,
@@ -29,7 +32,14 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { threads: cores(), kv: KvDtype::F16, num_blocks: 2048, chunk: 512, prefix_cache: true }
+        Self {
+            threads: cores(),
+            kv: KvDtype::F16,
+            activations: Precision::Exact,
+            num_blocks: 2048,
+            chunk: 512,
+            prefix_cache: true,
+        }
     }
 }
 
@@ -73,6 +83,7 @@ impl Engine {
             device: Device::Cpu,
             threads: NonZeroUsize::new(setup.threads).unwrap(),
             isa: None,
+            activations: setup.activations,
             kv_dtype: setup.kv,
             block_size: BLOCK_SIZE,
             num_blocks: setup.num_blocks,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use wick::engine::GenerationRequest;
 use wick::sampling::SamplingParams;
+use wick_kernels::Precision;
 
 use crate::harness::{BLOCK_SIZE, Engine, Output, Setup, request};
 use crate::models::{golden, pulled};
@@ -94,25 +95,33 @@ fn run_among(engine: &Engine, mates: Vec<GenerationRequest>) -> Vec<Output> {
 
 #[test]
 fn a_request_gets_the_same_bytes_however_it_is_run() {
+    same_bytes(Setup::default());
+}
+
+#[test]
+fn a_request_gets_the_same_bytes_with_8_bit_activations() {
+    same_bytes(Setup { activations: Precision::Int8, ..Setup::default() });
+}
+
+fn same_bytes(setup: Setup) {
     let model = pulled("smollm2-135m");
-    let plain = Setup { threads: 1, prefix_cache: false, ..Setup::default() };
     let expected = {
-        let engine = Engine::start(&model, plain);
+        let engine = Engine::start(&model, Setup { threads: 1, prefix_cache: false, ..setup });
         let outputs = engine.run_alone(&subjects());
         assert_eq!(engine.widest_step(), 1);
         Expected(outputs.iter().map(bits).collect())
     };
     assert!(expected.0.iter().all(|one| expected.0.iter().filter(|other| *other == one).count() == 1));
 
-    alone(&model, &expected);
-    in_batches(&model, &expected);
-    preempted(&model, &expected);
+    alone(&model, setup, &expected);
+    in_batches(&model, setup, &expected);
+    preempted(&model, setup, &expected);
 }
 
-fn alone(model: &Path, expected: &Expected) {
+fn alone(model: &Path, setup: Setup, expected: &Expected) {
     for (threads, chunk) in [(2, 16), (1, 64), (2, 512)] {
         let how = format!("alone, {threads} threads, chunks of {chunk}");
-        let engine = Engine::start(model, Setup { threads, chunk, ..Setup::default() });
+        let engine = Engine::start(model, Setup { threads, chunk, ..setup });
         let cold = engine.run_alone(&subjects());
         assert!(cold.iter().all(|output| output.cached_tokens == 0), "{how}: the cache was not cold");
         expected.same(&cold, &format!("{how}, cache cold"));
@@ -122,10 +131,10 @@ fn alone(model: &Path, expected: &Expected) {
     }
 }
 
-fn in_batches(model: &Path, expected: &Expected) {
+fn in_batches(model: &Path, setup: Setup, expected: &Expected) {
     for (batch, chunk, threads) in [(8, 16, 2), (8, 512, 1), (32, 64, 2)] {
         let how = format!("in a batch of {batch}, chunks of {chunk}, {threads} threads");
-        let engine = Engine::start(model, Setup { threads, chunk, ..Setup::default() });
+        let engine = Engine::start(model, Setup { threads, chunk, ..setup });
         let outputs = run_among(&engine, mates(batch - subjects().len()));
         // Short mates may have ended before the last prompt is through; the batch is still much wider than one.
         assert!(engine.widest_step() > batch / 2, "{how}: no step was wider than {}", engine.widest_step());
@@ -133,13 +142,13 @@ fn in_batches(model: &Path, expected: &Expected) {
     }
 }
 
-fn preempted(model: &Path, expected: &Expected) {
+fn preempted(model: &Path, setup: Setup, expected: &Expected) {
     // The scheduler admits a prompt only beside a spare block for each running sequence. Here all four are admitted at once,
     // and soon each needs its spare block: there are three.
     let num_blocks = prompt_blocks(&subjects()) + subjects().len() - 1;
     for prefix_cache in [false, true] {
         let how = format!("with {num_blocks} blocks for all, prefix cache {prefix_cache}");
-        let setup = Setup { num_blocks, prefix_cache, chunk: 512, threads: 2, ..Setup::default() };
+        let setup = Setup { num_blocks, prefix_cache, chunk: 512, threads: 2, ..setup };
         let engine = Engine::start(model, setup);
         let outputs = engine.run(subjects());
         assert!(engine.stats().scheduler.preemptions > 0, "{how}: nothing was preempted");

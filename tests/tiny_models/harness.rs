@@ -9,7 +9,7 @@ use wick::runner::testing::SeededWeights;
 use wick::runner::{ModelRunner, Runner, RunnerError, RunnerOptions};
 use wick::scheduler::{LogitRows, ScheduledSeq, SchedulerOutput, SeqId};
 use wick::weights::{LoadError, WeightSource};
-use wick_kernels::{Isa, QuantType};
+use wick_kernels::{Isa, Precision, QuantType};
 
 const SEED: u64 = 1;
 const BLOCK_SIZE: usize = 8;
@@ -32,6 +32,11 @@ impl Model {
     pub fn new(spec: DecoderSpec, stored_as: QuantType) -> Self {
         let options = options();
         Self { spec, stored_as, reference: false, options }
+    }
+
+    pub fn activations(mut self, activations: Precision) -> Self {
+        self.options.activations = activations;
+        self
     }
 
     pub fn isa(mut self, isa: Isa) -> Self {
@@ -71,6 +76,7 @@ pub fn options() -> RunnerOptions {
         device: Device::Cpu,
         threads: NonZeroUsize::MIN,
         isa: None,
+        activations: Precision::Exact,
         kv_dtype: KvDtype::F32,
         block_size: BLOCK_SIZE,
         num_blocks: NUM_BLOCKS,

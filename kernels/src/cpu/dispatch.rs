@@ -3,6 +3,7 @@
 use super::attention::RowBlock;
 use super::elementwise::Activation;
 use super::isa;
+use super::packed::{ActTile, GroupSource, Strip};
 use super::panel::{ActPanel, WeightPanel};
 use super::quant::QuantType;
 use std::fmt;
@@ -15,6 +16,8 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with AVX-512 F, BW, DQ and VL, and VNNI's integer dot products.
+    Avx512Vnni,
 }
 
 /// Why an instruction set cannot be used.
@@ -49,7 +52,7 @@ impl std::error::Error for IsaError {}
 
 impl Isa {
     /// Every instruction set, from the plainest to the fastest.
-    pub const ALL: [Isa; 2] = [Isa::Scalar, Isa::Avx2];
+    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
 
     /// The fastest instruction set of this processor.
     pub fn detect() -> Isa {
@@ -64,8 +67,17 @@ impl Isa {
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => {
+                Isa::Avx2.available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => false,
+            Isa::Avx2 | Isa::Avx512Vnni => false,
         }
     }
 
@@ -86,7 +98,14 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::Avx512Vnni => "avx512vnni",
         }
+    }
+
+    /// Whether it has kernels for packed matrices that are faster than those for matrices as they are in the file. (All instruction sets
+    /// can multiply packed matrices.)
+    pub fn packs(self) -> bool {
+        matches!(self, Isa::Avx512Vnni)
     }
 
     /// Its kernels.
@@ -98,6 +117,8 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &isa::avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => &isa::avx512::TABLE,
             _ => &isa::scalar::TABLE,
         }
     }
@@ -144,4 +165,14 @@ pub struct KernelTable {
     pub gated: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
     /// Cosines and sines of angles (plain f32 radians below 2^20).
     pub sin_cos: unsafe fn(angles: &[f32], cos: &mut [f32], sin: &mut [f32]),
+    /// Products with packed matrices.
+    pub packed: PackedKernels,
+}
+
+/// The kernels for packed matrices. All instruction sets give the same bits.
+pub struct PackedKernels {
+    /// Quantises some groups of a tile of activations; `out` has [`super::packed::group_bytes`] for each.
+    pub quantize: unsafe fn(source: &GroupSource<'_>, out: &mut [u8]),
+    /// The products of 16 rows of a matrix with a tile: `out[16 * row + lane]`.
+    pub dot: unsafe fn(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]),
 }

@@ -7,6 +7,7 @@ mod isa;
 pub mod kv;
 pub mod math;
 pub mod matmul;
+pub mod packed;
 pub mod panel;
 pub mod pool;
 pub mod quant;

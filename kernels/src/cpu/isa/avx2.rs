@@ -10,13 +10,14 @@ mod formats;
 mod panels;
 mod quantized;
 
+use super::scalar::PACKED;
 use crate::cpu::attention::{Dots, KEYS, RowBlock, attend};
 use crate::cpu::dispatch::KernelTable;
 use crate::cpu::elementwise::{Activation, add_row, gated_row, rms_norm_row, sin_cos_row};
 use std::arch::x86_64::*;
 
 /// The AVX2 table. Its functions need a processor with AVX2, FMA and F16C.
-pub static TABLE: KernelTable = KernelTable {
+pub const TABLE: KernelTable = KernelTable {
     quantize: quantized::quantize,
     dot_blocks: quantized::dot_blocks,
     unpack: quantized::unpack,
@@ -28,6 +29,7 @@ pub static TABLE: KernelTable = KernelTable {
     add,
     gated,
     sin_cos,
+    packed: PACKED,
 };
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -3,8 +3,10 @@
 //! Sums are kept in 8 lanes as a 256-bit register would hold them, so that compilers vectorise them and that the integer parts are
 //! exactly those of AVX2; only fused multiply-adds make the two differ.
 
+mod packed;
+
 use crate::cpu::attention::{Dots, KEYS, attend};
-use crate::cpu::dispatch::{KernelTable, TILE_ROWS, WeightRows};
+use crate::cpu::dispatch::{KernelTable, PackedKernels, TILE_ROWS, WeightRows};
 use crate::cpu::elementwise::{add_row, gated_row, rms_norm_row, sin_cos_row};
 use crate::cpu::math::ROUND;
 use crate::cpu::panel::{ACT_MAX, ActPanel, GROUP, GROUPS, PANEL, SMALLEST_AMAX, WeightPanel, unpack_panel};
@@ -27,7 +29,11 @@ pub static TABLE: KernelTable = KernelTable {
     add: |to, x| add_row(to, x),
     gated: |act, gate, up, out| gated_row(act, gate, up, out),
     sin_cos: |angles, cos, sin| sin_cos_row(angles, cos, sin),
+    packed: PACKED,
 };
+
+/// Also for instruction sets without packed kernels of their own.
+pub const PACKED: PackedKernels = PackedKernels { quantize: packed::quantize, dot: packed::dot };
 
 fn quantize(x: &[f32], out: &mut [ActPanel]) {
     for (x, panel) in x.chunks(PANEL).zip(out) {

@@ -1,0 +1,258 @@
+//! The packed formats, taken apart: quants one step at a time, scales one group at a time.
+
+use crate::cpu::packed::{LANES, LINE};
+use std::arch::x86_64::*;
+
+/// Where the quants of a format are.
+pub trait Quants {
+    /// Bytes of one group.
+    const BYTES: usize;
+    /// Step `j` (a constant at each call) of the group at `q`: 4 unsigned values in each lane.
+    ///
+    /// # Safety
+    /// A group's bytes are readable at `q`, which is a multiple of 64; AVX-512 F and BW.
+    unsafe fn step(q: *const u8, j: usize) -> __m512i;
+}
+
+/// # Safety
+/// 64 bytes are readable at `at`, a multiple of 64; AVX-512 F.
+#[inline(always)]
+unsafe fn line(at: *const u8) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_load_si512(at.cast()) }
+}
+
+/// The 4 low bits of step `j`, from lines of nibbles.
+///
+/// # Safety
+/// 4 lines are readable at `q`, a multiple of 64; AVX-512 F and BW.
+#[inline(always)]
+unsafe fn nibbles(q: *const u8, j: usize) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let both = line(q.add(j % 4 * LINE));
+        let low = if j < 4 { both } else { _mm512_srli_epi16::<4>(both) };
+        _mm512_and_si512(low, _mm512_set1_epi8(15))
+    }
+}
+
+/// Q4_0, Q4_1, Q4_K.
+pub struct FourBits;
+
+impl Quants for FourBits {
+    const BYTES: usize = 4 * LINE;
+
+    #[inline(always)]
+    unsafe fn step(q: *const u8, j: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { nibbles(q, j) }
+    }
+}
+
+/// Q5_0, Q5_1, Q5_K.
+pub struct FiveBits;
+
+impl Quants for FiveBits {
+    const BYTES: usize = 5 * LINE;
+
+    #[inline(always)]
+    unsafe fn step(q: *const u8, j: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bits = line(q.add(4 * LINE));
+            let fifth = match j {
+                0 => _mm512_slli_epi16::<4>(bits),
+                1 => _mm512_slli_epi16::<3>(bits),
+                2 => _mm512_slli_epi16::<2>(bits),
+                3 => _mm512_slli_epi16::<1>(bits),
+                4 => bits,
+                5 => _mm512_srli_epi16::<1>(bits),
+                6 => _mm512_srli_epi16::<2>(bits),
+                _ => _mm512_srli_epi16::<3>(bits),
+            };
+            _mm512_or_si512(nibbles(q, j), _mm512_and_si512(fifth, _mm512_set1_epi8(16)))
+        }
+    }
+}
+
+/// Q6_K.
+pub struct SixBits;
+
+impl Quants for SixBits {
+    const BYTES: usize = 6 * LINE;
+
+    #[inline(always)]
+    unsafe fn step(q: *const u8, j: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let bits = line(q.add((4 + j / 4) * LINE));
+            let upper = match j % 4 {
+                0 => _mm512_slli_epi16::<4>(bits),
+                1 => _mm512_slli_epi16::<2>(bits),
+                2 => bits,
+                _ => _mm512_srli_epi16::<2>(bits),
+            };
+            _mm512_or_si512(nibbles(q, j), _mm512_and_si512(upper, _mm512_set1_epi8(48)))
+        }
+    }
+}
+
+/// Q8_0.
+pub struct EightBits;
+
+impl Quants for EightBits {
+    const BYTES: usize = 8 * LINE;
+
+    #[inline(always)]
+    unsafe fn step(q: *const u8, j: usize) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe { line(q.add(j * LINE)) }
+    }
+}
+
+/// Where the scales of a format are.
+pub trait Scales {
+    /// Scales of a group: one, or one for each half.
+    const PARTS: usize;
+    /// Whether a group has a minimum.
+    const MIN: bool;
+    /// What was added to the quants.
+    const OFFSET: u32;
+    /// Where the record of group `g` begins.
+    fn record(g: usize) -> usize;
+    /// Scale `part` of group `g`, from the strip's scales.
+    ///
+    /// # Safety
+    /// The records of groups 0 to `g` are readable at `scales`; AVX-512 F.
+    unsafe fn scale(scales: *const u8, g: usize, part: usize) -> __m512;
+    /// The minimum of group `g`.
+    ///
+    /// # Safety
+    /// As for `scale`.
+    unsafe fn min(scales: *const u8, g: usize) -> __m512;
+}
+
+/// # Safety
+/// 32 bytes are readable at `at`; AVX-512 F.
+#[inline(always)]
+unsafe fn halves(at: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+}
+
+/// Q4_0, Q5_0, Q8_0: a scale for each group.
+pub struct Symmetric<const OFFSET: u32>;
+
+impl<const OFFSET: u32> Scales for Symmetric<OFFSET> {
+    const PARTS: usize = 1;
+    const MIN: bool = false;
+    const OFFSET: u32 = OFFSET;
+
+    #[inline(always)]
+    fn record(g: usize) -> usize {
+        g * 2 * LANES
+    }
+
+    #[inline(always)]
+    unsafe fn scale(scales: *const u8, g: usize, _: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { halves(scales.add(Self::record(g))) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(_: *const u8, _: usize) -> __m512 {
+        // SAFETY: AVX-512 F, the caller's promise.
+        unsafe { _mm512_setzero_ps() }
+    }
+}
+
+/// Q4_1, Q5_1: a scale and a minimum for each group.
+pub struct Affine;
+
+impl Scales for Affine {
+    const PARTS: usize = 1;
+    const MIN: bool = true;
+    const OFFSET: u32 = 0;
+
+    #[inline(always)]
+    fn record(g: usize) -> usize {
+        g * 4 * LANES
+    }
+
+    #[inline(always)]
+    unsafe fn scale(scales: *const u8, g: usize, _: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { halves(scales.add(Self::record(g))) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(scales: *const u8, g: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { halves(scales.add(Self::record(g) + 2 * LANES)) }
+    }
+}
+
+/// Q4_K, Q5_K: a scale and a minimum for 8 groups, and small integers to multiply them with for each.
+pub struct AffineK;
+
+impl Scales for AffineK {
+    const PARTS: usize = 1;
+    const MIN: bool = true;
+    const OFFSET: u32 = 0;
+
+    #[inline(always)]
+    fn record(g: usize) -> usize {
+        g / 8 * (4 * LANES + 8 * 2 * LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn scale(scales: *const u8, g: usize, _: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let record = scales.add(Self::record(g));
+            let sub = _mm_loadu_si128(record.add(4 * LANES + g % 8 * 2 * LANES).cast());
+            _mm512_mul_ps(halves(record), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(sub)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn min(scales: *const u8, g: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let record = scales.add(Self::record(g));
+            let sub = _mm_loadu_si128(record.add(5 * LANES + g % 8 * 2 * LANES).cast());
+            let min = _mm512_mul_ps(halves(record.add(2 * LANES)), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(sub)));
+            _mm512_xor_ps(min, _mm512_set1_ps(-0.0))
+        }
+    }
+}
+
+/// Q6_K: a scale for 8 groups, and signed integers to multiply it with for each half group.
+pub struct HalvesK;
+
+impl Scales for HalvesK {
+    const PARTS: usize = 2;
+    const MIN: bool = false;
+    const OFFSET: u32 = 32;
+
+    #[inline(always)]
+    fn record(g: usize) -> usize {
+        g / 8 * (2 * LANES + 8 * 2 * LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn scale(scales: *const u8, g: usize, part: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let record = scales.add(Self::record(g));
+            let sub = _mm_loadu_si128(record.add(2 * LANES + (2 * (g % 8) + part) * LANES).cast());
+            _mm512_mul_ps(halves(record), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sub)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn min(_: *const u8, _: usize) -> __m512 {
+        // SAFETY: AVX-512 F, the caller's promise.
+        unsafe { _mm512_setzero_ps() }
+    }
+}

@@ -1,0 +1,258 @@
+//! Weight matrices packed at load for 8-bit integer dot products.
+//!
+//! 16 rows of a matrix make a *strip*: one row for each 32-bit lane of a 512-bit register. A strip holds the quants of all its groups of
+//! 32 columns, then their scales. The 32 values of a group are 8 *steps* of 4: a step of a strip is 64 bytes, 4 unsigned values for each
+//! of the 16 rows, which is what one `vpdpbusd` multiplies with 4 activations. Bits stay as few as the file has:
+//!
+//! | formats | quants of a group | scales |
+//! |---|---|---|
+//! | Q4_0, Q4_1, Q4_K | 4 x 64 bytes: step `j` in the low nibbles of line `j`, step `j + 4` in its high ones | `d` (and `min`) as f16 |
+//! | Q5_0, Q5_1, Q5_K | the same and a line of fifth bits: bit `j` belongs to step `j` | the same |
+//! | Q6_K | the same and two lines of upper bits: bits `2s..2s+2` of line `p` belong to step `4p + s` | `d` as f16, two i8 sub-scales |
+//! | Q8_0 | 8 x 64 bytes | `d` as f16 |
+//!
+//! Q4_K and Q5_K keep their integer sub-scales and sub-minimums, as bytes: 2.8% larger than the file; all others have the file's size.
+//! Symmetric formats are stored with their offset added (8, 16, 32 or 128), which the products take away again, exactly, with the sum of
+//! the activations. The last strip of a matrix whose rows are no multiple of 16 is filled with zeros.
+
+mod acts;
+mod matmul;
+mod pack;
+
+pub use acts::{ActTile, Field, GroupSource, Precision, WIDEST_TILE, group_bytes};
+pub use matmul::{PackedScratch, packed_matmul};
+
+use super::quant::QuantType;
+use half::f16;
+use std::fmt;
+
+/// Rows of a strip.
+pub const LANES: usize = 16;
+/// Columns that share a scale.
+pub const GROUP: usize = 32;
+/// Steps of 4 columns in a group.
+pub const STEPS: usize = GROUP / 4;
+/// Bytes of one step of a strip.
+pub const LINE: usize = 4 * LANES;
+
+/// How a format is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packing {
+    /// Lines that hold the low bits of a group's quants: 4 of nibbles or 8 of bytes.
+    pub low_lines: usize,
+    /// Lines that hold its upper bits.
+    pub high_lines: usize,
+    /// What was added to the quants to make them unsigned.
+    pub offset: u8,
+    /// Groups that share one record of scales.
+    pub record_groups: usize,
+    /// Bytes of a record of scales, for the 16 rows.
+    pub record_bytes: usize,
+}
+
+impl Packing {
+    /// How `ty` is packed; `None` for formats that are multiplied as they are.
+    pub fn of(ty: QuantType) -> Option<Packing> {
+        const HALVES: usize = 2 * LANES;
+        let (low_lines, high_lines, offset, record_groups, record_bytes) = match ty {
+            QuantType::Q4_0 => (4, 0, 8, 1, HALVES),
+            QuantType::Q4_1 => (4, 0, 0, 1, 2 * HALVES),
+            QuantType::Q5_0 => (4, 1, 16, 1, HALVES),
+            QuantType::Q5_1 => (4, 1, 0, 1, 2 * HALVES),
+            QuantType::Q8_0 => (8, 0, 128, 1, HALVES),
+            // d and dmin, then for each group the sub-scales and the sub-minimums.
+            QuantType::Q4K => (4, 0, 0, 8, 2 * HALVES + 8 * 2 * LANES),
+            QuantType::Q5K => (4, 1, 0, 8, 2 * HALVES + 8 * 2 * LANES),
+            // d, then for each group the sub-scales of its two halves.
+            QuantType::Q6K => (4, 2, 32, 8, HALVES + 8 * 2 * LANES),
+            QuantType::F32 | QuantType::F16 | QuantType::BF16 | QuantType::Q2K | QuantType::Q3K | QuantType::Q8K => {
+                return None;
+            }
+        };
+        Some(Packing { low_lines, high_lines, offset, record_groups, record_bytes })
+    }
+
+    /// Bytes of the quants of one group of a strip.
+    pub fn quant_bytes(self) -> usize {
+        (self.low_lines + self.high_lines) * LINE
+    }
+
+    /// Bytes of a strip of `groups` groups, a whole number of lines.
+    fn strip_bytes(self, groups: usize) -> Option<usize> {
+        let scales = (groups / self.record_groups).checked_mul(self.record_bytes)?;
+        groups.checked_mul(self.quant_bytes())?.checked_add(scales)?.checked_next_multiple_of(LINE)
+    }
+}
+
+/// 64 bytes that begin at a multiple of 64.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; LINE]);
+
+/// Bytes that begin at a multiple of 64.
+#[derive(Default)]
+struct Lines(Box<[Line]>);
+
+impl Lines {
+    /// At least `bytes` bytes, all zero.
+    fn zeroed(bytes: usize) -> Lines {
+        // SAFETY: a line is bytes, for which zero is a value.
+        Lines(unsafe { Box::<[Line]>::new_zeroed_slice(bytes.div_ceil(LINE)).assume_init() })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: lines are bytes without padding.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
+    }
+}
+
+/// A weight matrix in packed form; owns its bytes.
+pub struct PackedMatrix {
+    ty: QuantType,
+    packing: Packing,
+    rows: usize,
+    cols: usize,
+    strip_bytes: usize,
+    data: Lines,
+}
+
+impl fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PackedMatrix({} {} x {})", self.ty.name(), self.rows, self.cols)
+    }
+}
+
+/// 16 rows of a packed matrix.
+#[derive(Clone, Copy)]
+pub struct Strip<'a> {
+    pub ty: QuantType,
+    /// Groups of a row.
+    pub groups: usize,
+    /// `groups` times the format's quants, at a multiple of 64.
+    pub quants: &'a [u8],
+    /// The records of scales, at a multiple of 64.
+    pub scales: &'a [u8],
+}
+
+/// One group of one row, as plain numbers: value `i` is `d[i / 16] * (q[i] - offset) + min`.
+#[derive(Clone, Copy)]
+pub struct RowGroup {
+    pub q: [u8; GROUP],
+    /// Scale of each half; the same twice where the format has one for 32 values.
+    pub d: [f32; 2],
+    pub min: f32,
+}
+
+impl PackedMatrix {
+    /// Bytes that a matrix of this shape takes when packed; `None` if its format is not packed, or its rows are no whole number of blocks.
+    pub fn bytes_for(ty: QuantType, rows: usize, cols: usize) -> Option<usize> {
+        let packing = Packing::of(ty)?;
+        ty.row_bytes(cols)?;
+        packing.strip_bytes(cols / GROUP)?.checked_mul(rows.div_ceil(LANES))
+    }
+
+    /// The format of the matrix it was packed from.
+    pub fn ty(&self) -> QuantType {
+        self.ty
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        self.data.bytes().len()
+    }
+
+    fn strips(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    fn strip(&self, index: usize) -> Strip<'_> {
+        let groups = self.cols / GROUP;
+        let bytes = &self.data.bytes()[index * self.strip_bytes..(index + 1) * self.strip_bytes];
+        let (quants, scales) = bytes.split_at(groups * self.packing.quant_bytes());
+        Strip { ty: self.ty, groups, quants, scales }
+    }
+
+    /// Row `row` as floats: equal to what [`super::quant::dequantize`] makes of the matrix it was packed from.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` has not as many values as the matrix has columns.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows && out.len() == self.cols, "row {row} of {self:?} into {} values", out.len());
+        let strip = self.strip(row / LANES);
+        for (g, out) in out.chunks_exact_mut(GROUP).enumerate() {
+            let group = strip.row_group(row % LANES, g);
+            for (i, y) in out.iter_mut().enumerate() {
+                let product = group.d[i / 16] * f32::from(i16::from(group.q[i]) - i16::from(self.packing.offset));
+                *y = if has_min(self.ty) { product + group.min } else { product };
+            }
+        }
+    }
+}
+
+/// Whether a format's groups have a minimum.
+pub fn has_min(ty: QuantType) -> bool {
+    matches!(ty, QuantType::Q4_1 | QuantType::Q5_1 | QuantType::Q4K | QuantType::Q5K)
+}
+
+/// Whether a format's groups have a scale for each half.
+pub fn two_scales(ty: QuantType) -> bool {
+    ty == QuantType::Q6K
+}
+
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+impl Strip<'_> {
+    /// Group `g` of the row in `lane`.
+    pub fn row_group(&self, lane: usize, g: usize) -> RowGroup {
+        let packing = Packing::of(self.ty).expect("a strip of a format that is not packed is a bug");
+        let quants = &self.quants[g * packing.quant_bytes()..(g + 1) * packing.quant_bytes()];
+        let mut q = [0; GROUP];
+        for (i, q) in q.iter_mut().enumerate() {
+            let (step, byte) = (i / 4, 4 * lane + i % 4);
+            let line = |n: usize| quants[n * LINE + byte];
+            *q = match (packing.low_lines, packing.high_lines) {
+                (8, _) => line(step),
+                (_, high) => {
+                    let low = line(step % 4) >> (4 * (step / 4)) & 15;
+                    low | match high {
+                        0 => 0,
+                        1 => (line(4) >> step & 1) << 4,
+                        _ => (line(4 + step / 4) >> (2 * (step % 4)) & 3) << 4,
+                    }
+                }
+            };
+        }
+        let record = &self.scales[g / packing.record_groups * packing.record_bytes..][..packing.record_bytes];
+        let sub = |at: usize| record[at + g % packing.record_groups * 2 * LANES + lane];
+        let d = half_at(record, 2 * lane);
+        let second = || half_at(record, 2 * LANES + 2 * lane);
+        match self.ty {
+            QuantType::Q4K | QuantType::Q5K => {
+                let (scale, min) = (sub(4 * LANES), sub(5 * LANES));
+                RowGroup { q, d: [d * f32::from(scale); 2], min: -(second() * f32::from(min)) }
+            }
+            QuantType::Q6K => {
+                let [a, b] = [sub(2 * LANES), sub(3 * LANES)].map(|s| d * f32::from(s as i8));
+                RowGroup { q, d: [a, b], min: 0.0 }
+            }
+            ty => RowGroup { q, d: [d; 2], min: if has_min(ty) { second() } else { 0.0 } },
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Products of activations with packed matrices, from one row to thousands.
+
+use super::acts::{ActTile, GroupSource, Precision, TilePlan, WIDEST_TILE, group_bytes, tiles};
+use super::{GROUP, LANES, Lines, PackedMatrix};
+use crate::cpu::Cpu;
+use crate::cpu::dispatch::PackedKernels;
+use crate::cpu::shared::SharedSlice;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
+/// (1 MiB on Zen 4, where this was tuned) beside a tile.
+const TICKET_BYTES: usize = 128 * 1024;
+/// Bytes of activations of one parallel region: they are walked once for each ticket, so they should stay in the caches.
+const CHUNK_BYTES: usize = 2 << 20;
+/// Values that one piece of the quantising region takes.
+const QUANTIZE_PIECE: usize = 16 * 1024;
+
+/// Buffers of [`packed_matmul`] that stay between calls.
+#[derive(Default)]
+pub struct PackedScratch {
+    acts: Lines,
+    tiles: Vec<TilePlan>,
+}
+
+impl std::fmt::Debug for PackedScratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedScratch({} bytes)", self.acts.bytes().len())
+    }
+}
+
+/// A run of strips of one matrix: the unit of work a thread takes.
+struct Plan<'a> {
+    matrix: &'a PackedMatrix,
+    strips_per_ticket: usize,
+    /// Number of the first ticket.
+    first: usize,
+}
+
+/// `outs[i][r * ws[i].rows() + j]` = row `j` of `ws[i]` . row `r` of `x`, for `x` of `m` rows. All matrices have the same number of columns.
+///
+/// Activations are rounded to `precision`, once for all matrices. An output is a sum over groups of 32 columns, in order: the exact
+/// integer dot product, made a float and multiplied into the sum with the product of the two scales, then the format's minimum times
+/// the sum of the activations. All instruction sets give the same bits.
+///
+/// # Panics
+/// If the lengths do not fit together.
+pub fn packed_matmul(
+    cpu: &Cpu,
+    ws: &[&PackedMatrix],
+    x: &[f32],
+    m: usize,
+    outs: &mut [&mut [f32]],
+    scratch: &mut PackedScratch,
+    precision: Precision,
+) {
+    let Some(first) = ws.first() else { return };
+    let k = first.cols;
+    assert!(ws.len() == outs.len(), "packed_matmul: {} matrices and {} outputs", ws.len(), outs.len());
+    assert!(k.checked_mul(m) == Some(x.len()), "packed_matmul: x has {} values, not {m} rows of {k}", x.len());
+    for (w, out) in ws.iter().zip(outs.iter()) {
+        assert!(w.cols == k, "packed_matmul: matrices of one call have {k} and {} columns", w.cols);
+        assert!(
+            w.rows.checked_mul(m) == Some(out.len()),
+            "packed_matmul: an output of {} values, not {m} rows of {}",
+            out.len(),
+            w.rows
+        );
+    }
+    if m == 0 {
+        return;
+    }
+    if k == 0 {
+        outs.iter_mut().for_each(|out| out.fill(0.0));
+        return;
+    }
+    let kernels = &cpu.isa.table().packed;
+    let outs: Vec<SharedSlice<'_, f32>> = outs.iter_mut().map(|out| SharedSlice::new(out)).collect();
+    let row_bytes = k / GROUP * group_bytes(precision.parts(), 1);
+    let chunk = (CHUNK_BYTES / row_bytes / WIDEST_TILE).max(4) * WIDEST_TILE;
+    for start in (0..m).step_by(chunk) {
+        let rows = start..(start + chunk).min(m);
+        let x = &x[rows.start * k..rows.end * k];
+        quantize(cpu, kernels, x, rows.len(), k, precision, scratch);
+        multiply(cpu, kernels, ws, scratch, precision, start, &outs);
+    }
+}
+
+/// Fills the scratch with the tiles of `m` rows.
+fn quantize(
+    cpu: &Cpu,
+    kernels: &PackedKernels,
+    x: &[f32],
+    m: usize,
+    cols: usize,
+    precision: Precision,
+    scratch: &mut PackedScratch,
+) {
+    let PackedScratch { acts, tiles: plans } = scratch;
+    let groups = cols / GROUP;
+    let bytes = tiles(precision, m, groups, plans);
+    if acts.bytes().len() < bytes {
+        *acts = Lines::zeroed(bytes);
+    }
+    let out = SharedSlice::new(acts.bytes_mut());
+    // Pieces are runs of groups of a tile, so that a single tile is spread too.
+    let piece = (QUANTIZE_PIECE / (plans[0].rows * GROUP)).max(1);
+    let pieces = groups.div_ceil(piece);
+    cpu.for_pieces(plans.len() * pieces, 1, &|start, end| {
+        for i in start..end {
+            let (plan, first) = (&plans[i / pieces], i % pieces * piece);
+            let count = piece.min(groups - first);
+            let x = &x[plan.first_row * cols..(plan.first_row + plan.rows) * cols];
+            let size = group_bytes(precision.parts(), plan.height);
+            let source = GroupSource { x, cols, first, precision, height: plan.height };
+            // SAFETY: tiles and their runs of groups are disjoint; the table is this processor's.
+            unsafe { (kernels.quantize)(&source, out.slice(plan.at + first * size, count * size)) }
+        }
+    });
+}
+
+/// All products of the tiles in the scratch, whose first row is row `first_row` of the outputs.
+fn multiply(
+    cpu: &Cpu,
+    kernels: &PackedKernels,
+    ws: &[&PackedMatrix],
+    scratch: &PackedScratch,
+    precision: Precision,
+    first_row: usize,
+    outs: &[SharedSlice<'_, f32>],
+) {
+    let threads = cpu.pool.threads();
+    let mut tickets = 0;
+    let plans: Vec<Plan<'_>> = ws
+        .iter()
+        .map(|&matrix| {
+            // At least 4 tickets a thread, so that a late thread does not hold up the region by much.
+            let by_cache = TICKET_BYTES / matrix.strip_bytes;
+            let strips_per_ticket = by_cache.min(matrix.strips().div_ceil(4 * threads)).max(1);
+            let first = tickets;
+            tickets += matrix.strips().div_ceil(strips_per_ticket);
+            Plan { matrix, strips_per_ticket, first }
+        })
+        .collect();
+    let acts = scratch.acts.bytes();
+    let next = AtomicUsize::new(0);
+    cpu.pool.run(threads.min(tickets), &|_| {
+        loop {
+            let ticket = next.fetch_add(1, Ordering::Relaxed);
+            if ticket >= tickets {
+                break;
+            }
+            let i = plans.partition_point(|plan| plan.first <= ticket) - 1;
+            let Plan { matrix, strips_per_ticket, first } = plans[i];
+            let start = (ticket - first) * strips_per_ticket;
+            let end = (start + strips_per_ticket).min(matrix.strips());
+            for tile in &scratch.tiles {
+                let bytes = matrix.cols / GROUP * group_bytes(precision.parts(), tile.height);
+                let acts = ActTile { precision, height: tile.height, data: &acts[tile.at..tile.at + bytes] };
+                for s in start..end {
+                    let mut products = [0.0; LANES * WIDEST_TILE];
+                    // SAFETY: the table is this processor's.
+                    unsafe { (kernels.dot)(&matrix.strip(s), &acts, &mut products[..LANES * tile.height]) }
+                    let lanes = LANES.min(matrix.rows - s * LANES);
+                    for (r, products) in products.chunks_exact(LANES).take(tile.rows).enumerate() {
+                        let at = (first_row + tile.first_row + r) * matrix.rows + s * LANES;
+                        // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
+                        unsafe { outs[i].slice(at, lanes) }.copy_from_slice(&products[..lanes]);
+                    }
+                }
+            }
+        }
+    });
+}

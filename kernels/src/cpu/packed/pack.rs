@@ -1,0 +1,161 @@
+//! Packing: from rows of ggml's blocks to strips.
+
+use super::{GROUP, LANES, LINE, Lines, PackedMatrix, Packing, STEPS};
+use crate::cpu::Cpu;
+use crate::cpu::matmul::MatrixRef;
+use crate::cpu::panel::scales_q45k;
+use crate::cpu::quant::QuantType;
+use crate::cpu::shared::SharedSlice;
+
+impl PackedMatrix {
+    /// Packs `w`, on all threads; `None` if its format is multiplied as it is.
+    ///
+    /// # Panics
+    /// If the bytes are not those of a matrix of this shape.
+    pub fn pack(cpu: &Cpu, w: MatrixRef<'_>) -> Option<PackedMatrix> {
+        let packing = Packing::of(w.ty)?;
+        let row_bytes = w.ty.row_bytes(w.cols);
+        assert!(
+            row_bytes.and_then(|b| b.checked_mul(w.rows)) == Some(w.data.len()),
+            "pack: {} bytes of {} are not {} rows of {}",
+            w.data.len(),
+            w.ty.name(),
+            w.rows,
+            w.cols
+        );
+        let (row_bytes, groups) = (row_bytes.unwrap_or(0), w.cols / GROUP);
+        let strip_bytes = packing.strip_bytes(groups)?;
+        let strips = w.rows.div_ceil(LANES);
+        let mut data = Lines::zeroed(strip_bytes.checked_mul(strips)?);
+        if row_bytes > 0 {
+            let out = SharedSlice::new(data.bytes_mut());
+            cpu.for_pieces(strips, strips.div_ceil(8 * cpu.pool.threads()), &|start, end| {
+                for s in start..end {
+                    // SAFETY: strips are disjoint and each belongs to one piece.
+                    let strip = unsafe { out.slice(s * strip_bytes, strip_bytes) };
+                    let rows = &w.data[s * LANES * row_bytes..w.data.len().min((s + 1) * LANES * row_bytes)];
+                    pack_strip(w.ty, packing, groups, rows, row_bytes, strip);
+                }
+            });
+        }
+        Some(PackedMatrix { ty: w.ty, packing, rows: w.rows, cols: w.cols, strip_bytes, data })
+    }
+}
+
+/// Packs up to 16 rows. Blocks in the outer loop and rows in the inner one: the lines that the rows share stay in the cache.
+fn pack_strip(ty: QuantType, packing: Packing, groups: usize, rows: &[u8], row_bytes: usize, strip: &mut [u8]) {
+    let (quants, scales) = strip.split_at_mut(groups * packing.quant_bytes());
+    let block_groups = packing.record_groups;
+    let records = scales.chunks_exact_mut(packing.record_bytes);
+    for (b, (quants, record)) in quants.chunks_exact_mut(block_groups * packing.quant_bytes()).zip(records).enumerate()
+    {
+        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+            let block = &row[b * ty.block_bytes()..(b + 1) * ty.block_bytes()];
+            pack_scales(ty, block, lane, record);
+            for (g, quants) in quants.chunks_exact_mut(packing.quant_bytes()).enumerate() {
+                pack_quants(packing, &unsigned(ty, block, g), lane, quants);
+            }
+        }
+    }
+}
+
+/// The scales of one block of the row in `lane`.
+fn pack_scales(ty: QuantType, block: &[u8], lane: usize, record: &mut [u8]) {
+    let mut half = |slot: usize, at: usize| {
+        record[2 * LANES * slot + 2 * lane..][..2].copy_from_slice(&block[at..at + 2]);
+    };
+    match ty {
+        QuantType::Q4_1 | QuantType::Q5_1 => {
+            half(0, 0);
+            half(1, 2);
+        }
+        QuantType::Q4K | QuantType::Q5K => {
+            half(0, 0);
+            half(1, 2);
+            let (scale, min) = scales_q45k(&block[4..16]);
+            for (g, record) in record[4 * LANES..].chunks_exact_mut(2 * LANES).enumerate() {
+                record[lane] = scale[g];
+                record[LANES + lane] = min[g];
+            }
+        }
+        QuantType::Q6K => {
+            half(0, 208);
+            for (g, record) in record[2 * LANES..].chunks_exact_mut(2 * LANES).enumerate() {
+                record[lane] = block[192 + 2 * g];
+                record[LANES + lane] = block[193 + 2 * g];
+            }
+        }
+        _ => half(0, 0),
+    }
+}
+
+/// The quants of group `g` of a block, offset added.
+fn unsigned(ty: QuantType, block: &[u8], g: usize) -> [u8; GROUP] {
+    let mut q = [0; GROUP];
+    // A block of 32: nibbles (values 0..16 low, 16..32 high) behind the scales, fifth bits in a word before them.
+    let mut block_of_32 = |nibbles: usize, fifth: Option<usize>| {
+        let high = fifth.map_or(0, |at| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]));
+        for (i, &b) in block[nibbles..nibbles + 16].iter().enumerate() {
+            q[i] = (b & 15) | ((high >> i & 1) as u8) << 4;
+            q[i + 16] = (b >> 4) | ((high >> (i + 16) & 1) as u8) << 4;
+        }
+    };
+    match ty {
+        QuantType::Q4_0 => block_of_32(2, None),
+        QuantType::Q4_1 => block_of_32(4, None),
+        QuantType::Q5_0 => block_of_32(6, Some(2)),
+        QuantType::Q5_1 => block_of_32(8, Some(4)),
+        QuantType::Q8_0 => {
+            for (q, &b) in q.iter_mut().zip(&block[2..34]) {
+                *q = b ^ 128;
+            }
+        }
+        QuantType::Q4K => {
+            let nibbles = &block[16 + g / 2 * GROUP..][..GROUP];
+            for (q, &b) in q.iter_mut().zip(nibbles) {
+                *q = b >> (4 * (g % 2)) & 15;
+            }
+        }
+        QuantType::Q5K => {
+            let nibbles = &block[48 + g / 2 * GROUP..][..GROUP];
+            for ((q, &b), &h) in q.iter_mut().zip(nibbles).zip(&block[16..48]) {
+                *q = (b >> (4 * (g % 2)) & 15) | (h >> g & 1) << 4;
+            }
+        }
+        QuantType::Q6K => {
+            let (half, part) = (g / 4, g % 4);
+            let low = &block[half * 64 + part % 2 * GROUP..][..GROUP];
+            let high = &block[128 + half * GROUP..][..GROUP];
+            for ((q, &b), &h) in q.iter_mut().zip(low).zip(high) {
+                *q = (b >> (4 * (part / 2)) & 15) | (h >> (2 * part) & 3) << 4;
+            }
+        }
+        ty => panic!("{} is not packed: this is a bug", ty.name()),
+    }
+    q
+}
+
+/// Writes one group of the row in `lane`, 4 values at a time.
+fn pack_quants(packing: Packing, q: &[u8; GROUP], lane: usize, quants: &mut [u8]) {
+    let steps: [u32; STEPS] =
+        std::array::from_fn(|j| u32::from_le_bytes([q[4 * j], q[4 * j + 1], q[4 * j + 2], q[4 * j + 3]]));
+    let mut put = |line: usize, word: u32| {
+        quants[line * LINE + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
+    };
+    if packing.low_lines == STEPS {
+        steps.iter().enumerate().for_each(|(j, &word)| put(j, word));
+        return;
+    }
+    for j in 0..4 {
+        put(j, (steps[j] & 0x0f0f_0f0f) | (steps[j + 4] & 0x0f0f_0f0f) << 4);
+    }
+    match packing.high_lines {
+        0 => {}
+        1 => put(4, (0..STEPS).fold(0, |bits, j| bits | (steps[j] >> 4 & 0x0101_0101) << j)),
+        _ => {
+            for p in 0..2 {
+                put(4 + p, (0..4).fold(0, |bits, s| bits | (steps[4 * p + s] >> 4 & 0x0303_0303) << (2 * s)));
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Packed matrices: the same weights as the file's, products right within the stated tolerance, and the same bits in any batch, on any
+//! number of threads and with any instruction set.
+
+mod common;
+
+use common::{Rng, bits, cpu, isas};
+use proptest::prelude::*;
+use wick_kernels::{Cpu, Isa, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType, dequantize, packed_matmul};
+
+const TYPES: [QuantType; 8] = [
+    QuantType::Q4_0,
+    QuantType::Q4_1,
+    QuantType::Q5_0,
+    QuantType::Q5_1,
+    QuantType::Q8_0,
+    QuantType::Q4K,
+    QuantType::Q5K,
+    QuantType::Q6K,
+];
+const PRECISIONS: [Precision; 2] = [Precision::Int8, Precision::Exact];
+
+fn product(cpu: &Cpu, w: &PackedMatrix, x: &[f32], m: usize, precision: Precision) -> Vec<f32> {
+    let mut out = vec![f32::NAN; m * w.rows()];
+    packed_matmul(cpu, &[w], x, m, &mut [&mut out], &mut PackedScratch::default(), precision);
+    out
+}
+
+fn pack(cpu: &Cpu, ty: QuantType, rows: usize, cols: usize, data: &[u8]) -> PackedMatrix {
+    PackedMatrix::pack(cpu, MatrixRef { ty, rows, cols, data }).expect("a format that is packed")
+}
+
+fn widths(ty: QuantType) -> &'static [usize] {
+    if ty.block_len() == 32 { &[576, 32, 256, 896] } else { &[512, 256, 1280] }
+}
+
+/// |error| of an output <= tolerance * |row of w| * |row of x|.
+fn check(ty: QuantType, cpu: &Cpu, (rows, k, m): (usize, usize, usize), precision: Precision, seed: u64) {
+    let mut rng = Rng(seed);
+    let data = rng.matrix(ty, rows, k);
+    let x = rng.floats(m * k);
+    let mut wide = vec![0.0; rows * k];
+    dequantize(ty, &data, &mut wide);
+    let got = product(cpu, &pack(cpu, ty, rows, k, &data), &x, m, precision);
+    let norm = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    // Rounding a group changes each of its values by at most 1/254 (1/65024) of the largest: 2.3% of the norm of 32 values whose
+    // largest stands alone, but errors of different signs cancel in a product.
+    let tolerance = match precision {
+        Precision::Int8 => 1.2e-2,
+        Precision::Exact => 5e-5,
+    };
+    for r in 0..m {
+        for j in 0..rows {
+            let (w, x) = (&wide[j * k..(j + 1) * k], &x[r * k..(r + 1) * k]);
+            let want: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let error = (f64::from(got[r * rows + j]) - want).abs();
+            let limit = tolerance * norm(w) * norm(x);
+            assert!(
+                error <= limit,
+                "{} {:?} {precision:?} k={k} m={m} [{r},{j}]: {} not {want}, error {error} > {limit}",
+                ty.name(),
+                cpu.isa,
+                got[r * rows + j]
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_are_those_of_the_file() {
+    let cpu = cpu(Isa::Scalar, 2);
+    for ty in TYPES {
+        for &k in widths(ty) {
+            let data = Rng(k as u64).matrix(ty, 37, k);
+            let mut want = vec![0.0; 37 * k];
+            dequantize(ty, &data, &mut want);
+            let packed = pack(&cpu, ty, 37, k, &data);
+            let mut row = vec![0.0; k];
+            for (r, want) in want.chunks_exact(k).enumerate() {
+                packed.row(r, &mut row);
+                // Equal as numbers: a zero of Q6_K may differ in its sign.
+                assert!(row == want, "{} k={k} row {r}", ty.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_are_known_in_advance() {
+    let cpu = cpu(Isa::Scalar, 1);
+    for ty in QuantType::ALL {
+        for (rows, k) in [(1, 256), (16, 512), (33, 768), (0, 256), (5, 0)] {
+            let data = Rng(1).matrix(ty, rows, k);
+            let packed = PackedMatrix::pack(&cpu, MatrixRef { ty, rows, cols: k, data: &data });
+            assert_eq!(packed.map(|p| p.bytes()), PackedMatrix::bytes_for(ty, rows, k), "{} {rows} x {k}", ty.name());
+            if TYPES.contains(&ty) && rows == 16 {
+                let packed = PackedMatrix::bytes_for(ty, rows, k).expect("packed");
+                assert!(packed * 100 <= data.len() * 103, "{}: {packed} bytes from {}", ty.name(), data.len());
+            }
+        }
+    }
+    assert_eq!(PackedMatrix::bytes_for(QuantType::Q8_0, 3, 33), None);
+    assert_eq!(PackedMatrix::bytes_for(QuantType::Q8_0, usize::MAX, usize::MAX / 32 * 32), None);
+}
+
+#[test]
+fn products_match_double_precision() {
+    for isa in isas() {
+        let cpu = cpu(isa, 2);
+        for ty in TYPES {
+            for (i, &k) in widths(ty).iter().enumerate() {
+                for m in [1, 2, 3, 4, 5, 7, 9, 11, 12, 13, 17, 30] {
+                    PRECISIONS.iter().for_each(|&precision| check(ty, &cpu, (19, k, m), precision, i as u64));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_any_batch_on_any_number_of_threads_and_instruction_set() {
+    let reference = cpu(Isa::Scalar, 1);
+    for isa in isas() {
+        let pools = [cpu(isa, 1), cpu(isa, 2), cpu(isa, 3)];
+        for ty in TYPES {
+            for &k in widths(ty) {
+                let (rows, m) = (37, if isa == Isa::Avx512Vnni { 50 } else { 16 });
+                let mut rng = Rng(k as u64);
+                let data = rng.matrix(ty, rows, k);
+                let x = rng.floats(m * k);
+                let w = pack(&pools[1], ty, rows, k, &data);
+                for precision in PRECISIONS {
+                    let alone: Vec<f32> =
+                        x.chunks_exact(k).flat_map(|x| product(&reference, &w, x, 1, precision)).collect();
+                    for batch in 1..=m {
+                        let got = product(&pools[batch % 3], &w, &x[..batch * k], batch, precision);
+                        let name = ty.name();
+                        assert_eq!(bits(&got), bits(&alone[..batch * rows]), "{name} {isa:?} k={k} m={batch}");
+                    }
+                    // In another place of the batch, and in another place of the matrix.
+                    let shifted = product(&pools[1], &w, &x[3 * k..], m - 3, precision);
+                    assert_eq!(bits(&shifted), bits(&alone[3 * rows..]));
+                    let row_bytes = data.len() / rows;
+                    let tail = pack(&pools[0], ty, rows - 5, k, &data[5 * row_bytes..]);
+                    assert_eq!(bits(&product(&pools[0], &tail, &x[..k], 1, precision)), bits(&alone[5..rows]));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn more_rows_than_one_region_takes_give_the_same_bits() {
+    let cpu = cpu(Isa::detect(), 2);
+    let (k, m, rows) = (8192, 300, 17);
+    let mut rng = Rng(9);
+    let data = rng.matrix(QuantType::Q5_0, rows, k);
+    let x = rng.floats(m * k);
+    let w = pack(&cpu, QuantType::Q5_0, rows, k, &data);
+    let all = product(&cpu, &w, &x, m, Precision::Int8);
+    for r in [0, 1, 131, 132, 155, 299] {
+        let one = product(&cpu, &w, &x[r * k..(r + 1) * k], 1, Precision::Int8);
+        assert_eq!(bits(&one), bits(&all[r * rows..(r + 1) * rows]));
+    }
+}
+
+#[test]
+fn integer_parts_are_exact_at_the_extremes() {
+    // Scales of one, the largest weights and activations that quantise without error: the results are known integers.
+    for isa in isas() {
+        let cpu = cpu(isa, 1);
+        let k = 64;
+        for (precision, max) in [(Precision::Int8, 127.0f32), (Precision::Exact, 32512.0)] {
+            for weight in [-128i8, 127, -1] {
+                let block: Vec<u8> = half::f16::ONE.to_le_bytes().into_iter().chain([weight as u8; 32]).collect();
+                let w = pack(&cpu, QuantType::Q8_0, 3, k, &block.repeat(3 * k / 32));
+                for sign in [1.0, -1.0] {
+                    let got = product(&cpu, &w, &vec![sign * max; k], 1, precision);
+                    let want = k as f32 * f32::from(weight) * sign * max;
+                    assert_eq!(got, [want; 3], "{isa:?} {precision:?} weight {weight}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_group_of_matrices_gives_what_each_gives_alone() {
+    for isa in isas() {
+        let cpu = cpu(isa, 2);
+        let k = 512;
+        let mut rng = Rng(11);
+        let types = [QuantType::Q4K, QuantType::Q5_1, QuantType::Q6K, QuantType::Q8_0];
+        let rows = [64, 8, 33, 1];
+        let ws: Vec<PackedMatrix> =
+            types.iter().zip(rows).map(|(&ty, n)| pack(&cpu, ty, n, k, &rng.matrix(ty, n, k))).collect();
+        let mut scratch = PackedScratch::default();
+        for (m, precision) in [(9, Precision::Int8), (1, Precision::Exact), (4, Precision::Int8), (5, Precision::Exact)]
+        {
+            let x = rng.floats(m * k);
+            let mut outs: Vec<Vec<f32>> = rows.iter().map(|n| vec![f32::NAN; n * m]).collect();
+            let mut views: Vec<&mut [f32]> = outs.iter_mut().map(|o| &mut o[..]).collect();
+            packed_matmul(&cpu, &ws.iter().collect::<Vec<_>>(), &x, m, &mut views, &mut scratch, precision);
+            for (w, out) in ws.iter().zip(&outs) {
+                assert_eq!(bits(out), bits(&product(&cpu, w, &x, m, precision)));
+            }
+        }
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_show_in_the_result() {
+    for isa in isas() {
+        let cpu = cpu(isa, 1);
+        for (ty, precision) in TYPES.into_iter().flat_map(|ty| PRECISIONS.map(|p| (ty, p))) {
+            let w = pack(&cpu, ty, 4, 512, &Rng(5).matrix(ty, 4, 512));
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = Rng(6).floats(3 * 512);
+                x[512 + 300] = bad;
+                let got = product(&cpu, &w, &x, 3, precision);
+                assert!(got[4..8].iter().all(|v| !v.is_finite()), "{} {isa:?} {bad}: {got:?}", ty.name());
+                assert!(got[..4].iter().chain(&got[8..]).all(|v| v.is_finite()), "{} {isa:?} {bad}", ty.name());
+            }
+            let got = product(&cpu, &w, &[1e-38; 512], 1, precision);
+            assert!(got.iter().all(|v| v.abs() < 1e-30), "{} {isa:?}", ty.name());
+        }
+    }
+}
+
+#[test]
+fn empty_products_do_nothing() {
+    let cpu = cpu(Isa::detect(), 2);
+    let empty = pack(&cpu, QuantType::Q8_0, 0, 32, &[]);
+    assert!(product(&cpu, &empty, &[0.0; 32], 1, Precision::Int8).is_empty());
+    let w = pack(&cpu, QuantType::Q8_0, 2, 32, &Rng(1).matrix(QuantType::Q8_0, 2, 32));
+    assert!(product(&cpu, &w, &[], 0, Precision::Int8).is_empty());
+    assert_eq!(product(&cpu, &pack(&cpu, QuantType::Q8_0, 2, 0, &[]), &[], 3, Precision::Int8), [0.0; 6]);
+}
+
+#[test]
+#[should_panic(expected = "are not 2 rows")]
+fn wrong_lengths_are_refused() {
+    pack(&cpu(Isa::Scalar, 1), QuantType::Q8_0, 2, 32, &[0; 67]);
+}
+
+#[test]
+#[should_panic(expected = "not 1 rows of 2")]
+fn wrong_outputs_are_refused() {
+    let cpu = cpu(Isa::Scalar, 1);
+    let w = pack(&cpu, QuantType::Q8_0, 2, 32, &[0; 68]);
+    packed_matmul(&cpu, &[&w], &[0.0; 32], 1, &mut [&mut [0.0; 3]], &mut PackedScratch::default(), Precision::Int8);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn any_size(ty in 0..TYPES.len(), blocks in 1..20usize, rows in 1..70usize, m in 1..30usize, threads in 1..4usize, exact: bool, seed: u64) {
+        let ty = TYPES[ty];
+        let k = if ty.block_len() == 256 { 256 * blocks.div_ceil(4) } else { ty.block_len() * blocks };
+        let precision = if exact { Precision::Exact } else { Precision::Int8 };
+        for isa in isas() {
+            check(ty, &cpu(isa, threads), (rows, k, m), precision, seed);
+        }
+    }
+}
