@@ -13,8 +13,10 @@ use wick_kernels::{Isa, Precision, QuantType};
 
 /// Kernels against candle's operations, f32 weights and cache: both sum in f32, in different orders.
 const REFERENCE_TOLERANCE: f32 = 2e-4;
-/// An f16 cache rounds keys and values to 11 bits; behind it an 8-bit activation may then round to its neighbour.
-const F16_CACHE_TOLERANCE: f32 = 4e-2;
+/// An f16 cache rounds keys and values to 11 bits.
+const F16_CACHE_TOLERANCE: f32 = 2e-2;
+/// Behind it an 8-bit activation may round to its neighbour.
+const F16_CACHE_INT8_TOLERANCE: f32 = 4e-2;
 
 /// Formats of the tested ones that are packed, and so depend on how activations are rounded.
 const PACKED: [QuantType; 3] = [QuantType::Q8_0, QuantType::Q4_0, QuantType::Q5_1];
@@ -155,7 +157,8 @@ fn an_f16_cache_keeps_the_same_bytes_rule_and_stays_near_f32() {
         let chunks = [1, 15, 2, 1, 14];
         assert_same_bits(&f16.runner().rows_of(&tokens, &chunks), &whole, &format!("{name}, f16 cache, chunks"));
         let worst = harness::worst_difference(&whole, &exact);
-        assert!(worst < F16_CACHE_TOLERANCE, "{name}: an f16 cache moves logits by {worst}");
+        let tolerance = if name.ends_with("int8") { F16_CACHE_INT8_TOLERANCE } else { F16_CACHE_TOLERANCE };
+        assert!(worst < tolerance, "{name}: an f16 cache moves logits by {worst}");
         assert!(worst > 0.0, "{name}: the f16 cache was not used");
     }
 }

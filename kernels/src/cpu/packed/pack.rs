@@ -5,7 +5,6 @@ use crate::cpu::Cpu;
 use crate::cpu::matmul::MatrixRef;
 use crate::cpu::panel::scales_q45k;
 use crate::cpu::quant::QuantType;
-use crate::cpu::shared::SharedSlice;
 
 impl PackedMatrix {
     /// Packs `w`, on all threads; `None` if its format is multiplied as it is.
@@ -26,18 +25,12 @@ impl PackedMatrix {
         let (row_bytes, groups) = (row_bytes.unwrap_or(0), w.cols / GROUP);
         let strip_bytes = packing.strip_bytes(groups)?;
         let strips = w.rows.div_ceil(LANES);
-        let mut data = Lines::zeroed(strip_bytes.checked_mul(strips)?);
-        if row_bytes > 0 {
-            let out = SharedSlice::new(data.bytes_mut());
-            cpu.for_pieces(strips, strips.div_ceil(8 * cpu.pool.threads()), &|start, end| {
-                for s in start..end {
-                    // SAFETY: strips are disjoint and each belongs to one piece.
-                    let strip = unsafe { out.slice(s * strip_bytes, strip_bytes) };
-                    let rows = &w.data[s * LANES * row_bytes..w.data.len().min((s + 1) * LANES * row_bytes)];
-                    pack_strip(w.ty, packing, groups, rows, row_bytes, strip);
-                }
-            });
-        }
+        let data = Lines::filled(cpu, strips, strip_bytes, &|s, strip| {
+            if row_bytes > 0 {
+                let rows = &w.data[s * LANES * row_bytes..w.data.len().min((s + 1) * LANES * row_bytes)];
+                pack_strip(w.ty, packing, groups, rows, row_bytes, strip);
+            }
+        });
         Some(PackedMatrix { ty: w.ty, packing, rows: w.rows, cols: w.cols, strip_bytes, data })
     }
 }
