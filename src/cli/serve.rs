@@ -25,19 +25,15 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let keys = args.keys.as_deref().map(KeyStore::load).transpose()?;
     check(&args, keys.is_some())?;
-    // Taken before loading, so that a port in use is known at once; connections are refused until the models are ready.
-    let address = SocketAddr::new(args.host, args.port);
-    let socket = if args.host.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket
-        .bind(address)
-        .with_context(|| format!("cannot listen on {address}: choose another --port, or stop what uses it"))?;
-
-    let planned = plan_all(&args).await?;
     if args.print_config {
+        plan_all(&args).await?;
         say(format_args!("{args:#?}"))?;
         return Ok(ExitCode::SUCCESS);
     }
+    // Taken before loading, so that a port in use is known at once; connections are refused until the models are ready.
+    let address = SocketAddr::new(args.host, args.port);
+    let socket = bind(address)?;
+    let planned = plan_all(&args).await?;
     let mut models = Vec::new();
     for p in planned {
         models.push(start(p).await?);
@@ -68,6 +64,15 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         bail!("the engine broke an invariant and stopped (see the log): restart the server, and please report it");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket
+        .bind(address)
+        .with_context(|| format!("cannot listen on {address}: choose another --port, or stop what uses it"))?;
+    Ok(socket)
 }
 
 /// What can be refused before anything is fetched or loaded.
