@@ -48,7 +48,7 @@ def test_prompt_and_completion_together_exceed_the_context(client, model, contex
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 33}, "stop"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "wizard", "content": "Hi"}]}, "messages"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages"),
