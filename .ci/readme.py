@@ -6,7 +6,7 @@
 
 A block's language is its kind: `sh` is run by bash, `python` and `js` by an interpreter that has the official SDKs,
 `yaml` and `toml` blocks whose first line is `# NAME` are written to that file, anything else is only text. Blocks run in
-a scratch folder, those that name `cargo` or `target/release/` in the checkout.
+a scratch folder, those that name `cargo`, `target/release/` or `benches/` in the checkout.
 """
 import os
 import pathlib
@@ -77,7 +77,7 @@ def run(command, text, cwd):
 
 def folder_of(text):
     """Commands of the checkout run there, all others in the scratch folder."""
-    return ROOT if "cargo " in text or "target/release/" in text else WORK
+    return ROOT if any(name in text for name in ("cargo ", "target/release/", "benches/")) else WORK
 
 
 def serves(text):
