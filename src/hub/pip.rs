@@ -192,7 +192,9 @@ fn pip_reason(stderr: &str) -> String {
         let innermost = innermost.trim_matches(|c: char| c.is_whitespace() || "'\"()".contains(c));
         return format!("the package index cannot be reached: {innermost}");
     }
-    let line = stderr.lines().rev().find(|l| l.contains("ERROR")).or_else(|| stderr.lines().last());
+    // Of a crash pip says `ERROR: Exception:`; what happened (a full disk) is the traceback's last line.
+    let said = |l: &&str| l.contains("ERROR") && l.trim() != "ERROR: Exception:";
+    let line = stderr.lines().rev().find(said).or_else(|| stderr.lines().rfind(|l| !l.trim().is_empty()));
     line.map_or_else(|| "it failed without a message".to_owned(), |l| l.trim_start_matches("ERROR: ").trim().to_owned())
 }
 
@@ -372,6 +374,8 @@ mod tests {
     fn the_reason_is_pips_last_error() {
         let text =
             "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found for x==1\n";
+        let crash = "ERROR: Exception:\nTraceback (most recent call last):\n  File\nOSError: [Errno 28] No space left on device\n";
+        assert_eq!(pip_reason(crash), "OSError: [Errno 28] No space left on device");
         assert_eq!(pip_reason(text), "No matching distribution found for x==1");
         assert_eq!(pip_reason(""), "it failed without a message");
         for (error, said) in [
