@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rng, bits, cpu, isas};
+use common::{Rng, assert_products, bits, cpu, isas};
 use proptest::prelude::*;
 use wick_kernels::{Cpu, Isa, MatmulScratch, MatrixRef, QuantType, dequantize, matmul};
 
@@ -29,23 +29,8 @@ fn check(ty: QuantType, cpu: &Cpu, rows: usize, k: usize, m: usize, seed: u64) {
     let mut wide = vec![0.0; rows * k];
     dequantize(ty, &data, &mut wide);
     let got = product(cpu, MatrixRef { ty, rows, cols: k, data: &data }, &x, m);
-    let norm = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     let tolerance = if matches!(ty, QuantType::F32 | QuantType::F16 | QuantType::BF16) { 1e-6 } else { 5e-5 };
-    for r in 0..m {
-        for j in 0..rows {
-            let (w, x) = (&wide[j * k..(j + 1) * k], &x[r * k..(r + 1) * k]);
-            let want: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-            let error = (f64::from(got[r * rows + j]) - want).abs();
-            let limit = tolerance * norm(w) * norm(x);
-            assert!(
-                error <= limit,
-                "{} {:?} k={k} m={m} [{r},{j}]: {} not {want}, error {error} > {limit}",
-                ty.name(),
-                cpu.isa,
-                got[r * rows + j]
-            );
-        }
-    }
+    assert_products(&format!("{} {:?} k={k} m={m}", ty.name(), cpu.isa), &wide, &x, k, &got, tolerance);
 }
 
 #[test]

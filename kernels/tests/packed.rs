@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Rng, bits, cpu, isas};
+use common::{Rng, assert_products, bits, cpu, isas};
 use proptest::prelude::*;
 use wick_kernels::{Cpu, Isa, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType, dequantize, packed_matmul};
 
@@ -41,28 +41,13 @@ fn check(ty: QuantType, cpu: &Cpu, (rows, k, m): (usize, usize, usize), precisio
     let mut wide = vec![0.0; rows * k];
     dequantize(ty, &data, &mut wide);
     let got = product(cpu, &pack(cpu, ty, rows, k, &data), &x, m, precision);
-    let norm = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
     // Rounding a group changes each of its values by at most 1/254 (1/65024) of the largest: 2.3% of the norm of 32 values whose
     // largest stands alone, but errors of different signs cancel in a product.
     let tolerance = match precision {
         Precision::Int8 => 1.2e-2,
         Precision::Exact => 5e-5,
     };
-    for r in 0..m {
-        for j in 0..rows {
-            let (w, x) = (&wide[j * k..(j + 1) * k], &x[r * k..(r + 1) * k]);
-            let want: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-            let error = (f64::from(got[r * rows + j]) - want).abs();
-            let limit = tolerance * norm(w) * norm(x);
-            assert!(
-                error <= limit,
-                "{} {:?} {precision:?} k={k} m={m} [{r},{j}]: {} not {want}, error {error} > {limit}",
-                ty.name(),
-                cpu.isa,
-                got[r * rows + j]
-            );
-        }
-    }
+    assert_products(&format!("{} {:?} {precision:?} k={k} m={m}", ty.name(), cpu.isa), &wide, &x, k, &got, tolerance);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Serialize;
 
-use super::body::{Claim, JsonBody};
+use super::body::JsonBody;
 use super::choice::{Delta, Finish};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -17,7 +17,7 @@ use super::params::{Common, small};
 use super::pipeline::{Plan, admit, check_choices, check_length};
 use super::stream::{self, Chunks, Streaming};
 use super::types::Envelope;
-use super::{AppState, Model, limits, messages};
+use super::{AppState, Model, messages};
 use crate::sampling::TokenLogprobs;
 use crate::text::ChatInput;
 
@@ -31,18 +31,6 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (request, claim) = body.lower(&app, ChatRequest::lower).await?;
-    let engine = request.model.served.engine.clone();
-    let mut response = answer(&app, &context, request, claim).await?;
-    limits::stamp(response.headers_mut(), &engine.load(context.tenant.group()));
-    Ok(response)
-}
-
-async fn answer(
-    app: &AppState,
-    context: &RequestContext,
-    request: ChatRequest,
-    claim: Claim,
-) -> Result<Response, ApiError> {
     let ChatRequest { model, input, common, max_tokens, logprobs } = request;
     let continuing = input.continue_final_message;
     let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
@@ -74,7 +62,7 @@ async fn answer(
         // A continued message's text is in the prompt.
         continuing,
     };
-    let job = admit(app, context, plan)?;
+    let job = admit(&app, &context, plan)?;
     let prompt_ids = return_token_ids.then(|| job.prompts[0].to_vec());
     let prompt_tokens = Arc::clone(&job.prompts[0]);
     if let Some(options) = streaming {

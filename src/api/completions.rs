@@ -7,7 +7,7 @@ use axum::{Extension, Json};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::body::{Claim, JsonBody};
+use super::body::JsonBody;
 use super::choice::{Delta, Finish, PromptText, TokenEntry, prompt_entries};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
@@ -18,7 +18,7 @@ use super::params::{Common, small, token_ids};
 use super::pipeline::{Job, Plan, admit, check_choices, check_length};
 use super::stream::{self, Chunks, Streaming};
 use super::types::Envelope;
-use super::{AppState, Model, limits};
+use super::{AppState, Model};
 use crate::sampling::TokenLogprobs;
 
 /// OpenAI's default.
@@ -34,18 +34,6 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (request, claim) = body.lower(&app, CompletionRequest::lower).await?;
-    let engine = request.model.served.engine.clone();
-    let mut response = answer(&app, &context, request, claim).await?;
-    limits::stamp(response.headers_mut(), &engine.load(context.tenant.group()));
-    Ok(response)
-}
-
-async fn answer(
-    app: &AppState,
-    context: &RequestContext,
-    request: CompletionRequest,
-    claim: Claim,
-) -> Result<Response, ApiError> {
     let CompletionRequest { model, prompts, add_special, common, max_tokens, best_of, logprobs, echo } = request;
     let (n, streaming) = (common.n, common.stream);
     let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
@@ -90,7 +78,7 @@ async fn answer(
         rank: best_of > n,
         continuing: true,
     };
-    let job = admit(app, context, plan)?;
+    let job = admit(&app, &context, plan)?;
     shape.prompts.clone_from(&job.prompts);
     if echo {
         let tokenizer = &model.served.text.tokenizer;

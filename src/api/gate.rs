@@ -1,6 +1,6 @@
 //! What every request passes first: request id, key, drain; and what every response leaves with: headers and a log line.
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -15,6 +15,8 @@ use super::AppState;
 use super::auth::{Scope, Tenant};
 use super::body::refuse;
 use super::error::ApiError;
+use super::limits;
+use crate::engine::EngineHandle;
 use crate::telemetry::RequestLabels;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -25,11 +27,21 @@ const REQUEST_ID_LEN_MAX: usize = 128;
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 /// Who asks, and where the handler notes what it cost.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct RequestContext {
     pub(crate) tenant: Tenant,
     pub(crate) started: Instant,
     pub(crate) tokens: TokenCounts,
+    /// The engine that was asked for a place.
+    engine: Arc<OnceLock<EngineHandle>>,
+}
+
+impl RequestContext {
+    /// The request asks this engine for a place: its response says what is left of the queue.
+    pub(crate) fn queue_of(&self, engine: &EngineHandle) {
+        // A second request for places, of which there is none, would not change the first's headers.
+        let _ = self.engine.set(engine.clone());
+    }
 }
 
 /// Tokens of a request, for the log and the tenant's counters; filled in as they come.
@@ -101,8 +113,14 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
             response
         }
         Ok(_) => {
-            request.extensions_mut().insert(RequestContext { tenant, started, tokens });
-            next.run(request).await
+            let engine = Arc::<OnceLock<EngineHandle>>::default();
+            let context = RequestContext { tenant: tenant.clone(), started, tokens, engine: Arc::clone(&engine) };
+            request.extensions_mut().insert(context);
+            let mut response = next.run(request).await;
+            if let Some(engine) = engine.get() {
+                limits::stamp(response.headers_mut(), &engine.load(tenant.group()));
+            }
+            response
         }
     };
     record.status = Some(response.status());

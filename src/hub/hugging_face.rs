@@ -49,17 +49,17 @@ impl Repo {
             .filter(|(o, n)| {
                 ![*o, *n].iter().any(|p| p.is_empty() || *p == "." || *p == ".." || p.contains(['/', '\\']))
             })
-            .ok_or_else(|| SourceError::broken(format!("`{repo}` is not of the form ORG/REPO")))?;
-        let hub = HFClient::builder().build().map_err(|e| SourceError::broken(e.to_string()))?;
+            .ok_or_else(|| SourceError::because(format!("`{repo}` is not of the form ORG/REPO")))?;
+        let hub = HFClient::builder().build().map_err(|e| SourceError::because(e.to_string()))?;
         let endpoint =
             Url::parse(hub.endpoint()).ok().filter(|url| matches!(url.scheme(), "http" | "https")).ok_or_else(
-                || SourceError::broken(format!("HF_ENDPOINT is `{}`, which is no web address", hub.endpoint())),
+                || SourceError::because(format!("HF_ENDPOINT is `{}`, which is no web address", hub.endpoint())),
             )?;
         let http = reqwest::Client::builder()
             .user_agent(concat!("wick/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(FIRST_ANSWER)
             .build()
-            .map_err(|e| SourceError::broken(innermost(&e)))?;
+            .map_err(|e| SourceError::because(innermost(&e)))?;
         let revision = revision.unwrap_or(MAIN).to_owned();
         Ok(Self { hub, http, endpoint, token: token(), owner: owner.into(), name: name.into(), revision })
     }
@@ -79,7 +79,7 @@ impl Repo {
         let url = self.url(&["api", "models", &self.owner, &self.name, "revision", &self.revision])?;
         let (revision, _) = self.json::<Revision>(url).await?;
         if !is_commit(&revision.sha) {
-            return Err(SourceError::broken("the hub's answer names no commit"));
+            return Err(SourceError::because("the hub's answer names no commit"));
         }
         self.revision = revision.sha;
         Ok(())
@@ -100,10 +100,10 @@ impl Repo {
                 None => return Ok(files),
                 // The token is for the endpoint alone.
                 Some(next) if next.origin() == self.endpoint.origin() => url = next,
-                Some(_) => return Err(SourceError::broken("the hub's list of files goes on at another host")),
+                Some(_) => return Err(SourceError::because("the hub's list of files goes on at another host")),
             }
         }
-        Err(SourceError::broken("the hub's list of files has no end"))
+        Err(SourceError::because("the hub's list of files has no end"))
     }
 
     /// A copy in the hub's own cache (filled by other tools), at this revision. Makes no connection.
@@ -186,7 +186,7 @@ impl Repo {
         }
         match response.content_length() {
             Some(length) if length != bytes => {
-                Err(SourceError::broken(format!("the hub's file has {length} bytes, but {bytes} were expected")))
+                Err(SourceError::because(format!("the hub's file has {length} bytes, but {bytes} were expected")))
             }
             _ => Ok(response),
         }
@@ -220,12 +220,12 @@ impl Repo {
         while let Some(chunk) = tokio::time::timeout(FIRST_ANSWER, stream.next()).await.map_err(|_| self.silent())? {
             let chunk = chunk.map_err(|e| self.failed(&e))?;
             if body.len() + chunk.len() > LIST_BYTES_MAX {
-                return Err(SourceError::broken("the hub's list of files is too long"));
+                return Err(SourceError::because("the hub's list of files is too long"));
             }
             body.extend_from_slice(&chunk);
         }
         let value = serde_json::from_slice(&body)
-            .map_err(|e| SourceError::broken(format!("the hub's answer is not what was expected: {e}")))?;
+            .map_err(|e| SourceError::because(format!("the hub's answer is not what was expected: {e}")))?;
         Ok((value, next))
     }
 
@@ -233,7 +233,7 @@ impl Repo {
         let mut url = self.endpoint.clone();
         match url.path_segments_mut() {
             Ok(mut path) => path.pop_if_empty().extend(segments),
-            Err(()) => return Err(SourceError::broken("HF_ENDPOINT is no web address")),
+            Err(()) => return Err(SourceError::because("HF_ENDPOINT is no web address")),
         };
         Ok(url)
     }
@@ -243,11 +243,11 @@ impl Repo {
         if error.is_timeout() {
             return self.silent();
         }
-        SourceError::unreachable(format!("cannot reach {}: {}", self.host(), innermost(error)))
+        SourceError::because(format!("cannot reach {}: {}", self.host(), innermost(error)))
     }
 
     fn silent(&self) -> SourceError {
-        SourceError::unreachable(format!("{} did not answer within {} s", self.host(), FIRST_ANSWER.as_secs()))
+        SourceError::because(format!("{} did not answer within {} s", self.host(), FIRST_ANSWER.as_secs()))
     }
 
     fn host(&self) -> &str {
@@ -263,7 +263,7 @@ impl Repo {
             429 => ": too many requests",
             _ => "",
         };
-        SourceError::broken(format!("{} answered {status}{why}", self.host()))
+        SourceError::because(format!("{} answered {status}{why}", self.host()))
     }
 }
 
@@ -280,17 +280,17 @@ async fn receive(
             Ok(Some(Ok(chunk))) => chunk,
             Ok(None) => break,
             Ok(Some(Err(e))) => {
-                return Err(SourceError::unreachable(format!(
+                return Err(SourceError::because(format!(
                     "the connection broke at {} of {bytes} bytes: {}",
                     partial.len(),
                     innermost(&e)
                 )));
             }
-            Err(_) => return Err(SourceError::unreachable(format!("no data for {} s", STALL.as_secs()))),
+            Err(_) => return Err(SourceError::because(format!("no data for {} s", STALL.as_secs()))),
         };
         if partial.len() + chunk.len() as u64 > bytes {
             partial.truncate(0)?;
-            return Err(SourceError::broken(format!("the hub sends more than the {bytes} bytes expected")));
+            return Err(SourceError::because(format!("the hub sends more than the {bytes} bytes expected")));
         }
         partial.append(&chunk)?;
         progress.set(partial.len());
@@ -298,7 +298,7 @@ async fn receive(
     if partial.len() == bytes {
         return Ok(());
     }
-    Err(SourceError::unreachable(format!("the download ended at {} of {bytes} bytes", partial.len())))
+    Err(SourceError::because(format!("the download ended at {} of {bytes} bytes", partial.len())))
 }
 
 /// An entry of the hub's list of files.

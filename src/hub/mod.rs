@@ -73,11 +73,12 @@ enum SourceError {
 }
 
 impl SourceError {
-    fn unreachable(reason: impl Into<String>) -> Self {
+    fn because(reason: impl Into<String>) -> Self {
         Self::Source(reason.into())
     }
-    fn broken(reason: impl Into<String>) -> Self {
-        Self::Source(reason.into())
+
+    fn wrong_digest(file: &str, expected: &Digest, found: &Digest) -> Self {
+        Self::Source(format!("{file}: the {} is {found}, not {expected}", expected.kind()))
     }
 }
 

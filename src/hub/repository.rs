@@ -80,7 +80,7 @@ async fn take(
     file: Option<&str>,
     offline: bool,
 ) -> Result<PathBuf, SourceError> {
-    let mut wanted = choose(listed, file).map_err(SourceError::broken)?;
+    let mut wanted = choose(listed, file).map_err(SourceError::because)?;
     let mut at = 0;
     while let Some(spec) = wanted.get(at) {
         match dir.is_verified(&spec.name, &spec.digest) {
@@ -205,12 +205,12 @@ fn shards(dir: &ModelDir, listed: &[FileSpec]) -> Result<Vec<FileSpec>, SourceEr
     let path = dir.file(INDEX);
     let json = std::fs::read(&path).map_err(|source| HubError::Io { doing: "reading", path, source })?;
     let index: Index =
-        serde_json::from_slice(&json).map_err(|e| SourceError::broken(format!("{INDEX} is not sound: {e}")))?;
+        serde_json::from_slice(&json).map_err(|e| SourceError::because(format!("{INDEX} is not sound: {e}")))?;
     let names: std::collections::BTreeSet<&String> = index.weight_map.values().collect();
     let found = names.into_iter().map(|name| {
         let spec =
             listed.iter().find(|f| f.name == *name && name.ends_with(".safetensors") && !name.contains(['/', '\\']));
-        spec.cloned().ok_or_else(|| SourceError::broken(format!("{INDEX} names `{name}`, which the repository lacks")))
+        spec.cloned().ok_or_else(|| SourceError::because(format!("{INDEX} names `{name}`, which the repository lacks")))
     });
     found.collect()
 }

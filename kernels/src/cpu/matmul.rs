@@ -7,6 +7,7 @@
 use super::Cpu;
 use super::dispatch::{KernelTable, TILE_ROWS, WeightRows};
 use super::panel::{ActPanel, PANEL, WeightPanel};
+use super::product;
 use super::quant::{QuantType, dequantize};
 use super::shared::SharedSlice;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -78,34 +79,18 @@ pub fn matmul(
     outs: &mut [&mut [f32]],
     scratch: &mut MatmulScratch,
 ) {
-    let Some(first) = ws.first() else { return };
-    let k = first.cols;
-    assert!(ws.len() == outs.len(), "matmul: {} matrices and {} outputs", ws.len(), outs.len());
-    assert!(k.checked_mul(m) == Some(x.len()), "matmul: x has {} values, not {m} rows of {k}", x.len());
-    for (w, out) in ws.iter().zip(outs.iter()) {
-        assert!(w.cols == k, "matmul: matrices of one call have {k} and {} columns", w.cols);
-        let bytes = w.ty.row_bytes(k).and_then(|b| b.checked_mul(w.rows));
+    for w in ws {
+        let bytes = w.ty.row_bytes(w.cols).and_then(|b| b.checked_mul(w.rows));
         assert!(
             bytes == Some(w.data.len()),
-            "matmul: {} bytes of {} are not {} rows of {k}",
+            "matmul: {} bytes of {} are not {} rows of {}",
             w.data.len(),
             w.ty.name(),
-            w.rows
-        );
-        assert!(
-            w.rows.checked_mul(m) == Some(out.len()),
-            "matmul: an output of {} values, not {m} rows of {}",
-            out.len(),
-            w.rows
+            w.rows,
+            w.cols
         );
     }
-    if m == 0 {
-        return;
-    }
-    if k == 0 {
-        outs.iter_mut().for_each(|out| out.fill(0.0));
-        return;
-    }
+    let Some(k) = product::columns("matmul", ws.iter().map(|w| (w.rows, w.cols)), x, m, outs) else { return };
     let table = cpu.isa.table();
     let panels = k.div_ceil(PANEL);
     let MatmulScratch { acts, lanes } = scratch;

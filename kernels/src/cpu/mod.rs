@@ -10,6 +10,7 @@ pub mod matmul;
 pub mod packed;
 pub mod panel;
 pub mod pool;
+mod product;
 pub mod quant;
 pub mod rope;
 mod shared;

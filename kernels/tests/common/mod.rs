@@ -67,3 +67,19 @@ pub fn isas() -> impl Iterator<Item = Isa> {
 pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
+
+/// Products of the rows of `x` with the rows of `wide`, `k` values each, are those of double precision:
+/// |error| <= tolerance * |row of w| * |row of x|.
+#[allow(dead_code)] // each test crate uses its own part
+pub fn assert_products(what: &str, wide: &[f32], x: &[f32], k: usize, got: &[f32], tolerance: f64) {
+    let norm = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let rows = wide.len() / k;
+    for (r, x) in x.chunks_exact(k).enumerate() {
+        for (j, w) in wide.chunks_exact(k).enumerate() {
+            let want: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let error = (f64::from(got[r * rows + j]) - want).abs();
+            let limit = tolerance * norm(w) * norm(x);
+            assert!(error <= limit, "{what} [{r},{j}]: {} not {want}, error {error} > {limit}", got[r * rows + j]);
+        }
+    }
+}

@@ -4,6 +4,7 @@ use super::acts::{ActTile, GroupSource, Precision, TilePlan, WIDEST_TILE, group_
 use super::{GROUP, LANES, Lines, PackedMatrix};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::PackedKernels;
+use crate::cpu::product;
 use crate::cpu::shared::SharedSlice;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -53,26 +54,8 @@ pub fn packed_matmul(
     scratch: &mut PackedScratch,
     precision: Precision,
 ) {
-    let Some(first) = ws.first() else { return };
-    let k = first.cols;
-    assert!(ws.len() == outs.len(), "packed_matmul: {} matrices and {} outputs", ws.len(), outs.len());
-    assert!(k.checked_mul(m) == Some(x.len()), "packed_matmul: x has {} values, not {m} rows of {k}", x.len());
-    for (w, out) in ws.iter().zip(outs.iter()) {
-        assert!(w.cols == k, "packed_matmul: matrices of one call have {k} and {} columns", w.cols);
-        assert!(
-            w.rows.checked_mul(m) == Some(out.len()),
-            "packed_matmul: an output of {} values, not {m} rows of {}",
-            out.len(),
-            w.rows
-        );
-    }
-    if m == 0 {
-        return;
-    }
-    if k == 0 {
-        outs.iter_mut().for_each(|out| out.fill(0.0));
-        return;
-    }
+    let shapes = ws.iter().map(|w| (w.rows, w.cols));
+    let Some(k) = product::columns("packed_matmul", shapes, x, m, outs) else { return };
     let kernels = &cpu.isa.table().packed;
     let outs: Vec<SharedSlice<'_, f32>> = outs.iter_mut().map(|out| SharedSlice::new(out)).collect();
     let row_bytes = k / GROUP * group_bytes(precision.parts(), 1);
