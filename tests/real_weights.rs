@@ -18,7 +18,7 @@ use models::pulled;
 use reference::Reference;
 use wick::ops::KvDtype;
 use wick::text::TextTools;
-use wick_kernels::Precision;
+use wick_kernels::{Precision, QuantType};
 
 /// What holds for every model with exact activations, the default: the mean difference of log-probabilities, in nats.
 const EXACT_MAX: f64 = 0.002;
@@ -75,9 +75,26 @@ fn every_reference_in_the_repository_is_compared() {
 #[test]
 fn safetensors_of_smollm2_135m_are_near_the_reference() {
     let folder = tempfile::tempdir().unwrap();
-    convert::to_safetensors(&pulled("smollm2-135m"), folder.path());
+    convert::to_safetensors(&pulled("smollm2-135m"), folder.path(), QuantType::F32, QuantType::F32);
     let names = ["one_word", "python", "chinese", "numbers", "json", "french", "chat_system"];
     let reference = Reference::read("smollm2-135m", &names);
     let engine = Engine::start(folder.path(), Setup { kv: KvDtype::F32, ..Setup::default() });
     reference.distance(&engine).assert_within("smollm2-135m, f32 safetensors", 0.001);
+}
+
+/// F32 weights are held against the reference above; half precision must compute the very same from the very same values.
+#[test]
+fn half_precision_safetensors_give_the_bits_of_f32_ones_with_their_values() {
+    let model = pulled("smollm2-135m");
+    for half in [QuantType::F16, QuantType::BF16] {
+        let outputs = [half, QuantType::F32].map(|stored| {
+            let folder = tempfile::tempdir().unwrap();
+            convert::to_safetensors(&model, folder.path(), stored, half);
+            let bytes = folder.path().join("model.safetensors").metadata().unwrap().len() as usize;
+            assert_eq!(bytes / 134_000_000, stored.block_bytes(), "135 million values");
+            let engine = Engine::start(folder.path(), Setup::default());
+            same_bytes::subjects_bits(&engine)
+        });
+        assert_eq!(outputs[0], outputs[1], "{}", half.name());
+    }
 }

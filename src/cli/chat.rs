@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::loading::{Room, plan_model};
+use super::loading::plan_model;
 use crate::config::ChatArgs;
 use crate::engine::{EngineHandle, GenerationRequest, SeqEvent};
 use crate::kv::CacheSalt;
@@ -15,7 +15,7 @@ use crate::text::{ChatInput, Detokenizer, TextTools};
 
 pub(super) async fn run(args: ChatArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!((0.0..=2.0).contains(&args.temperature), "--temperature must be between 0 and 2");
-    let (engine, text) = plan_model(&args.model, &args.engine, &args.fetch, Room::ALL).await?.start(None).await?;
+    let (engine, text) = plan_model(&args.model, &args.engine, &args.fetch).await?.start(None).await?;
     let mut chat = Chat { engine, text, args, messages: Vec::new() };
     if let Some(system) = &chat.args.system {
         chat.messages.push(json!({ "role": "system", "content": system }));

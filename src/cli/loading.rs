@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-
 use wick_kernels::{Isa, Precision};
 
 use crate::config::{ActivationsArg, EngineArgs, FetchArgs, KvDtypeArg};
@@ -12,7 +11,7 @@ use crate::engine::{EngineHandle, QueueLimits, StepObserver};
 use crate::hub::{self, LocalModel};
 use crate::model::registry;
 use crate::ops::KvDtype;
-use crate::runner::device::{DeviceChoice, select};
+use crate::runner::device::{DeviceChoice, Machine};
 use crate::runner::memory::available_bytes;
 use crate::runner::plan::{MemoryPlan, PlanInputs, PlanLimits};
 use crate::runner::{ModelRunner, RunnerOptions};
@@ -37,38 +36,44 @@ pub(super) struct Planned {
 /// The memory that a model may plan with: what other models of this process have not planned. Of that, the cache that nobody
 /// gave a size is shared evenly with the models still to come.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+struct Room {
     /// Bytes planned by models before this one.
-    pub taken: u64,
+    taken: u64,
     /// This one and those after it.
-    pub models_left: usize,
+    models_left: usize,
 }
 
-impl Room {
-    pub(super) const ALL: Self = Self { taken: 0, models_left: 1 };
+/// Plans one model; see [`plan_models`].
+pub(super) async fn plan_model(name: &str, engine: &EngineArgs, fetch: &FetchArgs) -> anyhow::Result<Planned> {
+    let mut planned = plan_models(&[name.to_owned()], engine, fetch).await?;
+    Ok(planned.remove(0))
 }
 
-/// Finds the model (fetching it if need be), reads its headers and tokenizer, and plans its memory.
-pub(super) async fn plan_model(
-    name: &str,
+/// Finds the models (fetching them if need be), reads their headers and tokenizers, and plans their memory. What can be
+/// refused without the files is refused before the first is fetched.
+pub(super) async fn plan_models(
+    names: &[String],
     engine: &EngineArgs,
     fetch: &FetchArgs,
-    room: Room,
-) -> anyhow::Result<Planned> {
-    check(name, engine, fetch)?;
-    let local = hub::resolve(name, &fetch.options()).await?;
-    let engine = engine.clone();
-    tokio::task::spawn_blocking(move || plan_local(&local, &engine, room)).await.context("opening the model")?
-}
-
-/// What can be refused before a model is fetched.
-pub(super) fn check(name: &str, engine: &EngineArgs, fetch: &FetchArgs) -> anyhow::Result<()> {
-    select(DeviceChoice::parse(&engine.device)?)?;
-    engine.isa.as_deref().map(wick_kernels::Isa::from_name).transpose()?;
-    if let (Some(asked), Some(context)) = (engine.context, hub::known_context(name, &fetch.options())?) {
-        fits(asked, context, name)?;
+) -> anyhow::Result<Vec<Planned>> {
+    let isa = engine.isa.as_deref().map(Isa::from_name).transpose()?;
+    let (machine, why) = Machine::choose(DeviceChoice::parse(&engine.device)?, isa)?;
+    tracing::info!(device = %why, "device");
+    for name in names {
+        if let (Some(asked), Some(context)) = (engine.context, hub::known_context(name, &fetch.options())?) {
+            fits(asked, context, name)?;
+        }
     }
-    Ok(())
+    let mut planned: Vec<Planned> = Vec::with_capacity(names.len());
+    for (i, name) in names.iter().enumerate() {
+        let taken = planned.iter().map(|p| p.plan.total_bytes).sum();
+        let room = Room { taken, models_left: names.len() - i };
+        let local = hub::resolve(name, &fetch.options()).await?;
+        let (engine, machine) = (engine.clone(), machine.clone());
+        let plan = tokio::task::spawn_blocking(move || plan_local(&local, &engine, machine, room));
+        planned.push(plan.await.context("opening the model")??);
+    }
+    Ok(planned)
 }
 
 fn fits(asked: NonZeroUsize, context: usize, name: &str) -> anyhow::Result<usize> {
@@ -79,10 +84,7 @@ fn fits(asked: NonZeroUsize, context: usize, name: &str) -> anyhow::Result<usize
     Ok(asked.get())
 }
 
-fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Result<Planned> {
-    let (device, why) = select(DeviceChoice::parse(&args.device)?)?;
-    tracing::info!(device = %why, "device");
-    let isa = args.isa.as_deref().map(Isa::from_name).transpose()?;
+fn plan_local(local: &LocalModel, args: &EngineArgs, machine: Machine, room: Room) -> anyhow::Result<Planned> {
     let threads = threads(args.threads);
     let files = weights::open(&local.path)?;
     let spec = registry::spec(&files.config)?;
@@ -108,16 +110,11 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         batched_tokens_max: args.batched_tokens.get(),
         logit_rows_max,
     };
-    let packed = device.is_cpu() && isa.unwrap_or_else(Isa::detect).packs();
-    let copied = if packed { 0 } else { files.weights.copied_bytes() };
-    let weight_bytes =
-        if packed { files.weights.packed_bytes() } else { files.weights.total_bytes().saturating_add(copied) };
-    let mut inputs = PlanInputs::of(&spec, weight_bytes, kv_dtype, limits);
-    inputs.copied_bytes = copied;
-    inputs.packed = packed;
+    let memory = files.weights.memory(machine.packs());
+    let mut inputs = PlanInputs::of(&spec, memory, kv_dtype, limits);
     inputs.kv_memory = args.kv_memory;
     inputs.kv_sharers = room.models_left;
-    if device.is_cpu() {
+    if machine.device.is_cpu() {
         inputs.available = available_bytes().map(|bytes| bytes.saturating_sub(room.taken));
     }
     let plan = MemoryPlan::new(inputs)?;
@@ -131,6 +128,8 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, room: Room) -> anyhow::Resu
         logit_rows_max,
         prefix_cache: !args.no_prefix_cache,
     };
+    let Machine { device, isa } = machine;
+    let isa = Some(isa);
     let runner = RunnerOptions { device, threads, isa, activations, kv_dtype, block_size, num_blocks: plan.num_blocks };
     let queue = QueueLimits { sequences_max: args.queue_requests.get(), tokens_max: args.queue_tokens.get() };
     Ok(Planned { alias: local.alias.clone(), files, text: Arc::new(text), plan, scheduler, runner, queue })

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::loading::{Planned, Room, check as check_model, plan_model};
+use super::loading::{Planned, plan_models};
 use super::say;
 use crate::api::auth::{KeyStore, Scope, generate_key};
 use crate::api::{AppState, ServedModel, ServerOptions};
@@ -97,21 +97,13 @@ fn check(args: &ServeArgs, keys: bool) -> anyhow::Result<()> {
 }
 
 async fn plan_all(args: &ServeArgs) -> anyhow::Result<Vec<Planned>> {
-    // Of all models, before the first of them is fetched.
-    for name in &args.models {
-        check_model(name, &args.engine, &args.fetch)?;
+    let mut planned = plan_models(&args.models, &args.engine, &args.fetch).await?;
+    if let (Some(alias), [only]) = (&args.alias, planned.as_mut_slice()) {
+        only.alias.clone_from(alias);
     }
-    let mut planned: Vec<Planned> = Vec::new();
-    for (i, name) in args.models.iter().enumerate() {
-        let taken = planned.iter().map(|p| p.plan.total_bytes).sum();
-        let room = Room { taken, models_left: args.models.len() - i };
-        let mut p = plan_model(name, &args.engine, &args.fetch, room).await?;
-        if let Some(alias) = &args.alias {
-            p.alias.clone_from(alias);
-        }
-        ensure!(planned.iter().all(|q| q.alias != p.alias), "two models would both be named `{}`", p.alias);
+    for (i, p) in planned.iter().enumerate() {
+        ensure!(planned[..i].iter().all(|q| q.alias != p.alias), "two models would both be named `{}`", p.alias);
         say(format_args!("{}\n{}", p.alias, p.plan))?;
-        planned.push(p);
     }
     Ok(planned)
 }

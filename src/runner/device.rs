@@ -3,6 +3,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
+use wick_kernels::Isa;
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,6 +68,31 @@ impl DeviceChoice {
                 number.parse().map(Self::Cuda).map_err(|_| unknown())
             }
         }
+    }
+}
+
+/// What models run on, chosen once for all of them.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    pub device: Device,
+    /// Of the CPU kernels.
+    pub isa: Isa,
+}
+
+impl Machine {
+    /// The device, and the instruction set asked for or the best there is; also the line for the log.
+    ///
+    /// # Errors
+    /// As [`select`].
+    pub fn choose(device: DeviceChoice, isa: Option<Isa>) -> Result<(Self, String), DeviceError> {
+        let (device, why) = select(device)?;
+        Ok((Self { device, isa: isa.unwrap_or_else(Isa::detect) }, why))
+    }
+
+    /// Whether weights are packed as they are loaded.
+    #[must_use]
+    pub fn packs(&self) -> bool {
+        self.device.is_cpu() && self.isa.packs()
     }
 }
 

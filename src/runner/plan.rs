@@ -4,6 +4,7 @@ use std::fmt;
 use super::kv_cache::bytes_per_token;
 use crate::model::spec::DecoderSpec;
 use crate::ops::KvDtype;
+use crate::weights::{WeightForm, WeightMemory};
 
 /// Share of what weights and workspace leave that the KV cache takes when nobody says how much it may take: the rest is for the
 /// operating system's file cache and for other programs.
@@ -15,12 +16,7 @@ const UNKNOWN_MEMORY_KV_BYTES: u64 = 4 << 30;
 /// What the plan is made from; plain numbers. [`PlanInputs::of`] reads the model's part off its specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlanInputs {
-    /// Bytes of the weights in the form they are used in: packed, or mapped from the file, with the copies made of some.
-    pub weight_bytes: u64,
-    /// Of these, the copies.
-    pub copied_bytes: u64,
-    /// Matrices are packed as they are loaded, and the file's pages given back.
-    pub packed: bool,
+    pub weights: WeightMemory,
     pub kv_bytes_per_token: u64,
     /// Bytes of activations per token of a step, at the widest point of a layer.
     pub activation_bytes_per_token: u64,
@@ -90,7 +86,7 @@ pub enum PlanError {
 impl PlanInputs {
     /// The inputs for `spec`, with nothing asked for and nothing known of the machine.
     #[must_use]
-    pub fn of(spec: &DecoderSpec, weight_bytes: u64, dtype: KvDtype, limits: PlanLimits) -> Self {
+    pub fn of(spec: &DecoderSpec, weights: WeightMemory, dtype: KvDtype, limits: PlanLimits) -> Self {
         const F32: usize = 4;
         // Alive at the widest point of a layer: the residual, its norm, a block's output and the kernels' copy of a norm; beside them
         // either q, k, v and attention's output, or gate, up, their product and the kernels' copy of it.
@@ -100,9 +96,7 @@ impl PlanInputs {
         });
         let activations = (4 * spec.hidden + widest.max().unwrap_or(0)) * F32;
         Self {
-            weight_bytes,
-            copied_bytes: 0,
-            packed: false,
+            weights,
             kv_bytes_per_token: bytes_per_token(spec, dtype),
             activation_bytes_per_token: activations as u64,
             logit_row_bytes: (spec.vocab * F32) as u64,
@@ -143,7 +137,7 @@ impl MemoryPlan {
         let block_bytes = inputs.block_bytes().max(1);
         let one_sequence = inputs.context_max.div_ceil(inputs.block_size.max(1)).max(1) as u64;
         let workspace = inputs.workspace_bytes();
-        let (weights, context_max) = (inputs.weight_bytes, inputs.context_max);
+        let (weights, context_max) = (inputs.weights.bytes, inputs.context_max);
         let needed = one_sequence.saturating_mul(block_bytes);
         let left = inputs.available.map(|bytes| bytes.saturating_sub(weights.saturating_add(workspace)));
         if let (Some(left), Some(available)) = (left, inputs.available)
@@ -190,11 +184,11 @@ impl fmt::Display for MemoryPlan {
         let inputs = &self.inputs;
         let size = |bytes: u64| Bytes(bytes).to_string();
         writeln!(f, "memory")?;
-        write!(f, "  weights  {:>10}", size(inputs.weight_bytes))?;
-        match (inputs.packed, inputs.copied_bytes) {
-            (true, _) => writeln!(f, "  packed for this processor")?,
-            (false, 0) => writeln!(f, "  mapped from the file")?,
-            (false, copied) => {
+        write!(f, "  weights  {:>10}", size(inputs.weights.bytes))?;
+        match inputs.weights.form {
+            WeightForm::Packed => writeln!(f, "  packed for this processor")?,
+            WeightForm::Mapped { copied: 0 } => writeln!(f, "  mapped from the file")?,
+            WeightForm::Mapped { copied } => {
                 writeln!(f, "  mapped from the file, {} of them copied into another order", size(copied))?
             }
         }
@@ -246,11 +240,13 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    fn mapped(bytes: u64, copied: u64) -> WeightMemory {
+        WeightMemory { bytes, form: WeightForm::Mapped { copied } }
+    }
+
     fn inputs() -> PlanInputs {
         PlanInputs {
-            weight_bytes: 100 * MIB,
-            copied_bytes: 0,
-            packed: false,
+            weights: mapped(100 * MIB, 0),
             kv_bytes_per_token: 1024,
             activation_bytes_per_token: 10 * 1024,
             logit_row_bytes: 4096,
@@ -322,7 +318,7 @@ mod tests {
     #[test]
     fn absurd_numbers_do_not_overflow() {
         let huge = PlanInputs {
-            weight_bytes: u64::MAX,
+            weights: mapped(u64::MAX, 0),
             kv_bytes_per_token: u64::MAX,
             context_max: usize::MAX,
             sequences_max: usize::MAX,
@@ -339,7 +335,7 @@ mod tests {
     fn the_plan_is_readable() {
         let text = MemoryPlan::new(inputs()).unwrap().to_string();
         assert!(text.contains("weights   100.0 MiB  mapped from the file\n"), "{text}");
-        let copied = MemoryPlan::new(PlanInputs { copied_bytes: MIB, ..inputs() }).unwrap().to_string();
+        let copied = MemoryPlan::new(PlanInputs { weights: mapped(100 * MIB, MIB), ..inputs() }).unwrap().to_string();
         assert!(copied.contains("from the file, 1.0 MiB of them copied into another order\n"), "{copied}");
         assert!(text.contains("4032 blocks of 16 tokens = 64512 tokens, 1.0 KiB a token"), "{text}");
         assert!(text.ends_with("of 4.0 GiB available"), "{text}");

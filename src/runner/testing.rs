@@ -9,7 +9,7 @@ use wick_kernels::QuantType;
 use crate::model::spec::{
     Act, AttnBias, AttnSpec, DecoderSpec, FfnSpec, LayerSpec, Norm, NormPlacement, NormWeight, RopeSpec,
 };
-use crate::weights::{LoadError, MappedBytes, MappedMatrix, Matrix, WeightSource};
+use crate::weights::{LoadError, MappedBytes, MappedMatrix, Matrix, WeightForm, WeightMemory, WeightSource};
 
 const PLAIN: Norm = Norm { eps: 1e-5, weight: NormWeight::Plain };
 const ONE_PLUS: Norm = Norm { eps: 1e-6, weight: NormWeight::OnePlus };
@@ -157,12 +157,9 @@ impl WeightSource for SeededWeights {
         self.tensors.contains_key(name)
     }
 
-    fn total_bytes(&self) -> u64 {
-        self.tensors.values().map(|(_, values)| 4 * values.len() as u64).sum()
-    }
-
-    fn packed_bytes(&self) -> u64 {
-        self.total_bytes()
+    fn memory(&self, _: bool) -> WeightMemory {
+        let bytes = self.tensors.values().map(|(_, values)| 4 * values.len() as u64).sum();
+        WeightMemory { bytes, form: WeightForm::Mapped { copied: 0 } }
     }
 
     fn finish(&self) -> Result<(), LoadError> {

@@ -1,7 +1,8 @@
 //! Continuous batching under one token budget. Pure: no tensors, clocks, channels, locks or randomness.
 //!
 //! [`Scheduler`] owns all sequences. This file takes them in and takes a step's results; `plan` decides what a step
-//! computes; `queue` says who is next; `shares` divides slots and memory between tenants; `pending` lets a sequence wait for a block that another one is computing.
+//! computes; `queue` says who is next; `shares` divides slots and memory between tenants; `pending` lets a sequence wait
+//! for a block that another one is computing.
 mod check;
 pub mod output;
 mod pending;

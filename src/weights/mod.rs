@@ -70,19 +70,30 @@ pub trait WeightSource: Send {
     fn norm(&self, name: &str, len: usize, kind: NormWeight, device: &Device) -> Result<Tensor, LoadError>;
     /// Whether there is such a tensor, taken or not.
     fn contains(&self, name: &str) -> bool;
-    /// Bytes of all tensors in the file(s): the weights' share of the memory plan.
-    fn total_bytes(&self) -> u64;
-    /// Bytes of those tensors that are copied to be put in order, and so take memory beside the file's.
-    fn copied_bytes(&self) -> u64 {
-        0
-    }
-    /// The same when matrices are packed for products as they are loaded; an input embedding that is not the output matrix too is not.
-    fn packed_bytes(&self) -> u64;
+    /// The weights' share of the memory plan; `packed`: matrices are packed for products as they are loaded.
+    fn memory(&self, packed: bool) -> WeightMemory;
     /// Ends the taking.
     ///
     /// # Errors
     /// `LeftOver` with the names of the tensors nobody took (known non-weights such as rope frequencies excepted).
     fn finish(&self) -> Result<(), LoadError>;
+}
+
+/// The memory that weights take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightMemory {
+    /// All of it.
+    pub bytes: u64,
+    pub form: WeightForm,
+}
+
+/// In which form weights are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightForm {
+    /// Read from the mapped file. `copied`: bytes of tensors that are copied to be put in order, and so count twice.
+    Mapped { copied: u64 },
+    /// Packed; the file's pages are given back.
+    Packed,
 }
 
 /// An opened model: its configuration and its weights.

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use wick_kernels::{PackedMatrix, QuantType};
 
 use super::types::TypeInfo;
-use super::{LoadError, MappedBytes, MappedMatrix, Matrix, WeightSource, names};
+use super::{LoadError, MappedBytes, MappedMatrix, Matrix, WeightForm, WeightMemory, WeightSource, names};
 use crate::model::spec::NormWeight;
 
 /// A stored tensor.
@@ -114,25 +114,23 @@ impl WeightSource for TensorStore {
         self.entries.contains_key(name)
     }
 
-    fn total_bytes(&self) -> u64 {
-        self.entries.values().map(|e| e.bytes.as_slice().len() as u64).sum()
-    }
-
-    fn copied_bytes(&self) -> u64 {
-        let copied = self.entries.values().filter(|e| e.interleaved_heads.is_some());
-        copied.map(|e| e.bytes.as_slice().len() as u64).sum()
-    }
-
-    fn packed_bytes(&self) -> u64 {
+    fn memory(&self, packed: bool) -> WeightMemory {
+        // An input embedding that is not the output matrix too is only looked up in, and not packed.
         let untied = self.contains("lm_head.weight");
-        let bytes = self.entries.iter().map(|(name, entry)| match entry.shape[..] {
-            [rows, cols] if !(untied && name == "model.embed_tokens.weight") => {
-                let unpacked = entry.bytes.as_slice().len() * if entry.interleaved_heads.is_some() { 2 } else { 1 };
-                PackedMatrix::bytes_for(entry.ty.ty, rows, cols).unwrap_or(unpacked)
-            }
-            _ => entry.bytes.as_slice().len(),
-        });
-        bytes.map(|bytes| bytes as u64).sum()
+        let (mut bytes, mut copied) = (0, 0);
+        for (name, entry) in &self.entries {
+            let stored = entry.bytes.as_slice().len() as u64;
+            let form = match entry.shape[..] {
+                [rows, cols] if packed && !(untied && name == "model.embed_tokens.weight") => {
+                    PackedMatrix::bytes_for(entry.ty.ty, rows, cols)
+                }
+                _ => None,
+            };
+            let copy = if form.is_none() && entry.interleaved_heads.is_some() { stored } else { 0 };
+            bytes += form.map_or(stored, |packed| packed as u64) + copy;
+            copied += copy;
+        }
+        WeightMemory { bytes, form: if packed { WeightForm::Packed } else { WeightForm::Mapped { copied } } }
     }
 
     fn finish(&self) -> Result<(), LoadError> {

@@ -1,15 +1,18 @@
-//! A GGUF model as a Hugging Face checkpoint: f32 safetensors and config.json.
+//! A GGUF model as a Hugging Face checkpoint: safetensors and config.json.
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use candle_core::Device;
+use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 use wick::model::config::HfConfig;
 use wick::model::spec::NormWeight;
 use wick::weights::{Matrix, ModelFiles, WeightSource};
+use wick_kernels::QuantType;
 
-/// Writes model.safetensors and config.json of a Llama into `folder`: each weight as the float that its block means.
-pub fn to_safetensors(gguf: &Path, folder: &Path) {
+/// Writes model.safetensors and config.json of a Llama into `folder`: each weight as the float that its block means, rounded to
+/// what `rounded` can hold and stored as `stored` (F32, F16 or BF16).
+pub fn to_safetensors(gguf: &Path, folder: &Path, stored: QuantType, rounded: QuantType) {
     let ModelFiles { config, weights } = wick::weights::open(gguf).unwrap();
     assert_eq!(config.model_type, "llama", "other families have other tensors");
     assert!(config.tie_word_embeddings, "there is no lm_head to write");
@@ -20,19 +23,36 @@ pub fn to_safetensors(gguf: &Path, folder: &Path) {
     let mut end = 0;
     for (name, shape) in &tensors {
         let start = end;
-        end += shape.iter().product::<usize>() * size_of::<f32>();
-        header.insert(name.clone(), json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]}));
+        end += shape.iter().product::<usize>() * stored.block_bytes();
+        header.insert(name.clone(), json!({"dtype": stored.name(), "shape": shape, "data_offsets": [start, end]}));
     }
     let header = Value::Object(header).to_string();
     let mut file = BufWriter::new(std::fs::File::create(folder.join("model.safetensors")).unwrap());
     file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
     file.write_all(header.as_bytes()).unwrap();
     for (name, shape) in &tensors {
-        let bytes: Vec<u8> = values(weights.as_ref(), name, shape).iter().flat_map(|v| v.to_le_bytes()).collect();
+        let values = values(weights.as_ref(), name, shape).into_iter().map(|v| round(v, rounded));
+        let bytes: Vec<u8> = values.flat_map(|v| stored_bytes(v, stored)).collect();
         file.write_all(&bytes).unwrap();
     }
     file.flush().unwrap();
     weights.finish().expect("every tensor was written");
+}
+
+fn round(value: f32, to: QuantType) -> f32 {
+    match to {
+        QuantType::F16 => f16::from_f32(value).to_f32(),
+        QuantType::BF16 => bf16::from_f32(value).to_f32(),
+        _ => value,
+    }
+}
+
+fn stored_bytes(value: f32, as_: QuantType) -> Vec<u8> {
+    match as_ {
+        QuantType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+        QuantType::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+        _ => value.to_le_bytes().to_vec(),
+    }
 }
 
 fn config_json(config: &HfConfig) -> Value {

@@ -57,7 +57,12 @@ fn prompt_blocks(requests: &[GenerationRequest]) -> usize {
 }
 
 /// Every bit that a client could see.
-type Bits = Vec<(u32, u32, Vec<(u32, u32)>)>;
+pub type Bits = Vec<(u32, u32, Vec<(u32, u32)>)>;
+
+/// What the subjects get from an engine.
+pub fn subjects_bits(engine: &Engine) -> Vec<Bits> {
+    engine.run(subjects()).iter().map(bits).collect()
+}
 
 fn bits(output: &Output) -> Bits {
     assert_eq!(output.ids.len(), NEW_TOKENS);

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::loading::{Room, plan_model};
+use super::loading::plan_model;
 use super::say;
 use crate::config::BenchArgs;
 
@@ -27,7 +27,7 @@ pub(super) async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn engine_alone(args: BenchArgs) -> anyhow::Result<ExitCode> {
-    let planned = plan_model(&args.model, &args.engine, &args.fetch, Room::ALL).await?;
+    let planned = plan_model(&args.model, &args.engine, &args.fetch).await?;
     let report = tokio::task::spawn_blocking(move || {
         let mut runner = planned.load()?;
         let runs = runner.describe();

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::writer::{Writer, string, tiny_llama};
 use super::{GgufArray, GgufFile, GgufValue};
 use crate::model::spec::NormWeight;
-use crate::weights::{LoadError, MappedBytes, Matrix, ModelFiles, WeightSource, open};
+use crate::weights::{LoadError, MappedBytes, Matrix, ModelFiles, WeightForm, WeightMemory, WeightSource, open};
 
 fn parse(bytes: &[u8]) -> Result<GgufFile, LoadError> {
     GgufFile::from_bytes(bytes, Path::new("test.gguf"))
@@ -204,8 +204,10 @@ fn every_truncation_is_an_error_that_says_so() {
 fn a_whole_model_is_taken() {
     let (_folder, model) = opened(&tiny_llama());
     take_all(&*model.weights).unwrap();
-    assert_eq!(model.weights.total_bytes(), 4 * (80 + 8 + 2 * (2 * 8 + 2 * 64 + 2 * 32 + 3 * 128)));
-    assert_eq!(model.weights.copied_bytes(), 4 * 2 * (64 + 32), "q and k of both layers");
+    let stored = 4 * (80 + 8 + 2 * (2 * 8 + 2 * 64 + 2 * 32 + 3 * 128));
+    let copied = 4 * 2 * (64 + 32); // q and k of both layers
+    let expected = WeightMemory { bytes: stored + copied, form: WeightForm::Mapped { copied } };
+    assert_eq!(model.weights.memory(false), expected);
     assert!(crate::model::registry::spec(&model.config).unwrap().tie_embeddings);
 }
 
