@@ -25,6 +25,17 @@ fn product(cpu: &Cpu, w: &PackedMatrix, x: &[f32], m: usize, precision: Precisio
     out
 }
 
+/// Activations as models have them: in every third row some values stand far out, so that 8-bit groups and 16-bit ones meet in a tile.
+fn activations(rng: &mut Rng, m: usize, k: usize) -> Vec<f32> {
+    let mut x = rng.floats(m * k);
+    for (r, row) in x.chunks_exact_mut(k.max(1)).enumerate().filter(|(r, _)| r % 3 == 1) {
+        for i in (r % 64..k).step_by(96 + 32 * (r % 4)) {
+            row[i] *= 60.0;
+        }
+    }
+    x
+}
+
 fn pack(cpu: &Cpu, ty: QuantType, rows: usize, cols: usize, data: &[u8]) -> PackedMatrix {
     PackedMatrix::pack(cpu, MatrixRef { ty, rows, cols, data }).expect("a format that is packed")
 }
@@ -37,12 +48,12 @@ fn widths(ty: QuantType) -> &'static [usize] {
 fn check(ty: QuantType, cpu: &Cpu, (rows, k, m): (usize, usize, usize), precision: Precision, seed: u64) {
     let mut rng = Rng(seed);
     let data = rng.matrix(ty, rows, k);
-    let x = rng.floats(m * k);
+    let x = activations(&mut rng, m, k);
     let mut wide = vec![0.0; rows * k];
     dequantize(ty, &data, &mut wide);
     let got = product(cpu, &pack(cpu, ty, rows, k, &data), &x, m, precision);
-    // Rounding a group changes each of its values by at most 1/254 (1/65024) of the largest: 2.3% of the norm of 32 values whose
-    // largest stands alone, but errors of different signs cancel in a product.
+    // Rounding a group changes each of its values by at most 1/254 (1/65024) of the largest, which in 8 bits is at most 8 times the row's
+    // root mean square: 2.3% of the norm of 32 values whose largest stands alone, but errors of different signs cancel in a product.
     let tolerance = match precision {
         Precision::Int8 => 1.2e-2,
         Precision::Exact => 5e-5,
@@ -111,7 +122,7 @@ fn a_row_has_the_same_bits_in_any_batch_on_any_number_of_threads_and_instruction
                 let (rows, m) = (37, if isa == Isa::Avx512Vnni { 50 } else { 16 });
                 let mut rng = Rng(k as u64);
                 let data = rng.matrix(ty, rows, k);
-                let x = rng.floats(m * k);
+                let x = activations(&mut rng, m, k);
                 let w = pack(&pools[1], ty, rows, k, &data);
                 for precision in PRECISIONS {
                     let alone: Vec<f32> =
@@ -139,12 +150,28 @@ fn more_rows_than_one_region_takes_give_the_same_bits() {
     let (k, m, rows) = (8192, 300, 17);
     let mut rng = Rng(9);
     let data = rng.matrix(QuantType::Q5_0, rows, k);
-    let x = rng.floats(m * k);
+    let x = activations(&mut rng, m, k);
     let w = pack(&cpu, QuantType::Q5_0, rows, k, &data);
     let all = product(&cpu, &w, &x, m, Precision::Int8);
     for r in [0, 1, 131, 132, 155, 299] {
         let one = product(&cpu, &w, &x[r * k..(r + 1) * k], 1, Precision::Int8);
         assert_eq!(bits(&one), bits(&all[r * rows..(r + 1) * rows]));
+    }
+}
+
+#[test]
+fn a_value_that_stands_out_does_not_coarsen_its_group() {
+    // One huge value and 31 small ones in a group: 8 bits would round the small ones to zero.
+    for isa in isas() {
+        let cpu = cpu(isa, 1);
+        let k = 1024;
+        let block: Vec<u8> = half::f16::ONE.to_le_bytes().into_iter().chain([1; 32]).collect();
+        let w = pack(&cpu, QuantType::Q8_0, 1, k, &block.repeat(k / 32));
+        let mut x = vec![0.01; k];
+        x[40] = 8.0;
+        let want = 8.0 + 0.01 * 1023.0;
+        let got = product(&cpu, &w, &x, 1, Precision::Int8)[0];
+        assert!((got - want).abs() < 0.02, "{isa:?}: {got}, not {want}");
     }
 }
 

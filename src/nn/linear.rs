@@ -53,15 +53,6 @@ impl Linear {
         Ok(outs.try_into().expect("one output per projection, anything else is a bug"))
     }
 
-    /// As [`Self::forward_group`], for outputs that errors of `x` do more harm to than to most.
-    ///
-    /// # Errors
-    /// As [`ops::matmul_exact()`].
-    pub fn forward_group_exact<const N: usize>(cx: &ExecContext, group: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
-        let outs = ops::matmul_exact(cx, &group.map(Self::projection), x)?;
-        Ok(outs.try_into().expect("one output per projection, anything else is a bug"))
-    }
-
     fn projection(&self) -> Projection<'_> {
         Projection { weight: &self.weight, bias: self.bias.as_ref() }
     }

@@ -1,5 +1,6 @@
 //! The output matrix: the last op, and the way back to the host.
 use candle_core::{Result, Tensor};
+use wick_kernels::Precision;
 
 use super::context::ExecContext;
 use super::matmul::{product, product_reference};
@@ -11,7 +12,8 @@ use crate::weights::Matrix;
 /// A shape does not fit, or candle failed.
 pub fn logits(cx: &ExecContext, matrix: &Matrix, x: &Tensor, softcap: Option<f32>) -> Result<Vec<f32>> {
     let Some(kernels) = cx.kernels() else { return reference(matrix, x, softcap) };
-    let mut values = product(kernels, &[matrix], x, kernels.activations)?.swap_remove(0);
+    // Errors of `x` show in the log-probabilities undamped here, and a prompt needs one row of this product: always the finest rounding.
+    let mut values = product(kernels, &[matrix], x, Precision::Exact)?.swap_remove(0);
     if let Some(cap) = softcap {
         for value in &mut values {
             *value = cap * (*value / cap).tanh();

@@ -25,17 +25,6 @@ pub fn matmul(cx: &ExecContext, projections: &[Projection], x: &Tensor) -> Resul
     }
 }
 
-/// As [`matmul`], but `x` is rounded to 16 bits also where 8 are the setting.
-///
-/// # Errors
-/// As [`matmul`].
-pub fn matmul_exact(cx: &ExecContext, projections: &[Projection], x: &Tensor) -> Result<Vec<Tensor>> {
-    match cx.kernels() {
-        Some(kernels) => cpu(kernels, projections, x, Precision::Exact),
-        None => reference(projections, x),
-    }
-}
-
 fn cpu(kernels: &CpuKernels, projections: &[Projection], x: &Tensor, activations: Precision) -> Result<Vec<Tensor>> {
     let (tokens, _) = x.dims2()?;
     let weights: Vec<&Matrix> = projections.iter().map(|p| p.weight).collect();

@@ -29,7 +29,7 @@ pub use gated_activation::gated_activation;
 pub use gather::gather_rows;
 pub use kv::{KvDtype, LayerKv, LayerKvShape, write_kv};
 pub use logits::logits;
-pub use matmul::{Projection, matmul, matmul_exact};
+pub use matmul::{Projection, matmul};
 pub use norm::{add_rms_norm, rms_norm};
 pub use rope::{RopeParams, rope};
 pub use wick_kernels::Activation;

@@ -171,8 +171,11 @@ pub struct KernelTable {
 
 /// The kernels for packed matrices. All instruction sets give the same bits.
 pub struct PackedKernels {
-    /// Quantises some groups of a tile of activations; `out` has [`super::packed::group_bytes`] for each.
-    pub quantize: unsafe fn(source: &GroupSource<'_>, out: &mut [u8]),
+    /// The root of the mean square of a row, summed in 16 lanes.
+    pub root_mean_square: unsafe fn(x: &[f32]) -> f32,
+    /// Quantises some groups of a tile of activations; `groups` has [`super::packed::group_bytes`] for each, `low` has
+    /// [`super::packed::low_bytes`], which are written only where the group is fine.
+    pub quantize: unsafe fn(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]),
     /// The products of 16 rows of a matrix with a tile: `out[16 * row + lane]`.
     pub dot: unsafe fn(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]),
 }

@@ -88,9 +88,9 @@ fn rows(what: &str, len: usize, d: usize) -> usize {
     len / d
 }
 
-/// Sum of squares in 16 interleaved lanes (fixed by the row's length), then the scaling. Inlined into each instruction set.
+/// Mean of the squares, summed in 16 interleaved lanes: the order is fixed by the row's length. Inlined into each instruction set.
 #[inline(always)]
-pub(crate) fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+pub(crate) fn mean_square(x: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 16];
     let chunks = x.chunks_exact(16);
     let rest = chunks.remainder();
@@ -107,7 +107,13 @@ pub(crate) fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32])
             lanes[i] += lanes[i + width];
         }
     }
-    let factor = 1.0 / (lanes[0] / x.len() as f32 + eps).sqrt();
+    lanes[0] / x.len() as f32
+}
+
+/// Inlined into each instruction set.
+#[inline(always)]
+pub(crate) fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let factor = 1.0 / (mean_square(x) + eps).sqrt();
     for ((y, &v), &w) in out.iter_mut().zip(x).zip(weight) {
         *y = v * factor * w;
     }

@@ -19,7 +19,7 @@ mod acts;
 mod matmul;
 mod pack;
 
-pub use acts::{ActTile, Field, GroupSource, Precision, WIDEST_TILE, group_bytes};
+pub use acts::{ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, group_bytes, low_bytes};
 pub use matmul::{PackedScratch, packed_matmul};
 
 use super::Cpu;

@@ -8,5 +8,7 @@ use super::avx2;
 use crate::cpu::dispatch::{KernelTable, PackedKernels};
 
 /// The AVX-512 table. Its functions need a processor with AVX-512 F, BW, DQ, VL and VNNI beside AVX2, FMA and F16C.
-pub static TABLE: KernelTable =
-    KernelTable { packed: PackedKernels { quantize: acts::quantize, dot: dot::dot }, ..avx2::TABLE };
+pub static TABLE: KernelTable = KernelTable {
+    packed: PackedKernels { root_mean_square: acts::root_mean_square, quantize: acts::quantize, dot: dot::dot },
+    ..avx2::TABLE
+};

@@ -33,7 +33,8 @@ pub static TABLE: KernelTable = KernelTable {
 };
 
 /// Also for instruction sets without packed kernels of their own.
-pub const PACKED: PackedKernels = PackedKernels { quantize: packed::quantize, dot: packed::dot };
+pub const PACKED: PackedKernels =
+    PackedKernels { root_mean_square: packed::root_mean_square, quantize: packed::quantize, dot: packed::dot };
 
 fn quantize(x: &[f32], out: &mut [ActPanel]) {
     for (x, panel) in x.chunks(PANEL).zip(out) {

@@ -1,6 +1,6 @@
 //! Products of activations with packed matrices, from one row to thousands.
 
-use super::acts::{ActTile, GroupSource, Precision, TilePlan, WIDEST_TILE, group_bytes, tiles};
+use super::acts::{ActTile, GroupSource, Precision, TilePlan, WIDEST_TILE, group_bytes, low_bytes, tile_bytes, tiles};
 use super::{GROUP, LANES, Lines, PackedMatrix};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::PackedKernels;
@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
 /// (1 MiB on Zen 4, where this was tuned) beside a tile.
 const TICKET_BYTES: usize = 128 * 1024;
-/// Bytes of activations of one parallel region: they are walked once for each ticket, so they should stay in the caches.
-const CHUNK_BYTES: usize = 2 << 20;
+/// Bytes of activations of one parallel region, low bytes left out: they are walked once for each ticket, so they should stay in a core's
+/// second-level cache too.
+const CHUNK_BYTES: usize = 512 * 1024;
 /// Values that one piece of the quantising region takes.
 const QUANTIZE_PIECE: usize = 16 * 1024;
 
@@ -21,6 +22,8 @@ const QUANTIZE_PIECE: usize = 16 * 1024;
 pub struct PackedScratch {
     acts: Lines,
     tiles: Vec<TilePlan>,
+    /// For each row the magnitude above which a group is fine.
+    limits: Vec<f32>,
 }
 
 impl std::fmt::Debug for PackedScratch {
@@ -58,13 +61,13 @@ pub fn packed_matmul(
     let Some(k) = product::columns("packed_matmul", shapes, x, m, outs) else { return };
     let kernels = &cpu.isa.table().packed;
     let outs: Vec<SharedSlice<'_, f32>> = outs.iter_mut().map(|out| SharedSlice::new(out)).collect();
-    let row_bytes = k / GROUP * group_bytes(precision.parts(), 1);
+    let row_bytes = k / GROUP * group_bytes(1);
     let chunk = (CHUNK_BYTES / row_bytes / WIDEST_TILE).max(4) * WIDEST_TILE;
     for start in (0..m).step_by(chunk) {
         let rows = start..(start + chunk).min(m);
         let x = &x[rows.start * k..rows.end * k];
         quantize(cpu, kernels, x, rows.len(), k, precision, scratch);
-        multiply(cpu, kernels, ws, scratch, precision, start, &outs);
+        multiply(cpu, kernels, ws, scratch, start, &outs);
     }
 }
 
@@ -78,27 +81,52 @@ fn quantize(
     precision: Precision,
     scratch: &mut PackedScratch,
 ) {
-    let PackedScratch { acts, tiles: plans } = scratch;
+    let PackedScratch { acts, tiles: plans, limits } = scratch;
     let groups = cols / GROUP;
-    let bytes = tiles(precision, m, groups, plans);
+    let bytes = tiles(m, groups, plans);
     if acts.bytes().len() < bytes {
         *acts = Lines::zeroed(bytes);
     }
     let out = SharedSlice::new(acts.bytes_mut());
-    // Pieces are runs of groups of a tile, so that a single tile is spread too.
-    let piece = (QUANTIZE_PIECE / (plans[0].rows * GROUP)).max(1);
-    let pieces = groups.div_ceil(piece);
-    cpu.for_pieces(plans.len() * pieces, 1, &|start, end| {
-        for i in start..end {
-            let (plan, first) = (&plans[i / pieces], i % pieces * piece);
-            let count = piece.min(groups - first);
-            let x = &x[plan.first_row * cols..(plan.first_row + plan.rows) * cols];
-            let size = group_bytes(precision.parts(), plan.height);
-            let source = GroupSource { x, cols, first, precision, height: plan.height };
-            // SAFETY: tiles and their runs of groups are disjoint; the table is this processor's.
-            unsafe { (kernels.quantize)(&source, out.slice(plan.at + first * size, count * size)) }
+    limits.resize(m, 0.0);
+    let limits = SharedSlice::new(limits);
+    // Several tiles: one piece each. A single one is cut into runs of groups, so that it is spread too.
+    let run = if plans.len() >= cpu.pool.threads() { groups } else { QUANTIZE_PIECE.div_ceil(plans[0].rows * GROUP) };
+    let runs = groups.div_ceil(run);
+    let tile_limits = |plan: &TilePlan| {
+        // SAFETY: rows belong to one tile, and a tile's limits are written by one piece.
+        let limits = unsafe { limits.slice(plan.first_row, plan.rows) };
+        for (row, limit) in limits.iter_mut().enumerate() {
+            let x = &x[(plan.first_row + row) * cols..][..cols];
+            // SAFETY: the table is this processor's.
+            *limit = precision.fine_above() * unsafe { (kernels.root_mean_square)(x) };
         }
-    });
+        &*limits
+    };
+    let quantize_run = |plan: &TilePlan, limits: &[f32], first: usize| {
+        let count = run.min(groups - first);
+        let x = &x[plan.first_row * cols..(plan.first_row + plan.rows) * cols];
+        let (size, low_size) = (group_bytes(plan.height), low_bytes(plan.height));
+        let low_at = plan.at + groups * size + first * low_size;
+        let source = GroupSource { x, cols, first, height: plan.height, limits };
+        // SAFETY: tiles and their runs of groups are disjoint; the table is this processor's.
+        unsafe {
+            let out_groups = out.slice(plan.at + first * size, count * size);
+            (kernels.quantize)(&source, out_groups, out.slice(low_at, count * low_size));
+        }
+    };
+    if runs == 1 {
+        // About as much work as a piece should be.
+        let piece = QUANTIZE_PIECE.div_ceil(plans[0].rows * cols);
+        cpu.for_pieces(plans.len(), piece, &|start, end| {
+            plans[start..end].iter().for_each(|plan| quantize_run(plan, tile_limits(plan), 0));
+        });
+    } else {
+        for plan in &*plans {
+            let limits = tile_limits(plan);
+            cpu.for_pieces(runs, 1, &|start, end| (start..end).for_each(|i| quantize_run(plan, limits, i * run)));
+        }
+    }
 }
 
 /// All products of the tiles in the scratch, whose first row is row `first_row` of the outputs.
@@ -107,7 +135,6 @@ fn multiply(
     kernels: &PackedKernels,
     ws: &[&PackedMatrix],
     scratch: &PackedScratch,
-    precision: Precision,
     first_row: usize,
     outs: &[SharedSlice<'_, f32>],
 ) {
@@ -137,8 +164,9 @@ fn multiply(
             let start = (ticket - first) * strips_per_ticket;
             let end = (start + strips_per_ticket).min(matrix.strips());
             for tile in &scratch.tiles {
-                let bytes = matrix.cols / GROUP * group_bytes(precision.parts(), tile.height);
-                let acts = ActTile { precision, height: tile.height, data: &acts[tile.at..tile.at + bytes] };
+                let groups = matrix.cols / GROUP;
+                let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
+                let acts = ActTile::new(tile.height, groups, bytes);
                 for s in start..end {
                     let mut products = [0.0; LANES * WIDEST_TILE];
                     // SAFETY: the table is this processor's.

@@ -7,7 +7,7 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 use super::formats::{Affine, AffineK, EightBits, FiveBits, FourBits, HalvesK, Quants, Scales, SixBits, Symmetric};
-use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Precision, Strip, group_bytes};
+use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Strip, group_bytes, low_bytes};
 use crate::cpu::quant::QuantType;
 use std::arch::x86_64::*;
 
@@ -61,17 +61,18 @@ unsafe fn begin(offset: u32, at: *const u8) -> __m512i {
     }
 }
 
-/// `R` rows of activations of `P` bytes with 16 rows of weights.
+/// `R` rows of activations with 16 rows of weights.
 ///
 /// # Safety
 /// `groups` groups of `Q` and their `S` are readable at `quants` (a multiple of 64) and `scales`, as many groups of a tile of `R` rows
-/// at `acts` (a multiple of 4), and `16 * R` floats are writable at `out`; AVX-512 F, BW and VNNI.
+/// at `acts` and their low bytes at `low` (multiples of 4), and `16 * R` floats are writable at `out`; AVX-512 F, BW and VNNI.
 #[inline(always)]
-unsafe fn tile<Q: Quants, S: Scales, const P: usize, const R: usize>(
+unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
     groups: usize,
     quants: *const u8,
     scales: *const u8,
     acts: *const u8,
+    low: *const u8,
     out: *mut f32,
 ) {
     // SAFETY: group g of each begins at g times its size; prefetched addresses may lie anywhere.
@@ -79,59 +80,57 @@ unsafe fn tile<Q: Quants, S: Scales, const P: usize, const R: usize>(
         let mut sums = [_mm512_setzero_ps(); R];
         for g in 0..groups {
             let q = quants.add(g * Q::BYTES);
-            let a = acts.add(g * group_bytes(P, R));
+            let a = acts.add(g * group_bytes(R));
             if R <= 4 {
                 for at in (0..Q::BYTES).step_by(LINE) {
                     _mm_prefetch::<_MM_HINT_T1>(q.wrapping_add(AHEAD + at).cast());
                 }
                 _mm_prefetch::<_MM_HINT_T1>(scales.wrapping_add(S::record(g) + AHEAD).cast());
             }
-            let field = |field: Field, r: usize| a.add(field.at(P, R) + 4 * r);
-            let value = |r: usize, part: usize, j: usize| a.add((r * P + part) * GROUP + 4 * j);
-            let mut dots = [[_mm512_setzero_si512(); R]; P];
+            let field = |field: Field, r: usize| a.add(field.at(R) + 4 * r);
+            let fine = *field(Field::Fine, 0).cast::<u32>() != 0;
+            let mut dots = [_mm512_setzero_si512(); R];
+            // In the order of pairs that share a line of nibbles, where the whole group has one scale.
             macro_rules! multiply {
-                ($j:ident) => {
-                    let w = Q::step(q, $j);
-                    for r in 0..R {
-                        for p in 0..P {
-                            dots[p][r] = _mm512_dpbusd_epi32(dots[p][r], w, broadcast(value(r, p, $j)));
+                ($bytes:expr, [$($steps:literal),*]) => {
+                    let bytes = $bytes;
+                    steps!(J in [$($steps),*] => {
+                        let w = Q::step(q, J);
+                        for r in 0..R {
+                            dots[r] = _mm512_dpbusd_epi32(dots[r], w, broadcast(bytes.add(r * GROUP + 4 * J)));
                         }
-                    }
+                    });
                 };
             }
+            // The steps of a part of the group with one scale: high bytes, low bytes if there are some, offset, sum.
             macro_rules! add {
-                ($part:expr) => {
+                ($part:literal, $sum:expr, $steps:tt) => {
+                    if fine {
+                        dots = [_mm512_setzero_si512(); R];
+                        multiply!(a, $steps);
+                        for r in 0..R {
+                            dots[r] =
+                                _mm512_add_epi32(_mm512_slli_epi32::<8>(dots[r]), begin(S::OFFSET, field($sum, r)));
+                        }
+                        multiply!(low.add(g * low_bytes(R)), $steps);
+                    } else {
+                        for r in 0..R {
+                            dots[r] = begin(S::OFFSET, field($sum, r));
+                        }
+                        multiply!(a, $steps);
+                    }
                     let d = S::scale(scales, g, $part);
                     for r in 0..R {
-                        let dot = if P == 2 {
-                            _mm512_add_epi32(_mm512_slli_epi32::<8>(dots[0][r]), dots[P - 1][r])
-                        } else {
-                            dots[0][r]
-                        };
                         let factor = _mm512_mul_ps(d, broadcast_float(field(Field::Scale, r)));
-                        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), factor, sums[r]);
+                        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r]), factor, sums[r]);
                     }
                 };
             }
             if S::PARTS == 1 {
-                for r in 0..R {
-                    dots[P - 1][r] = begin(S::OFFSET, field(Field::Sum, r));
-                }
-                // In pairs that share a line of nibbles.
-                steps!(J in [0, 4, 1, 5, 2, 6, 3, 7] => { multiply!(J); });
-                add!(0);
+                add!(0, Field::Sum, [0, 4, 1, 5, 2, 6, 3, 7]);
             } else {
-                for r in 0..R {
-                    dots[P - 1][r] = begin(S::OFFSET, field(Field::FirstHalf, r));
-                }
-                steps!(J in [0, 1, 2, 3] => { multiply!(J); });
-                add!(0);
-                dots = [[_mm512_setzero_si512(); R]; P];
-                for r in 0..R {
-                    dots[P - 1][r] = begin(S::OFFSET, field(Field::SecondHalf, r));
-                }
-                steps!(J in [4, 5, 6, 7] => { multiply!(J); });
-                add!(1);
+                add!(0, Field::FirstHalf, [0, 1, 2, 3]);
+                add!(1, Field::SecondHalf, [4, 5, 6, 7]);
             }
             if S::MIN {
                 let min = S::min(scales, g);
@@ -149,41 +148,42 @@ unsafe fn tile<Q: Quants, S: Scales, const P: usize, const R: usize>(
 /// One function for each format and height, so that each is compiled on its own.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn tile_of<Q: Quants, S: Scales, const P: usize, const R: usize>(
-    strip: &Strip<'_>,
-    acts: &ActTile<'_>,
-    out: &mut [f32],
-) {
+fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]) {
     let groups = strip.groups;
     let fits = strip.quants.len() == groups * Q::BYTES
         && strip.quants.as_ptr().addr().is_multiple_of(LINE)
         && Packing::of(strip.ty).is_some_and(|p| strip.scales.len() >= groups / p.record_groups * p.record_bytes)
-        && acts.data.len() == groups * group_bytes(P, R)
-        && acts.data.as_ptr().addr().is_multiple_of(4)
+        && acts.groups.len() == groups * group_bytes(R)
+        && acts.low.len() == groups * low_bytes(R)
+        && acts.groups.as_ptr().addr().is_multiple_of(4)
+        && acts.low.as_ptr().addr().is_multiple_of(4)
         && out.len() == LANES * R;
     assert!(fits, "a strip or a tile has the wrong size: this is a bug");
     // SAFETY: the sizes are those needed, and so are the features this function is compiled for and called with.
     unsafe {
-        tile::<Q, S, P, R>(groups, strip.quants.as_ptr(), strip.scales.as_ptr(), acts.data.as_ptr(), out.as_mut_ptr())
+        tile::<Q, S, R>(
+            groups,
+            strip.quants.as_ptr(),
+            strip.scales.as_ptr(),
+            acts.groups.as_ptr(),
+            acts.low.as_ptr(),
+            out.as_mut_ptr(),
+        )
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn dot_of<Q: Quants, S: Scales>(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]) {
-    match (acts.precision, acts.height) {
-        (Precision::Int8, 1) => tile_of::<Q, S, 1, 1>(strip, acts, out),
-        (Precision::Int8, 2) => tile_of::<Q, S, 1, 2>(strip, acts, out),
-        (Precision::Int8, 3) => tile_of::<Q, S, 1, 3>(strip, acts, out),
-        (Precision::Int8, 4) => tile_of::<Q, S, 1, 4>(strip, acts, out),
-        (Precision::Int8, 6) => tile_of::<Q, S, 1, 6>(strip, acts, out),
-        (Precision::Int8, 8) => tile_of::<Q, S, 1, 8>(strip, acts, out),
-        (Precision::Int8, 10) => tile_of::<Q, S, 1, 10>(strip, acts, out),
-        (Precision::Int8, 12) => tile_of::<Q, S, 1, 12>(strip, acts, out),
-        (Precision::Exact, 1) => tile_of::<Q, S, 2, 1>(strip, acts, out),
-        (Precision::Exact, 2) => tile_of::<Q, S, 2, 2>(strip, acts, out),
-        (Precision::Exact, 4) => tile_of::<Q, S, 2, 4>(strip, acts, out),
-        (Precision::Exact, 6) => tile_of::<Q, S, 2, 6>(strip, acts, out),
-        (precision, height) => panic!("a tile of {height} rows ({precision:?}): this is a bug"),
+    match acts.height {
+        1 => tile_of::<Q, S, 1>(strip, acts, out),
+        2 => tile_of::<Q, S, 2>(strip, acts, out),
+        3 => tile_of::<Q, S, 3>(strip, acts, out),
+        4 => tile_of::<Q, S, 4>(strip, acts, out),
+        6 => tile_of::<Q, S, 6>(strip, acts, out),
+        8 => tile_of::<Q, S, 8>(strip, acts, out),
+        10 => tile_of::<Q, S, 10>(strip, acts, out),
+        12 => tile_of::<Q, S, 12>(strip, acts, out),
+        height => panic!("a tile of {height} rows: this is a bug"),
     }
 }
 

@@ -1,32 +1,47 @@
 //! Packed products in plain Rust: the reference, to the bit, for the other instruction sets.
 
+use crate::cpu::elementwise::mean_square;
 use crate::cpu::math::ROUND;
 use crate::cpu::packed::{
-    ActTile, Field, GROUP, GroupSource, LANES, Packing, Precision, Strip, WIDEST_TILE, group_bytes, has_min, two_scales,
+    ActTile, COARSE_MAX, FINE_MAX, Field, GROUP, GroupSource, LANES, Packing, Strip, WIDEST_TILE, group_bytes, has_min,
+    low_bytes, two_scales,
 };
 use crate::cpu::panel::SMALLEST_AMAX;
 
+/// The root of the mean square of a row, summed in 16 lanes.
+pub fn root_mean_square(x: &[f32]) -> f32 {
+    mean_square(x).sqrt()
+}
+
 /// Quantises groups of a tile.
-pub fn quantize(source: &GroupSource<'_>, out: &mut [u8]) {
-    let (parts, height) = (source.precision.parts(), source.height);
-    for (g, out) in out.chunks_exact_mut(group_bytes(parts, height)).enumerate() {
+pub fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
+    let height = source.height;
+    let low = low.chunks_exact_mut(low_bytes(height));
+    for (g, (out, low)) in groups.chunks_exact_mut(group_bytes(height)).zip(low).enumerate() {
         out.fill(0);
-        for (r, x) in source.rows(g).enumerate() {
-            let (q, scale) = quantize_group(x, source.precision);
-            let bytes = &mut out[r * GROUP * parts..(r + 1) * GROUP * parts];
+        let largest = |x: &[f32]| f32::from_bits(largest_bits(x));
+        let fine_rows = source.rows(g).zip(source.limits).map(|(x, &limit)| largest(x) > limit);
+        let fine = fine_rows.clone().any(|fine| fine);
+        out[Field::Fine.at(height)] = u8::from(fine);
+        if fine {
+            low.fill(0);
+        }
+        for (r, (x, fine_row)) in source.rows(g).zip(fine_rows).enumerate() {
+            let (mut q, mut scale) = quantize_group(x, if fine_row { FINE_MAX } else { COARSE_MAX });
+            if fine && !fine_row {
+                q = q.map(|q| 256 * q);
+                scale /= 256.0;
+            }
             for (i, &q) in q.iter().enumerate() {
-                match source.precision {
-                    Precision::Int8 => bytes[i] = q as u8,
-                    Precision::Exact => {
-                        let high = (q + 128) >> 8;
-                        bytes[i] = high as u8;
-                        bytes[i + GROUP] = (q - 256 * high) as u8;
-                    }
+                let high = if fine { (q + 128) >> 8 } else { q };
+                out[r * GROUP + i] = high as u8;
+                if fine {
+                    low[r * GROUP + i] = (q - 256 * high) as u8;
                 }
             }
             let (a, b): (i32, i32) = (q[..GROUP / 2].iter().sum(), q[GROUP / 2..].iter().sum());
             let mut put = |field: Field, bytes: [u8; 4]| {
-                out[field.at(parts, height) + 4 * r..][..4].copy_from_slice(&bytes);
+                out[field.at(height) + 4 * r..][..4].copy_from_slice(&bytes);
             };
             put(Field::Scale, scale.to_le_bytes());
             put(Field::ScaledSum, (scale * (a + b) as f32).to_le_bytes());
@@ -37,15 +52,19 @@ pub fn quantize(source: &GroupSource<'_>, out: &mut [u8]) {
     }
 }
 
-/// 32 values as integers and their scale, which is NaN if one of them is not finite: the row's results are NaN then.
-fn quantize_group(x: &[f32], precision: Precision) -> ([i32; GROUP], f32) {
-    // Among non-negative floats the order is that of their bits, with NaN above infinity: nothing not finite slips through.
-    let amax = f32::from_bits(x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff)));
-    let scale = if amax.is_finite() { amax / precision.max() } else { f32::NAN };
+/// Among non-negative floats the order is that of their bits, with NaN above infinity: nothing not finite slips through.
+fn largest_bits(x: &[f32]) -> u32 {
+    x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff))
+}
+
+/// 32 values as integers up to `max` and their scale, which is NaN if one of them is not finite: the row's results are NaN then.
+fn quantize_group(x: &[f32], max: f32) -> ([i32; GROUP], f32) {
+    let amax = f32::from_bits(largest_bits(x));
+    let scale = if amax.is_finite() { amax / max } else { f32::NAN };
     let scale = if amax < SMALLEST_AMAX { 0.0 } else { scale };
     let mut q = [0; GROUP];
     if scale > 0.0 {
-        let inverse = precision.max() / amax;
+        let inverse = max / amax;
         for (q, &v) in q.iter_mut().zip(x) {
             *q = (v * inverse + ROUND - ROUND) as i32;
         }
