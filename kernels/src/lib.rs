@@ -20,4 +20,4 @@ pub use cpu::matmul::{MatmulScratch, MatrixRef, matmul};
 pub use cpu::packed::{PackedMatrix, PackedScratch, Precision, packed_matmul};
 pub use cpu::pool::ThreadPool;
 pub use cpu::quant::{QuantType, dequantize};
-pub use cpu::rope::rope;
+pub use cpu::rope::{Heads, Rotation, rotate_heads};

@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Rng, bits, cpu, isas};
-use wick_kernels::{Activation, Isa, IsaError, add_rms_norm, gated_activation, rms_norm, rope};
+use wick_kernels::{
+    Activation, Cpu, Heads, Isa, IsaError, Rotation, add_rms_norm, gated_activation, rms_norm, rotate_heads,
+};
 
 #[test]
 fn rms_norm_is_right_and_rows_are_independent() {
@@ -91,42 +93,57 @@ fn activations_do_not_depend_on_the_place_in_the_slice() {
 }
 
 #[test]
-fn rope_rotates_half_split_pairs() {
-    let (heads, head_dim, rotary_dim, stride) = (3, 20, 16, 70);
+fn heads_are_rotated_in_half_split_pairs() {
+    let (heads, head_dim, rotary_dim) = (3, 20, 16);
+    let width = heads * head_dim;
     let positions = [0, 1, 17, 4096, 131_071, 3_000_000];
     let inv_freq: Vec<f32> = (0..rotary_dim / 2).map(|i| 1e6f32.powf(-(2.0 * i as f32) / rotary_dim as f32)).collect();
     let mscale = 1.25;
-    let x = Rng(4).floats(positions.len() * stride);
-    let mut first: Option<Vec<u32>> = None;
-    for isa in isas() {
-        for threads in [1, 2] {
-            let cpu = cpu(isa, threads);
-            let mut got = x.clone();
-            rope(&cpu, &mut got, heads, head_dim, rotary_dim, stride, &positions, &inv_freq, mscale);
-            for (t, &position) in positions.iter().enumerate() {
-                for i in 0..stride {
-                    let (head, j) = (i / head_dim, i % head_dim);
-                    let at = t * stride + i;
-                    if head >= heads || j >= rotary_dim {
-                        assert_eq!(got[at], x[at], "values outside the rotated part stay");
-                        continue;
-                    }
-                    let half = rotary_dim / 2;
-                    let angle = f64::from(position as f32 * inv_freq[j % half]);
-                    let (s, c) = (angle.sin() * f64::from(mscale), angle.cos() * f64::from(mscale));
-                    let other = f64::from(if j < half { -x[at + half] } else { x[at - half] });
-                    let want = f64::from(x[at]) * c + other * s;
-                    assert!(
-                        (f64::from(got[at]) - want).abs() < 1e-5,
-                        "{isa:?} position {position} value {j}: {} not {want}",
-                        got[at]
-                    );
+    let mut rng = Rng(4);
+    let (q, k) = (rng.floats(positions.len() * width), rng.floats(positions.len() * head_dim));
+    let weight = rng.floats(head_dim);
+    let rotated = |cpu: &Cpu, q: &[f32], k: &[f32], positions: &[u32], norm| {
+        let rotation = Rotation::new(cpu, positions, &inv_freq, mscale);
+        let (mut q, mut k) = (q.to_vec(), k.to_vec());
+        let mut parts = [Heads { x: &mut q, norm }, Heads { x: &mut k, norm: None }];
+        rotate_heads(cpu, &mut parts, head_dim, positions.len(), &rotation);
+        (q, k)
+    };
+    for norm in [None, Some((&weight[..], 1e-6))] {
+        let mut first: Option<Vec<u32>> = None;
+        for isa in isas() {
+            for threads in [1, 2] {
+                let cpu = cpu(isa, threads);
+                let (got, got_k) = rotated(&cpu, &q, &k, &positions, norm);
+                let mut x = q.clone();
+                if let Some((weight, eps)) = norm {
+                    rms_norm(&cpu, &q, weight, eps, &mut x);
                 }
+                for (t, &position) in positions.iter().enumerate() {
+                    for (x, got, heads) in [(&x, &got, heads), (&k, &got_k, 1)] {
+                        for i in 0..heads * head_dim {
+                            let (at, j) = (t * heads * head_dim + i, i % head_dim);
+                            if j >= rotary_dim {
+                                assert_eq!(got[at], x[at], "values outside the rotated part stay");
+                                continue;
+                            }
+                            let half = rotary_dim / 2;
+                            let angle = f64::from(position as f32 * inv_freq[j % half]);
+                            let (s, c) = (angle.sin() * f64::from(mscale), angle.cos() * f64::from(mscale));
+                            let other = f64::from(if j < half { -x[at + half] } else { x[at - half] });
+                            let want = f64::from(x[at]) * c + other * s;
+                            assert!(
+                                (f64::from(got[at]) - want).abs() < 1e-5,
+                                "{isa:?} position {position} value {j}: {} not {want}",
+                                got[at]
+                            );
+                        }
+                    }
+                }
+                assert_eq!(*first.get_or_insert_with(|| bits(&got)), bits(&got), "{isa:?}");
+                let (alone, _) = rotated(&cpu, &q[4 * width..5 * width], &k[..head_dim], &positions[4..5], norm);
+                assert_eq!(bits(&alone), bits(&got[4 * width..5 * width]));
             }
-            assert_eq!(*first.get_or_insert_with(|| bits(&got)), bits(&got), "{isa:?}");
-            let mut alone = x[4 * stride..5 * stride].to_vec();
-            rope(&cpu, &mut alone, heads, head_dim, rotary_dim, stride, &positions[4..5], &inv_freq, mscale);
-            assert_eq!(bits(&alone), bits(&got[4 * stride..5 * stride]));
         }
     }
 }

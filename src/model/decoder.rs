@@ -7,15 +7,17 @@
 //! The norms in brackets exist where the layer's norms are `Sandwich`. Each addition to the residual is fused with the norm that follows.
 use candle_core::{Result, Tensor};
 
-use super::spec::{DecoderSpec, LayerSpec, NormPlacement};
+use super::spec::{DecoderSpec, LayerSpec, NormPlacement, RopeSpec};
 use crate::nn::{Attention, Embedding, Mlp, RmsNorm};
-use crate::ops::{self, ExecContext, ForwardBatch, LayerKv};
+use crate::ops::{self, ExecContext, ForwardBatch, LayerKv, RopeParams};
 use crate::weights::{LoadError, Matrix, WeightSource};
 
 /// A loaded model.
 pub struct Decoder {
     spec: DecoderSpec,
     embedding: Embedding,
+    /// The different ways in which layers rotate their heads: one, or one for windowed layers and one for the others.
+    ropes: Vec<RopeParams>,
     layers: Vec<Layer>,
     final_norm: RmsNorm,
     /// Output matrix `[vocab, hidden]`.
@@ -24,6 +26,8 @@ pub struct Decoder {
 
 struct Layer {
     attention_norm: RmsNorm,
+    /// Index of its way among the model's.
+    rope: usize,
     attention: Attention,
     mlp_norm: RmsNorm,
     mlp: Mlp,
@@ -48,11 +52,11 @@ impl Decoder {
     ) -> std::result::Result<Self, LoadError> {
         let table = (spec.vocab, spec.hidden);
         let mut embedding = Embedding::load(source, "model.embed_tokens", table, spec.embed_scale, cx)?;
-        let layers = spec
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(i, layer)| Layer::load(source, &format!("model.layers.{i}"), spec.hidden, layer, cx));
+        let mut ropes = Vec::new();
+        let layers = spec.layers.iter().enumerate().map(|(i, layer)| {
+            let rope = index_of(&mut ropes, &layer.attn.rope);
+            Layer::load(source, &format!("model.layers.{i}"), spec.hidden, layer, rope, cx)
+        });
         let layers = layers.collect::<std::result::Result<Vec<_>, _>>()?;
         let final_norm = RmsNorm::load(source, "model.norm", spec.hidden, spec.final_norm, cx)?;
         let output = if spec.tie_embeddings {
@@ -65,7 +69,7 @@ impl Decoder {
             cx.place(source.matrix("lm_head.weight", spec.vocab, spec.hidden, cx.device())?)
         };
         source.finish()?;
-        Ok(Self { spec, embedding, layers, final_norm, output })
+        Ok(Self { spec, embedding, ropes, layers, final_norm, output })
     }
 
     #[must_use]
@@ -82,12 +86,14 @@ impl Decoder {
         if kv.len() != self.layers.len() {
             candle_core::bail!("a KV cache of {} layers for a model of {}", kv.len(), self.layers.len())
         }
+        let rotations = self.ropes.iter().map(|rope| ops::rotation(cx, rope, &batch.positions));
+        let rotations = rotations.collect::<Result<Vec<_>>>()?;
         let mut residual = self.embedding.forward(cx, &batch.input_ids)?;
         let mut pending: Option<Tensor> = None;
         for (i, (layer, kv)) in self.layers.iter().zip(kv).enumerate() {
             let normed;
             (residual, normed) = add_and_norm(cx, residual, pending.take(), &layer.attention_norm)?;
-            let mut attended = layer.attention.forward(cx, &normed, batch, kv)?;
+            let mut attended = layer.attention.forward(cx, normed, batch, &rotations[layer.rope], kv)?;
             if i + 1 == self.layers.len() {
                 if batch.logit_rows.is_empty() {
                     return Ok(Vec::new());
@@ -99,9 +105,20 @@ impl Decoder {
             (residual, out) = layer.feed_forward(cx, residual, attended)?;
             pending = Some(out);
         }
-        let (_, normed) = add_and_norm(cx, residual, pending, &self.final_norm)?;
-        ops::logits(cx, &self.output, &normed, self.spec.final_softcap)
+        let (residual, normed) = add_and_norm(cx, residual, pending, &self.final_norm)?;
+        cx.recycle(residual);
+        ops::logits(cx, &self.output, normed, self.spec.final_softcap)
     }
+}
+
+/// Index of `rope` among the different ones seen so far.
+fn index_of(ropes: &mut Vec<RopeParams>, rope: &RopeSpec) -> usize {
+    let RopeSpec { rotary_dim, ref inv_freq, mscale } = *rope;
+    let rope = RopeParams { rotary_dim, inv_freq: inv_freq.clone(), mscale };
+    ropes.iter().position(|seen| *seen == rope).unwrap_or_else(|| {
+        ropes.push(rope);
+        ropes.len() - 1
+    })
 }
 
 /// Adds what a block gave (nothing before the first layer) to the residual and norms the sum: (residual, norm).
@@ -112,7 +129,7 @@ fn add_and_norm(
     norm: &RmsNorm,
 ) -> Result<(Tensor, Tensor)> {
     if let Some(x) = pending {
-        return norm.forward_add(cx, residual, &x);
+        return norm.forward_add(cx, residual, x);
     }
     let normed = norm.forward(cx, &residual)?;
     Ok((residual, normed))
@@ -124,6 +141,7 @@ impl Layer {
         name: &str,
         hidden: usize,
         spec: &LayerSpec,
+        rope: usize,
         cx: &ExecContext,
     ) -> std::result::Result<Self, LoadError> {
         let norm = |part: &str| RmsNorm::load(source, &format!("{name}.{part}"), hidden, spec.norm, cx);
@@ -138,6 +156,7 @@ impl Layer {
         };
         Ok(Self {
             attention_norm: norm("input_layernorm")?,
+            rope,
             attention: Attention::load(source, &format!("{name}.self_attn"), hidden, &spec.attn, cx)?,
             mlp_norm,
             mlp: Mlp::load(source, &format!("{name}.mlp"), hidden, &spec.ffn, cx)?,
@@ -148,13 +167,13 @@ impl Layer {
     /// From attention's output to the feed-forward's: (residual with attention added, what is still to be added).
     fn feed_forward(&self, cx: &ExecContext, residual: Tensor, attended: Tensor) -> Result<(Tensor, Tensor)> {
         let attended = match &self.sandwich {
-            Some(norms) => norms.after_attention.forward(cx, &attended)?,
+            Some(norms) => norms.after_attention.forward_owned(cx, attended)?,
             None => attended,
         };
-        let (residual, normed) = self.mlp_norm.forward_add(cx, residual, &attended)?;
-        let out = self.mlp.forward(cx, &normed)?;
+        let (residual, normed) = self.mlp_norm.forward_add(cx, residual, attended)?;
+        let out = self.mlp.forward(cx, normed)?;
         let out = match &self.sandwich {
-            Some(norms) => norms.after_mlp.forward(cx, &out)?,
+            Some(norms) => norms.after_mlp.forward_owned(cx, out)?,
             None => out,
         };
         Ok((residual, out))

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use super::linear::{Linear, LinearShape};
 use super::norm::RmsNorm;
 use crate::model::spec::{AttnBias, AttnSpec};
-use crate::ops::{self, AttentionParams, ExecContext, ForwardBatch, LayerKv, RopeParams};
+use crate::ops::{self, AttentionParams, ExecContext, ForwardBatch, LayerKv, Rotation};
 use crate::weights::{LoadError, WeightSource};
 
 pub struct Attention {
@@ -14,7 +14,6 @@ pub struct Attention {
     o: Linear,
     /// Norms of each head of q and of k.
     qk_norm: Option<(RmsNorm, RmsNorm)>,
-    rope: RopeParams,
     params: AttentionParams,
     head_dim: usize,
 }
@@ -50,11 +49,6 @@ impl Attention {
                 Some(norm) => Some((head_norm("q_norm", norm)?, head_norm("k_norm", norm)?)),
                 None => None,
             },
-            rope: RopeParams {
-                rotary_dim: spec.rope.rotary_dim,
-                inv_freq: spec.rope.inv_freq.clone(),
-                mscale: spec.rope.mscale,
-            },
             params: AttentionParams {
                 heads: spec.heads,
                 scale: spec.scale,
@@ -65,21 +59,24 @@ impl Attention {
         })
     }
 
-    /// Writes the step's keys and values, then attends: `x` `[tokens, hidden]` → `[tokens, hidden]`.
+    /// Writes the step's keys and values, then attends: `x` `[tokens, hidden]`, not shared → `[tokens, hidden]`.
     ///
     /// # Errors
     /// As the ops it calls.
-    pub fn forward(&self, cx: &ExecContext, x: &Tensor, batch: &ForwardBatch, kv: &mut LayerKv) -> Result<Tensor> {
-        let [mut q, mut k, v] = Linear::forward_group(cx, [&self.q, &self.k, &self.v], x)?;
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = q_norm.forward_heads(cx, &q)?;
-            k = k_norm.forward_heads(cx, &k)?;
-        }
-        let q = ops::rope(cx, q, self.head_dim, &self.rope, &batch.positions)?;
-        let k = ops::rope(cx, k, self.head_dim, &self.rope, &batch.positions)?;
+    pub fn forward(
+        &self,
+        cx: &ExecContext,
+        x: Tensor,
+        batch: &ForwardBatch,
+        rotation: &Rotation,
+        kv: &mut LayerKv,
+    ) -> Result<Tensor> {
+        let [q, k, v] = Linear::forward_group(cx, [&self.q, &self.k, &self.v], x)?;
+        let norms = self.qk_norm.as_ref().map(|(q, k)| (q.of_heads(), k.of_heads()));
+        let (q, k) = ops::rotate_heads(cx, (q, k), self.head_dim, norms, rotation)?;
         // The whole batch is written before anyone attends: sequences of one step may share blocks that one of them is filling.
-        ops::write_kv(cx, &k, &v, &batch.slots, kv)?;
-        let attended = ops::paged_attention(cx, &q, kv, self.params, batch)?;
-        self.o.forward(cx, &attended)
+        ops::write_kv(cx, k, v, &batch.slots, kv)?;
+        let attended = ops::paged_attention(cx, q, kv, self.params, batch)?;
+        self.o.forward(cx, attended)
     }
 }

@@ -35,11 +35,11 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// `x` `[tokens, inputs]` → `[tokens, outputs]`.
+    /// `x` `[tokens, inputs]`, not shared → `[tokens, outputs]`.
     ///
     /// # Errors
     /// As [`ops::matmul()`].
-    pub fn forward(&self, cx: &ExecContext, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, cx: &ExecContext, x: Tensor) -> Result<Tensor> {
         let [y] = Self::forward_group(cx, [self], x)?;
         Ok(y)
     }
@@ -48,12 +48,13 @@ impl Linear {
     ///
     /// # Errors
     /// As [`ops::matmul()`].
-    pub fn forward_group<const N: usize>(cx: &ExecContext, group: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+    pub fn forward_group<const N: usize>(cx: &ExecContext, group: [&Self; N], x: Tensor) -> Result<[Tensor; N]> {
         let outs = ops::matmul(cx, &group.map(Self::projection), x)?;
         Ok(outs.try_into().expect("one output per projection, anything else is a bug"))
     }
 
-    fn projection(&self) -> Projection<'_> {
+    /// The layer as ops take it.
+    pub fn projection(&self) -> Projection<'_> {
         Projection { weight: &self.weight, bias: self.bias.as_ref() }
     }
 }

@@ -3,7 +3,7 @@ use candle_core::{Result, Tensor};
 
 use super::linear::{Linear, LinearShape};
 use crate::model::spec::{Act, FfnSpec};
-use crate::ops::{self, Activation, ExecContext};
+use crate::ops::{self, Activation, ExecContext, GatedFeedForward};
 use crate::weights::{LoadError, WeightSource};
 
 pub struct Mlp {
@@ -39,12 +39,12 @@ impl Mlp {
         })
     }
 
-    /// `x` `[tokens, hidden]` → `[tokens, hidden]`.
+    /// `x` `[tokens, hidden]`, not shared → `[tokens, hidden]`.
     ///
     /// # Errors
-    /// As the ops it calls.
-    pub fn forward(&self, cx: &ExecContext, x: &Tensor) -> Result<Tensor> {
-        let [gate, up] = Linear::forward_group(cx, [&self.gate, &self.up], x)?;
-        self.down.forward(cx, &ops::gated_activation(cx, self.act, &gate, &up)?)
+    /// As [`ops::gated_feed_forward`].
+    pub fn forward(&self, cx: &ExecContext, x: Tensor) -> Result<Tensor> {
+        let [gate, up, down] = [&self.gate, &self.up, &self.down].map(Linear::projection);
+        ops::gated_feed_forward(cx, &GatedFeedForward { gate, up, down, act: self.act }, x)
     }
 }

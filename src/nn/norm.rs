@@ -2,7 +2,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::model::spec::Norm;
-use crate::ops::{self, ExecContext};
+use crate::ops::{self, ExecContext, HeadNorm};
 use crate::weights::{LoadError, WeightSource};
 
 pub struct RmsNorm {
@@ -35,21 +35,24 @@ impl RmsNorm {
         ops::rms_norm(cx, x, &self.weight, self.eps)
     }
 
-    /// Norms each head of `x` `[tokens, heads · head_dim]` by itself; the weight has `head_dim` values.
+    /// Norms the last dimension of `x`, which is not shared.
     ///
     /// # Errors
     /// As [`ops::rms_norm`].
-    pub fn forward_heads(&self, cx: &ExecContext, x: &Tensor) -> Result<Tensor> {
-        let head_dim = self.weight.dims1()?;
-        let (tokens, width) = x.dims2()?;
-        self.forward(cx, &x.reshape((tokens * width / head_dim, head_dim))?)?.reshape((tokens, width))
+    pub fn forward_owned(&self, cx: &ExecContext, x: Tensor) -> Result<Tensor> {
+        ops::rms_norm_owned(cx, x, &self.weight, self.eps)
+    }
+
+    /// As a norm of heads: the weight has `head_dim` values.
+    pub fn of_heads(&self) -> HeadNorm<'_> {
+        HeadNorm { weight: &self.weight, eps: self.eps }
     }
 
     /// Adds `x` to the residual and norms the sum: (new residual, norm).
     ///
     /// # Errors
     /// As [`ops::add_rms_norm`].
-    pub fn forward_add(&self, cx: &ExecContext, residual: Tensor, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub fn forward_add(&self, cx: &ExecContext, residual: Tensor, x: Tensor) -> Result<(Tensor, Tensor)> {
         ops::add_rms_norm(cx, residual, x, &self.weight, self.eps)
     }
 }

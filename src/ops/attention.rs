@@ -21,13 +21,13 @@ pub struct AttentionParams {
 }
 
 /// Attention of every row of `q` `[tokens, heads · head_dim]` to its own sequence's cached context, itself included: the step's keys and
-/// values must have been written. Returns `[tokens, heads · head_dim]`.
+/// values must have been written. Returns `[tokens, heads · head_dim]`. `q` is taken by value, for its memory, and must not be shared.
 ///
 /// # Errors
 /// A shape does not fit, or candle failed.
 pub fn paged_attention(
     cx: &ExecContext,
-    q: &Tensor,
+    q: Tensor,
     kv: &LayerKv,
     params: AttentionParams,
     batch: &ForwardBatch,
@@ -48,20 +48,14 @@ pub fn paged_attention(
     }
     match cx.kernels() {
         Some(kernels) => cpu(kernels, q, kv, params, batch),
-        None => reference(q, kv, params, batch),
+        None => reference(&q, kv, params, batch),
     }
 }
 
-fn cpu(
-    kernels: &CpuKernels,
-    q: &Tensor,
-    kv: &LayerKv,
-    params: AttentionParams,
-    batch: &ForwardBatch,
-) -> Result<Tensor> {
+fn cpu(kernels: &CpuKernels, q: Tensor, kv: &LayerKv, params: AttentionParams, batch: &ForwardBatch) -> Result<Tensor> {
     let shape = kv.shape();
     let (k, v) = kv.slices()?;
-    let q_values = f32_slice(q)?;
+    let q_values = f32_slice(&q)?;
     let seqs = batch.spans();
     let args = AttentionArgs {
         q: &q_values,
@@ -76,9 +70,13 @@ fn cpu(
         softcap: params.softcap,
         seqs: &seqs,
     };
-    let mut out = vec![0.0; q_values.len()];
+    // Every row belongs to a sequence, so all of it is written.
+    let mut out = kernels.buffer(q_values.len());
     wick_kernels::paged_attention(&kernels.cpu, &args, &mut out, &mut kernels.attention.borrow_mut());
-    tensor(out, q.shape())
+    drop(q_values);
+    let out = tensor(out, q.shape())?;
+    kernels.recycle(q);
+    Ok(out)
 }
 
 fn reference(q: &Tensor, kv: &LayerKv, params: AttentionParams, batch: &ForwardBatch) -> Result<Tensor> {

@@ -2,9 +2,10 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use wick_kernels::{AttentionScratch, Cpu, MatmulScratch, PackedMatrix, PackedScratch, Precision};
 
+use super::slices::take_values;
 use crate::weights::Matrix;
 
 /// The device of a model and, on the CPU, the kernels and their scratch memory. One thread owns it.
@@ -21,6 +22,47 @@ pub(super) struct CpuKernels {
     pub(super) matmul: RefCell<MatmulScratch>,
     pub(super) packed: RefCell<PackedScratch>,
     pub(super) attention: RefCell<AttentionScratch>,
+    /// Memory of activations that are no longer needed.
+    buffers: RefCell<Vec<Vec<f32>>>,
+}
+
+/// Most buffers that are kept: a layer has fewer activations at a time.
+const BUFFERS_MAX: usize = 12;
+
+impl CpuKernels {
+    /// Room for an op's output, with values left over from some other: the op writes all of them. In the steady state nothing is
+    /// allocated: fresh memory of a step's size would cost the system's zeroed pages every time.
+    pub(super) fn buffer(&self, len: usize) -> Vec<f32> {
+        let mut buffers = self.buffers.borrow_mut();
+        let fitting = (0..buffers.len()).filter(|&i| buffers[i].capacity() >= len);
+        let smallest = fitting.min_by_key(|&i| buffers[i].capacity());
+        let mut buffer = smallest.map(|i| buffers.swap_remove(i)).unwrap_or_default();
+        if cfg!(debug_assertions) {
+            buffer.clear();
+            buffer.resize(len, f32::NAN);
+        } else {
+            buffer.resize(len, 0.0);
+        }
+        buffer
+    }
+
+    /// Gives a buffer back.
+    pub(super) fn give_back(&self, buffer: Vec<f32>) {
+        let mut buffers = self.buffers.borrow_mut();
+        buffers.push(buffer);
+        if buffers.len() > BUFFERS_MAX
+            && let Some(smallest) = (0..buffers.len()).min_by_key(|&i| buffers[i].capacity())
+        {
+            buffers.swap_remove(smallest);
+        }
+    }
+
+    /// Takes back the memory of an activation that nobody else holds.
+    pub fn recycle(&self, x: Tensor) {
+        if let Some(buffer) = take_values(x) {
+            self.give_back(buffer);
+        }
+    }
 }
 
 impl ExecContext {
@@ -33,6 +75,7 @@ impl ExecContext {
             matmul: RefCell::default(),
             packed: RefCell::default(),
             attention: RefCell::default(),
+            buffers: RefCell::default(),
         };
         Self { device: Device::Cpu, kernels: Some(kernels) }
     }
@@ -79,6 +122,13 @@ impl ExecContext {
             }
             Some(k) => format!("CPU kernels {:?}, {} thread(s)", k.cpu.isa, k.cpu.pool.threads()),
             None => format!("candle operations on {:?}", self.device.location()),
+        }
+    }
+
+    /// Takes back the memory of an activation that is no longer needed and that nobody else holds.
+    pub fn recycle(&self, x: Tensor) {
+        if let Some(kernels) = self.kernels() {
+            kernels.recycle(x);
         }
     }
 

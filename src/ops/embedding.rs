@@ -12,15 +12,13 @@ use crate::weights::Matrix;
 /// # Errors
 /// An id is beyond the table, or candle failed.
 pub fn embedding(cx: &ExecContext, table: &Matrix, ids: &Indices, scale: f32) -> Result<Tensor> {
-    if cx.kernels().is_none() {
-        return reference(cx, table, ids, scale);
-    }
+    let Some(kernels) = cx.kernels() else { return reference(cx, table, ids, scale) };
     let (rows, cols) = match table {
         Matrix::Mapped(m) => (m.rows, m.cols),
         Matrix::Packed(m) => (m.rows(), m.cols()),
         Matrix::Dense(_) | Matrix::Quantized(_) => return Err(misplaced()),
     };
-    let mut out = vec![0.0; ids.len() * cols];
+    let mut out = kernels.buffer(ids.len() * cols);
     for (row, &id) in out.chunks_exact_mut(cols).zip(ids.as_slice()) {
         let id = id as usize;
         if id >= rows {

@@ -26,5 +26,7 @@ pub fn gather_rows(cx: &ExecContext, x: Tensor, rows: &Indices) -> Result<Tensor
         }
         out.extend_from_slice(&values[row * width..(row + 1) * width]);
     }
+    drop(values);
+    cx.recycle(x);
     tensor(out, (rows.len(), width))
 }

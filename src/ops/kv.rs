@@ -122,17 +122,17 @@ impl KvStore {
 
 /// Writes the step's keys and values, both `[tokens, kv_heads · head_dim]`, to `slots` (`block · block_size + offset`).
 ///
-/// A layer writes the whole batch before it attends: sequences of one step may share blocks that one of them is filling.
+/// Both are taken by value, for their memory, and must not be shared. A layer writes the whole batch before it attends: sequences of one step may share blocks that one of them is filling.
 ///
 /// # Errors
 /// A shape does not fit, or candle failed.
-pub fn write_kv(cx: &ExecContext, k: &Tensor, v: &Tensor, slots: &Indices, kv: &mut LayerKv) -> Result<()> {
+pub fn write_kv(cx: &ExecContext, k: Tensor, v: Tensor, slots: &Indices, kv: &mut LayerKv) -> Result<()> {
     let shape = kv.shape;
     let Some(kernels) = cx.kernels() else {
         let rows = cache_rows(slots.as_slice(), shape, k.device())?;
         let (k_cache, v_cache) = kv.tensors()?;
-        write_reference(k, &rows, k_cache, shape)?;
-        return write_reference(v, &rows, v_cache, shape);
+        write_reference(&k, &rows, k_cache, shape)?;
+        return write_reference(&v, &rows, v_cache, shape);
     };
     let capacity = shape.num_blocks * shape.block_size;
     if let Some(slot) = slots.as_slice().iter().find(|&&slot| slot as usize >= capacity) {
@@ -140,8 +140,8 @@ pub fn write_kv(cx: &ExecContext, k: &Tensor, v: &Tensor, slots: &Indices, kv: &
     }
     wick_kernels::write_kv(
         &kernels.cpu,
-        &f32_slice(k)?,
-        &f32_slice(v)?,
+        &f32_slice(&k)?,
+        &f32_slice(&v)?,
         slots.as_slice(),
         shape.kv_heads,
         shape.head_dim,
@@ -149,6 +149,8 @@ pub fn write_kv(cx: &ExecContext, k: &Tensor, v: &Tensor, slots: &Indices, kv: &
         kv.k.slice_mut()?,
         kv.v.slice_mut()?,
     );
+    kernels.recycle(k);
+    kernels.recycle(v);
     Ok(())
 }
 

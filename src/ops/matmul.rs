@@ -14,21 +14,31 @@ pub struct Projection<'a> {
 }
 
 /// Applies several projections to one `x` `[tokens, in]`; returns one `[tokens, out_i]` each. As a group, because the kernels then
-/// prepare `x` once and run one parallel region: q/k/v and gate/up.
+/// prepare `x` once and run one parallel region: q/k/v and gate/up. `x` is taken by value, for its memory, and must not be shared.
 ///
 /// # Errors
 /// A shape does not fit, or candle failed.
-pub fn matmul(cx: &ExecContext, projections: &[Projection], x: &Tensor) -> Result<Vec<Tensor>> {
-    match cx.kernels() {
-        Some(kernels) => cpu(kernels, projections, x, kernels.activations),
-        None => reference(projections, x),
-    }
+pub fn matmul(cx: &ExecContext, projections: &[Projection], x: Tensor) -> Result<Vec<Tensor>> {
+    let Some(kernels) = cx.kernels() else { return reference(projections, &x) };
+    let (tokens, width) = x.dims2()?;
+    let sizes = projections.iter().map(|p| Ok(cpu_shape(p.weight)?.0)).collect::<Result<Vec<_>>>()?;
+    let mut outs: Vec<Vec<f32>> = sizes.iter().map(|rows| kernels.buffer(tokens * rows)).collect();
+    let mut views: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
+    project(kernels, projections, &f32_slice(&x)?, width, &mut views)?;
+    kernels.recycle(x);
+    outs.into_iter().zip(sizes).map(|(out, rows)| tensor(out, (tokens, rows))).collect()
 }
 
-fn cpu(kernels: &CpuKernels, projections: &[Projection], x: &Tensor, activations: Precision) -> Result<Vec<Tensor>> {
-    let (tokens, _) = x.dims2()?;
+/// All projections of the rows of `x`, with biases, to plain rows.
+pub(super) fn project(
+    kernels: &CpuKernels,
+    projections: &[Projection],
+    x: &[f32],
+    width: usize,
+    outs: &mut [&mut [f32]],
+) -> Result<()> {
     let weights: Vec<&Matrix> = projections.iter().map(|p| p.weight).collect();
-    let mut outs = product(kernels, &weights, x, activations)?;
+    product(kernels, &weights, x, width, outs, kernels.activations)?;
     for (out, projection) in outs.iter_mut().zip(projections) {
         if let Some(bias) = projection.bias {
             let bias = f32_slice(bias)?;
@@ -37,51 +47,50 @@ fn cpu(kernels: &CpuKernels, projections: &[Projection], x: &Tensor, activations
             }
         }
     }
-    outs.into_iter().zip(&weights).map(|(out, w)| tensor(out, (tokens, cpu_shape(w)?.0))).collect()
+    Ok(())
 }
 
 /// `x · wᵀ` for every `w`, as plain rows. Packed matrices and those in the file's form take a product each.
 pub(super) fn product(
     kernels: &CpuKernels,
     weights: &[&Matrix],
-    x: &Tensor,
+    x: &[f32],
+    width: usize,
+    outs: &mut [&mut [f32]],
     activations: Precision,
-) -> Result<Vec<Vec<f32>>> {
-    let (tokens, width) = x.dims2()?;
-    let mut outs = Vec::with_capacity(weights.len());
+) -> Result<()> {
     for w in weights {
         let (rows, cols) = cpu_shape(w)?;
         if cols != width {
             bail!("a matrix of {rows} x {cols} cannot be applied to rows of {width} values")
         }
-        outs.push(vec![0.0; tokens * rows]);
     }
-    if tokens > 0 {
-        let x = f32_slice(x)?;
-        let (mut packed, mut packed_outs, mut mapped, mut mapped_outs) = (vec![], vec![], vec![], vec![]);
-        for (w, out) in weights.iter().zip(&mut outs) {
-            match w {
-                Matrix::Packed(w) => {
-                    packed.push(&**w);
-                    packed_outs.push(out.as_mut_slice());
-                }
-                Matrix::Mapped(w) => {
-                    mapped.push(w.as_ref());
-                    mapped_outs.push(out.as_mut_slice());
-                }
-                Matrix::Dense(_) | Matrix::Quantized(_) => return Err(misplaced()),
+    let tokens = x.len() / width.max(1);
+    if tokens == 0 {
+        return Ok(());
+    }
+    let (mut packed, mut packed_outs, mut mapped, mut mapped_outs) = (vec![], vec![], vec![], vec![]);
+    for (w, out) in weights.iter().zip(outs) {
+        match w {
+            Matrix::Packed(w) => {
+                packed.push(&**w);
+                packed_outs.push(&mut **out);
             }
+            Matrix::Mapped(w) => {
+                mapped.push(w.as_ref());
+                mapped_outs.push(&mut **out);
+            }
+            Matrix::Dense(_) | Matrix::Quantized(_) => return Err(misplaced()),
         }
-        let cpu = &kernels.cpu;
-        let scratch = &mut kernels.packed.borrow_mut();
-        packed_matmul(cpu, &packed, &x, tokens, &mut packed_outs, scratch, activations);
-        wick_kernels::matmul(cpu, &mapped, &x, tokens, &mut mapped_outs, &mut kernels.matmul.borrow_mut());
     }
-    Ok(outs)
+    let cpu = &kernels.cpu;
+    packed_matmul(cpu, &packed, x, tokens, &mut packed_outs, &mut kernels.packed.borrow_mut(), activations);
+    wick_kernels::matmul(cpu, &mapped, x, tokens, &mut mapped_outs, &mut kernels.matmul.borrow_mut());
+    Ok(())
 }
 
 /// Rows and columns of a matrix in a form for the CPU.
-fn cpu_shape(matrix: &Matrix) -> Result<(usize, usize)> {
+pub(super) fn cpu_shape(matrix: &Matrix) -> Result<(usize, usize)> {
     match matrix {
         Matrix::Mapped(m) => Ok((m.rows, m.cols)),
         Matrix::Packed(m) => Ok((m.rows(), m.cols())),

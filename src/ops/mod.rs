@@ -6,11 +6,13 @@
 //!
 //! Activations are f32 and *ragged*: `[total_tokens, width]`, all sequences of a step one after another, without padding or masks. On
 //! the CPU arm every output row depends on its own input row only, bit for bit, whatever else is in the batch.
+//!
+//! An op that takes a tensor by value uses its memory again, for itself or for the next op's output: the tensor must not be shared.
 pub mod attention;
 pub mod batch;
 pub mod context;
 pub mod embedding;
-pub mod gated_activation;
+pub mod feed_forward;
 pub mod gather;
 pub mod kv;
 pub mod logits;
@@ -25,11 +27,11 @@ pub use attention::{AttentionParams, paged_attention};
 pub use batch::{ForwardBatch, Indices, SeqRange};
 pub use context::ExecContext;
 pub use embedding::embedding;
-pub use gated_activation::gated_activation;
+pub use feed_forward::{GatedFeedForward, gated_feed_forward};
 pub use gather::gather_rows;
 pub use kv::{KvDtype, LayerKv, LayerKvShape, write_kv};
 pub use logits::logits;
 pub use matmul::{Projection, matmul};
-pub use norm::{add_rms_norm, rms_norm};
-pub use rope::{RopeParams, rope};
+pub use norm::{add_rms_norm, rms_norm, rms_norm_owned};
+pub use rope::{HeadNorm, RopeParams, Rotation, rotate_heads, rotation};
 pub use wick_kernels::Activation;

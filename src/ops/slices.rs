@@ -38,8 +38,11 @@ impl<S: Deref<Target = Storage>> Deref for F32Slice<S> {
 
 /// Calls `f` on the values of a contiguous f32 CPU tensor, in place. Whoever else holds a clone of `tensor` sees the change: only for
 /// tensors that the caller owns alone.
-pub(super) fn with_f32_mut(tensor: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
-    tensor.inplace_op1(&InPlace(RefCell::new(Some(f))))
+pub(super) fn with_f32_mut<T>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> T) -> Result<T> {
+    let out = RefCell::new(None);
+    let f = |values: &mut [f32]| *out.borrow_mut() = Some(f(values));
+    tensor.inplace_op1(&InPlace(RefCell::new(Some(f))))?;
+    Ok(out.into_inner().expect("candle calls an op once, anything else is a bug"))
 }
 
 /// Adapter from a closure to candle's door for in-place writes.
@@ -56,6 +59,28 @@ impl<F: FnOnce(&mut [f32])> InplaceOp1 for InPlace<F> {
         };
         let f = self.0.borrow_mut().take().expect("candle calls an op once, anything else is a bug");
         f(&mut values[start..end]);
+        Ok(())
+    }
+}
+
+/// Takes the values out of an f32 CPU tensor that the caller owns alone; `None` for others. The tensor must not be used afterwards.
+pub(super) fn take_values(tensor: Tensor) -> Option<Vec<f32>> {
+    let taken = RefCell::new(None);
+    tensor.inplace_op1(&Take(&taken)).ok()?;
+    taken.into_inner()
+}
+
+struct Take<'a>(&'a RefCell<Option<Vec<f32>>>);
+
+impl InplaceOp1 for Take<'_> {
+    fn name(&self) -> &'static str {
+        "wick-take"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
+        if let CpuStorage::F32(values) = storage {
+            *self.0.borrow_mut() = Some(std::mem::take(values));
+        }
         Ok(())
     }
 }

@@ -18,6 +18,11 @@ fn contexts() -> Vec<ExecContext> {
     .collect()
 }
 
+/// For an op that takes its input's memory.
+fn own(x: &Tensor) -> Tensor {
+    x.copy().unwrap()
+}
+
 fn reference() -> ExecContext {
     ExecContext::reference(Device::Cpu)
 }
@@ -50,9 +55,9 @@ fn grouped_products_with_biases() {
     let bias = values(1, 48, 3).flatten_all().unwrap();
     let x = values(5, 64, 4);
     let group = [Projection { weight: &a, bias: Some(&bias) }, Projection { weight: &b, bias: None }];
-    let expected = matmul(&reference(), &group, &x).unwrap();
+    let expected = matmul(&reference(), &group, own(&x)).unwrap();
     for cx in contexts() {
-        let outs = matmul(&cx, &group, &x).unwrap();
+        let outs = matmul(&cx, &group, own(&x)).unwrap();
         outs.iter().zip(&expected).for_each(|(out, want)| assert_close(out, want, 1e-5));
     }
 }
@@ -67,7 +72,7 @@ fn every_form_of_a_matrix_gives_the_same_product_and_rows() {
     let (quantized, plain) = (Matrix::Quantized(stored), Matrix::Dense(exact.clone()));
     let x = values(3, 64, 2);
     let product = |cx: &ExecContext, weight: &Matrix| {
-        matmul(cx, &[Projection { weight, bias: None }], &x).unwrap().swap_remove(0)
+        matmul(cx, &[Projection { weight, bias: None }], own(&x)).unwrap().swap_remove(0)
     };
     let ids = Indices::new(vec![39, 0, 7, 7]);
     let rows = exact.index_select(ids.tensor(&Device::Cpu).unwrap(), 0).unwrap();
@@ -84,7 +89,7 @@ fn every_form_of_a_matrix_gives_the_same_product_and_rows() {
             assert_close(&product(&reference(), form), &product(&reference(), &plain), 2e-2);
             assert_close(&embedding(&reference(), form, &ids, 3.0).unwrap(), &(&rows * 3.0).unwrap(), 1e-6);
         }
-        assert!(matmul(&cx, &[Projection { weight: &plain, bias: None }], &x).is_err());
+        assert!(matmul(&cx, &[Projection { weight: &plain, bias: None }], own(&x)).is_err());
         assert!(embedding(&cx, &mapped, &Indices::new(vec![40]), 1.0).is_err());
     }
 }
@@ -94,10 +99,11 @@ fn norms_and_residual_sums() {
     let (x, residual) = (values(7, 48, 1), values(7, 48, 2));
     let weight = values(1, 48, 3).flatten_all().unwrap();
     let expected = rms_norm(&reference(), &x, &weight, 1e-5).unwrap();
-    let (sum, normed) = add_rms_norm(&reference(), residual.clone(), &x, &weight, 1e-5).unwrap();
+    let (sum, normed) = add_rms_norm(&reference(), residual.clone(), own(&x), &weight, 1e-5).unwrap();
     for cx in contexts() {
         assert_close(&rms_norm(&cx, &x, &weight, 1e-5).unwrap(), &expected, 1e-5);
-        let (cpu_sum, cpu_normed) = add_rms_norm(&cx, residual.copy().unwrap(), &x, &weight, 1e-5).unwrap();
+        assert_close(&rms_norm_owned(&cx, own(&x), &weight, 1e-5).unwrap(), &expected, 1e-5);
+        let (cpu_sum, cpu_normed) = add_rms_norm(&cx, own(&residual), own(&x), &weight, 1e-5).unwrap();
         assert_close(&cpu_sum, &sum, 0.0);
         assert_close(&cpu_normed, &normed, 1e-5);
     }
@@ -109,34 +115,77 @@ fn rotations_of_whole_and_partial_heads() {
     for rotary_dim in [16, 8] {
         let inv_freq = (0..rotary_dim / 2).map(|i| 10_000_f32.powf(-2.0 * i as f32 / rotary_dim as f32)).collect();
         let params = RopeParams { rotary_dim, inv_freq, mscale: 1.25 };
-        let x = values(5, 48, 1);
-        let expected = rope(&reference(), x.clone(), 16, &params, &positions).unwrap();
-        for cx in contexts() {
-            assert_close(&rope(&cx, x.copy().unwrap(), 16, &params, &positions).unwrap(), &expected, 1e-5);
+        let (q, k) = (values(5, 48, 1), values(5, 16, 2));
+        let (q_weight, k_weight) = (values(1, 16, 3).flatten_all().unwrap(), values(1, 16, 4).flatten_all().unwrap());
+        let norm = |weight| HeadNorm { weight, eps: 1e-5 };
+        for norms in [None, Some((norm(&q_weight), norm(&k_weight)))] {
+            let run = |cx: &ExecContext| {
+                let rotation = rotation(cx, &params, &positions).unwrap();
+                rotate_heads(cx, (own(&q), own(&k)), 16, norms, &rotation).unwrap()
+            };
+            let (expected_q, expected_k) = run(&reference());
+            for cx in contexts() {
+                let (q, k) = run(&cx);
+                assert_close(&q, &expected_q, 1e-5);
+                assert_close(&k, &expected_k, 1e-5);
+            }
+        }
+        let cx = &contexts()[0];
+        assert!(rotate_heads(cx, (q, k), 16, None, &rotation(&reference(), &params, &positions).unwrap()).is_err());
+    }
+}
+
+#[test]
+fn gathered_rows_and_capped_logits() {
+    let x = (values(4, 40, 1) * 6.0).unwrap();
+    let matrix = f32_matrix(&values(30, 40, 3));
+    let rows = Indices::new(vec![3, 1]);
+    for cx in contexts() {
+        let expected = gather_rows(&reference(), own(&x), &rows).unwrap();
+        assert_close(&gather_rows(&cx, own(&x), &rows).unwrap(), &expected, 0.0);
+        assert!(gather_rows(&cx, own(&x), &Indices::new(vec![4])).is_err());
+        for cap in [None, Some(2.0)] {
+            let expected = logits(&reference(), &matrix, own(&x), cap).unwrap();
+            let got = logits(&cx, &matrix, own(&x), cap).unwrap();
+            let shape = (4, 30);
+            let tensor = |v: Vec<f32>| Tensor::from_vec(v, shape, &Device::Cpu).unwrap();
+            assert_close(&tensor(got), &tensor(expected), 1e-5);
         }
     }
 }
 
 #[test]
-fn activations_and_gathered_rows_and_capped_logits() {
-    let (gate, up) = ((values(4, 40, 1) * 6.0).unwrap(), values(4, 40, 2));
-    let matrix = f32_matrix(&values(30, 40, 3));
-    let rows = Indices::new(vec![3, 1]);
+fn feed_forward_of_more_rows_than_go_through_together() {
+    let x = (values(100, 32, 1) * 3.0).unwrap();
+    let [gate, up] = [2, 3].map(|seed| f32_matrix(&values(40, 32, seed)));
+    let down = f32_matrix(&values(24, 40, 4));
+    let bias = values(1, 40, 5).flatten_all().unwrap();
+    for act in [Activation::Silu, Activation::GeluTanh] {
+        let plain = |weight| Projection { weight, bias: None };
+        let gate = Projection { weight: &gate, bias: Some(&bias) };
+        let ffn = GatedFeedForward { gate, up: plain(&up), down: plain(&down), act };
+        let expected = gated_feed_forward(&reference(), &ffn, own(&x)).unwrap();
+        for cx in contexts() {
+            assert_close(&gated_feed_forward(&cx, &ffn, own(&x)).unwrap(), &expected, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn the_memory_of_an_activation_serves_the_next_one() {
     for cx in contexts() {
-        for act in [Activation::Silu, Activation::GeluTanh] {
-            let expected = gated_activation(&reference(), act, &gate, &up).unwrap();
-            assert_close(&gated_activation(&cx, act, &gate, &up).unwrap(), &expected, 1e-5);
-        }
-        let expected = gather_rows(&reference(), gate.clone(), &rows).unwrap();
-        assert_close(&gather_rows(&cx, gate.clone(), &rows).unwrap(), &expected, 0.0);
-        assert!(gather_rows(&cx, gate.clone(), &Indices::new(vec![4])).is_err());
-        for cap in [None, Some(2.0)] {
-            let expected = logits(&reference(), &matrix, &gate, cap).unwrap();
-            let got = logits(&cx, &matrix, &gate, cap).unwrap();
-            let shape = (4, 30);
-            let tensor = |v: Vec<f32>| Tensor::from_vec(v, shape, &Device::Cpu).unwrap();
-            assert_close(&tensor(got), &tensor(expected), 1e-5);
-        }
+        let kernels = cx.kernels().unwrap();
+        let x = values(8, 16, 1);
+        let before = slices::f32_slice(&x).unwrap().as_ptr();
+        cx.recycle(x);
+        let small = kernels.buffer(100);
+        assert_eq!((small.as_ptr(), small.len()), (before, 100));
+        let other = kernels.buffer(100);
+        assert_ne!(other.as_ptr(), before, "it is in use");
+        kernels.give_back(small);
+        (0..50).for_each(|n| kernels.give_back(Vec::with_capacity(n)));
+        let largest = kernels.buffer(128);
+        assert_eq!(largest.as_ptr(), before, "the largest are kept");
     }
 }
 
@@ -169,8 +218,8 @@ fn attention_over_written_blocks() {
         for dtype in [KvDtype::F32, KvDtype::F16] {
             let run = |cx: &ExecContext| {
                 let mut kv = LayerKv::new(cx, shape, dtype).unwrap();
-                write_kv(cx, &k, &v, &batch.slots, &mut kv).unwrap();
-                paged_attention(cx, &q, &kv, params, &batch).unwrap()
+                write_kv(cx, own(&k), own(&v), &batch.slots, &mut kv).unwrap();
+                paged_attention(cx, own(&q), &kv, params, &batch).unwrap()
             };
             let expected = run(&reference());
             contexts().iter().for_each(|cx| assert_close(&run(cx), &expected, 1e-5));
@@ -195,9 +244,9 @@ fn reference_attention_is_a_softmax_over_the_visible_keys() {
     let (q, k) = (rows([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), rows([[1.0, 2.0], [0.5, -1.0], [2.0, 0.0]]));
     let v = rows([[1.0, 0.0], [0.0, 1.0], [3.0, 5.0]]);
     let mut kv = LayerKv::new(&cx, shape, KvDtype::F32).unwrap();
-    write_kv(&cx, &k, &v, &batch.slots, &mut kv).unwrap();
+    write_kv(&cx, own(&k), own(&v), &batch.slots, &mut kv).unwrap();
     let params = AttentionParams { heads: 1, scale: 1.0, window: Some(2), softcap: None };
-    let out = paged_attention(&cx, &q, &kv, params, &batch).unwrap();
+    let out = paged_attention(&cx, own(&q), &kv, params, &batch).unwrap();
     let second = {
         let (a, b) = (2_f32.exp(), (-1_f32).exp());
         [a / (a + b), b / (a + b)]
@@ -218,13 +267,13 @@ fn malformed_batches_are_errors() {
         let mut kv = LayerKv::new(&cx, shape, KvDtype::F32).unwrap();
         let mut short = two_sequences();
         short.seqs[0].blocks = 0..2;
-        assert!(paged_attention(&cx, &q, &kv, params, &short).is_err());
+        assert!(paged_attention(&cx, own(&q), &kv, params, &short).is_err());
         let mut outside = two_sequences();
         outside.block_ids[1] = 6;
-        assert!(paged_attention(&cx, &q, &kv, params, &outside).is_err());
-        assert!(paged_attention(&cx, &values(11, 60, 1), &kv, params, &two_sequences()).is_err());
+        assert!(paged_attention(&cx, own(&q), &kv, params, &outside).is_err());
+        assert!(paged_attention(&cx, values(11, 60, 1), &kv, params, &two_sequences()).is_err());
         let one = values(1, 32, 2);
-        assert!(write_kv(&cx, &one, &one, &Indices::new(vec![24]), &mut kv).is_err());
+        assert!(write_kv(&cx, own(&one), own(&one), &Indices::new(vec![24]), &mut kv).is_err());
     }
 }
 

@@ -165,6 +165,8 @@ pub struct KernelTable {
     pub gated: unsafe fn(Activation, &[f32], &[f32], &mut [f32]),
     /// Cosines and sines of angles (plain f32 radians below 2^20).
     pub sin_cos: unsafe fn(angles: &[f32], cos: &mut [f32], sin: &mut [f32]),
+    /// Rotates the pairs `(i, i + cos.len())` of a head by angles given as cosines and sines.
+    pub rotate: unsafe fn(head: &mut [f32], cos: &[f32], sin: &[f32]),
     /// Products with packed matrices.
     pub packed: PackedKernels,
 }

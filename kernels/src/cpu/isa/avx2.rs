@@ -14,6 +14,7 @@ use super::scalar::PACKED;
 use crate::cpu::attention::{Dots, KEYS, RowBlock, attend};
 use crate::cpu::dispatch::KernelTable;
 use crate::cpu::elementwise::{Activation, add_row, gated_row, rms_norm_row, sin_cos_row};
+use crate::cpu::rope::rotate_head;
 use std::arch::x86_64::*;
 
 /// The AVX2 table. Its functions need a processor with AVX2, FMA and F16C.
@@ -29,6 +30,7 @@ pub const TABLE: KernelTable = KernelTable {
     add,
     gated,
     sin_cos,
+    rotate,
     packed: PACKED,
 };
 
@@ -50,6 +52,11 @@ fn gated(act: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn sin_cos(angles: &[f32], cos: &mut [f32], sin: &mut [f32]) {
     sin_cos_row(angles, cos, sin);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    rotate_head(head, cos, sin);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

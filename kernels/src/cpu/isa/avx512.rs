@@ -1,7 +1,8 @@
-//! The kernels for AVX-512 with VNNI: products with packed matrices, and AVX2's kernels for everything else.
+//! The kernels for AVX-512 with VNNI: products with packed matrices, norms, activations, and AVX2's kernels for everything else.
 
 mod acts;
 mod dot;
+mod elementwise;
 mod formats;
 
 use super::avx2;
@@ -9,6 +10,11 @@ use crate::cpu::dispatch::{KernelTable, PackedKernels};
 
 /// The AVX-512 table. Its functions need a processor with AVX-512 F, BW, DQ, VL and VNNI beside AVX2, FMA and F16C.
 pub static TABLE: KernelTable = KernelTable {
+    rms_norm: elementwise::rms_norm,
+    add: elementwise::add,
+    gated: elementwise::gated,
+    sin_cos: elementwise::sin_cos,
+    rotate: elementwise::rotate,
     packed: PackedKernels { root_mean_square: acts::root_mean_square, quantize: acts::quantize, dot: dot::dot },
     ..avx2::TABLE
 };

@@ -11,6 +11,7 @@ use crate::cpu::elementwise::{add_row, gated_row, rms_norm_row, sin_cos_row};
 use crate::cpu::math::ROUND;
 use crate::cpu::panel::{ACT_MAX, ActPanel, GROUP, GROUPS, PANEL, SMALLEST_AMAX, WeightPanel, unpack_panel};
 use crate::cpu::quant::{Mins, QuantType, dequantize};
+use crate::cpu::rope::rotate_head;
 
 /// 32-bit lanes of the sums.
 pub const LANES: usize = 8;
@@ -23,12 +24,13 @@ pub static TABLE: KernelTable = KernelTable {
     dot_panels,
     dot_dense,
     dot_wide,
-    // SAFETY (of the five closures' bodies): they need no processor feature.
+    // SAFETY (of the six closures' bodies): they need no processor feature.
     attend: |block| unsafe { attend::<Scalar>(block) },
     rms_norm: |x, w, eps, out| rms_norm_row(x, w, eps, out),
     add: |to, x| add_row(to, x),
     gated: |act, gate, up, out| gated_row(act, gate, up, out),
     sin_cos: |angles, cos, sin| sin_cos_row(angles, cos, sin),
+    rotate: |head, cos, sin| rotate_head(head, cos, sin),
     packed: PACKED,
 };
 
