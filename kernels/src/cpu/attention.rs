@@ -76,7 +76,9 @@ struct Lane {
     /// Copies of keys, `[head_dim, PIECE]` a piece, and of values, `[head_dim rounded up]` a key.
     k: Vec<f32>,
     v: Vec<f32>,
+    /// Of the span at hand, and of the one behind it if it need not be copied.
     pieces: Vec<Piece>,
+    ahead: Vec<Piece>,
     scores: Vec<f32>,
     part: Vec<f32>,
     total: Vec<f32>,
@@ -177,9 +179,10 @@ impl Task<'_> {
             let at = state_len(first, width);
             empty_state(rows, &mut lane.total[at..at + state_len(rows, width)]);
         }
+        lane.ahead.clear();
         let Some(split) = &item.split else {
             for span in item.spans.clone() {
-                self.attend(tile, span, lane, None);
+                self.attend(tile, span, item.spans.end, lane, None);
             }
             return self.finish(tile, lane);
         };
@@ -187,7 +190,7 @@ impl Task<'_> {
         for span in item.spans.clone() {
             // SAFETY: a tile's span belongs to one item, and nobody reads it before the last item of the tile is done.
             let states = unsafe { self.states.slice(state_at(span), floats) };
-            self.attend(tile, span, lane, Some(states));
+            self.attend(tile, span, item.spans.end, lane, Some(states));
         }
         // Whoever comes last adds up what all have left: the others' writes are released by their subtraction and acquired by this one.
         if self.plan.pending(split).fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -231,12 +234,37 @@ impl Task<'_> {
         }
     }
 
-    /// The states of a tile's rows over one span: left in `states` if there is such, otherwise added to `lane.total`.
-    fn attend(&self, tile: &Tile, span: usize, lane: &mut Lane, mut states: Option<&mut [f32]>) {
+    /// The states of a tile's rows over one span of those before `end`: left in `states` if there is such, otherwise added to `lane.total`.
+    fn attend(&self, tile: &Tile, span: usize, end: usize, lane: &mut Lane, mut states: Option<&mut [f32]>) {
         let d = self.args.head_dim;
         let width = d.next_multiple_of(PIECE);
-        let Lane { q, k, v, pieces, scores, part, total } = lane;
-        let kv = self.gather(tile, span, k, v, pieces);
+        let Lane { q, k, v, pieces, ahead, scores, part, total } = lane;
+        let (k_fits, v_fits) = self.readable();
+        std::mem::swap(pieces, ahead);
+        if pieces.is_empty() {
+            self.find(tile, span, pieces);
+        }
+        ahead.clear();
+        if k_fits && v_fits && span + 1 < end {
+            self.find(tile, span + 1, ahead);
+        }
+        let mut kv = SpanKv {
+            k: self.args.k,
+            k_stride: self.args.block_size,
+            v: self.args.v,
+            v_stride: d,
+            pieces: &[],
+            ahead: &[],
+        };
+        if !k_fits {
+            copy_keys(&self.args.k, self.args.block_size, d, pieces, k);
+            (kv.k, kv.k_stride) = (KvSlice::F32(k), PIECE);
+        }
+        if !v_fits {
+            copy_values(&self.args.v, d, pieces, v);
+            (kv.v, kv.v_stride) = (KvSlice::F32(v), width);
+        }
+        (kv.pieces, kv.ahead) = (pieces, ahead);
         for (first, rows) in groups(tile.len(self.args)) {
             let mut visible = [(0, 0); ROWS];
             let visible = &mut visible[..rows];
@@ -258,61 +286,33 @@ impl Task<'_> {
                     (self.table.fold)(&mut total[at], &part[..state_len(rows, width)], visible);
                 }
             }
+            // Asked for once.
+            kv.ahead = &[];
         }
     }
 
-    /// Finds the keys and values of a span that rows of a tile see. They stay where they are if the kernel can read them there; other sizes
-    /// of blocks and heads, and formats that the kernel is slow to read, are copied.
-    fn gather<'b>(
-        &'b self,
-        tile: &Tile,
-        span: usize,
-        k: &'b mut Vec<f32>,
-        v: &'b mut Vec<f32>,
-        pieces: &'b mut Vec<Piece>,
-    ) -> SpanKv<'b> {
+    /// Whether the kernel can read keys and values where they are. Other sizes of blocks and heads, and formats that it is slow to read, are
+    /// copied.
+    fn readable(&self) -> (bool, bool) {
+        let wide = |cache: &KvSlice<'_>| matches!(cache, KvSlice::F32(_)) || self.table.attends_halves;
+        let AttentionArgs { head_dim, block_size, k, v, .. } = self.args;
+        (block_size.is_multiple_of(PIECE) && wide(k), head_dim.is_multiple_of(PIECE) && wide(v))
+    }
+
+    /// Finds the keys and values of a span that rows of a tile see, in the cache. Slots behind the context may hold anything: their keys are
+    /// scored only beside others, and the scores are dropped.
+    fn find(&self, tile: &Tile, span: usize, pieces: &mut Vec<Piece>) {
         let AttentionArgs { kv_heads, head_dim: d, block_size, .. } = *self.args;
-        let width = d.next_multiple_of(PIECE);
-        let direct =
-            |cache: &KvSlice<'_>, fits: bool| fits && (matches!(cache, KvSlice::F32(_)) || self.table.attends_halves);
-        let k_direct = direct(&self.args.k, block_size.is_multiple_of(PIECE));
-        let v_direct = direct(&self.args.v, d == width);
         let (start, keys) = (span * SPAN, tile.keys(self.args));
         let blocks = self.args.seqs[tile.seq].blocks;
         let end = keys.end.min(start + SPAN);
         let mut position = keys.start.max(start) / PIECE * PIECE;
-        pieces.clear();
-        // Slots behind the context may hold anything: their keys are scored only beside others, and the scores are dropped.
         while position < end {
             let offset = position % block_size;
             let len = PIECE.min(block_size - offset).min(end - position);
             let block = (blocks[position / block_size] as usize * kv_heads + tile.kv_head) * block_size * d;
-            let (mut piece_k, mut piece_v) = (block + offset, block + offset * d);
-            if !k_direct {
-                let to = pieces.len() * PIECE * d;
-                k.resize(k.len().max(to + PIECE * d), 0.0);
-                for (i, to) in k[to..].chunks_exact_mut(PIECE).take(d).enumerate() {
-                    widen(&self.args.k, piece_k + i * block_size, &mut to[..len]);
-                }
-                piece_k = to;
-            }
-            if !v_direct {
-                let to = (position - start) * width;
-                v.resize(v.len().max(to + len * width), 0.0);
-                for (j, to) in v[to..].chunks_exact_mut(width).take(len).enumerate() {
-                    widen(&self.args.v, piece_v + j * d, &mut to[..d]);
-                }
-                piece_v = to;
-            }
-            pieces.push(Piece { k: piece_k, v: piece_v, first: position - start, len });
+            pieces.push(Piece { k: block + offset, v: block + offset * d, first: position - start, len });
             position += len;
-        }
-        SpanKv {
-            k: if k_direct { self.args.k } else { KvSlice::F32(k) },
-            k_stride: if k_direct { block_size } else { PIECE },
-            v: if v_direct { self.args.v } else { KvSlice::F32(v) },
-            v_stride: if v_direct { d } else { width },
-            pieces,
         }
     }
 
@@ -338,6 +338,31 @@ impl Task<'_> {
 fn groups(rows: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = rows.div_ceil(ROWS);
     (0..count).map(move |i| (i * rows / count, (i + 1) * rows / count - i * rows / count))
+}
+
+/// Copies the keys of pieces, `[head_dim, PIECE]` a piece, and points the pieces there.
+fn copy_keys(cache: &KvSlice<'_>, block_size: usize, head_dim: usize, pieces: &mut [Piece], to: &mut Vec<f32>) {
+    let size = PIECE * head_dim;
+    to.resize(to.len().max(pieces.len() * size), 0.0);
+    for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
+        for (i, to) in to.chunks_exact_mut(PIECE).enumerate() {
+            widen(cache, piece.k + i * block_size, &mut to[..piece.len]);
+        }
+        piece.k = n * size;
+    }
+}
+
+/// Copies the values of pieces, [`PIECE`] rows for each, and points the pieces there.
+fn copy_values(cache: &KvSlice<'_>, head_dim: usize, pieces: &mut [Piece], to: &mut Vec<f32>) {
+    let width = head_dim.next_multiple_of(PIECE);
+    let size = PIECE * width;
+    to.resize(to.len().max(pieces.len() * size), 0.0);
+    for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
+        for (j, to) in to.chunks_exact_mut(width).take(piece.len).enumerate() {
+            widen(cache, piece.v + j * head_dim, &mut to[..head_dim]);
+        }
+        piece.v = n * size;
+    }
 }
 
 /// Values of a cache from `at` on as floats.

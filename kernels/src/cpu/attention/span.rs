@@ -49,8 +49,10 @@ pub struct SpanKv<'a> {
     pub k_stride: usize,
     pub v: KvSlice<'a>,
     pub v_stride: usize,
-    /// In order, from the beginning of the span, without gaps.
+    /// In order, without gaps, all keys that some row sees.
     pub pieces: &'a [Piece],
+    /// Pieces of the same slices that are wanted next: they are asked for while these are computed. May be empty.
+    pub ahead: &'a [Piece],
 }
 
 /// Some query rows against one span.
@@ -92,6 +94,8 @@ pub(crate) trait Vector {
     unsafe fn load(at: *const f32) -> Self::Reg;
     unsafe fn load_half(at: *const f16) -> Self::Reg;
     unsafe fn store(at: *mut f32, x: Self::Reg);
+    /// Asks for memory that will be read soon; any address.
+    unsafe fn prefetch<T>(at: *const T);
     unsafe fn add(a: Self::Reg, b: Self::Reg) -> Self::Reg;
     unsafe fn mul(a: Self::Reg, b: Self::Reg) -> Self::Reg;
     /// `a * b + c`, fused or not.
@@ -216,6 +220,12 @@ unsafe fn score<V: Vector, T: Element, const R: usize, const W: usize>(
         to[w] = piece.first + part;
     }
     let stride = b.kv.k_stride;
+    let mut ahead = keys;
+    for w in 0..W {
+        if let Some(piece) = b.kv.ahead.get((first + w) / per) {
+            ahead[w] = k.wrapping_add(piece.k + (first + w) % per * V::LEN);
+        }
+    }
     // SAFETY: a piece has `PIECE` readable values for each dimension; a row of scores has room for a piece at any key of the span.
     unsafe {
         let mut sums = [[V::splat(0.0); W]; R];
@@ -224,6 +234,12 @@ unsafe fn score<V: Vector, T: Element, const R: usize, const W: usize>(
             for w in 0..W {
                 x[w] = T::load::<V>(keys[w]);
                 keys[w] = keys[w].wrapping_add(stride);
+            }
+            if !b.kv.ahead.is_empty() {
+                for w in 0..W {
+                    V::prefetch(ahead[w]);
+                    ahead[w] = ahead[w].wrapping_add(stride);
+                }
             }
             for r in 0..R {
                 let q = V::splat(q[r]);
@@ -345,13 +361,19 @@ unsafe fn weigh<V: Vector, T: Element, const N: usize, const W: usize>(
                 sums[r][w] = V::load(out.add(r * width + w * V::LEN));
             }
         }
-        for piece in b.kv.pieces {
+        for (index, piece) in b.kv.pieces.iter().enumerate() {
+            let ahead = b.kv.ahead.get(index).map_or(0, |ahead| ahead.v.wrapping_sub(piece.v));
             let (first, end) = (from.max(piece.first), to.min(piece.first + piece.len));
             let mut values = v.wrapping_add(piece.v + first.saturating_sub(piece.first) * stride + column);
             for key in first..end {
                 let mut x = [V::splat(0.0); W];
                 for w in 0..W {
                     x[w] = T::load::<V>(values.add(w * V::LEN));
+                }
+                if ahead != 0 {
+                    for w in 0..W {
+                        V::prefetch(values.wrapping_add(ahead.wrapping_add(w * V::LEN)));
+                    }
                 }
                 values = values.wrapping_add(stride);
                 for r in 0..N {

@@ -46,6 +46,11 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch<T>(at: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_add_ps(a, b) }
     }

@@ -44,6 +44,9 @@ impl Vector for Plain {
     }
 
     #[inline(always)]
+    unsafe fn prefetch<T>(_: *const T) {}
+
+    #[inline(always)]
     unsafe fn add(a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         std::array::from_fn(|i| a[i] + b[i])
     }
