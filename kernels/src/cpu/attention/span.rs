@@ -297,16 +297,17 @@ unsafe fn weigh_all<V: Vector, T: Element, const R: usize, const W: usize>(v: *c
     let high = b.visible.iter().map(|v| v.1).fold(SPAN, usize::min);
     // Keys that all rows see are weighed for all rows at once, those before and behind row by row.
     let (low, high) = if low < high { (low, high) } else { (SPAN, SPAN) };
-    // SAFETY: the caller's promise.
-    unsafe {
-        for r in 0..R {
-            let (from, to) = b.visible[r];
-            weigh_columns::<V, T, 1, W>(v, b, r, from, to.min(low));
-        }
-        weigh_columns::<V, T, R, W>(v, b, 0, low, high);
-        for r in 0..R {
-            let (from, to) = b.visible[r];
-            weigh_columns::<V, T, 1, W>(v, b, r, from.max(high), to);
+    for (start, end, together) in [(0, low, false), (low, high, true), (high, SPAN, false)] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if together {
+                weigh_columns::<V, T, R, W>(v, b, 0, start, end);
+                continue;
+            }
+            for r in 0..R {
+                let (from, to) = b.visible[r];
+                weigh_columns::<V, T, 1, W>(v, b, r, from.max(start), to.min(end));
+            }
         }
     }
 }
