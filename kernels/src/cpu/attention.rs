@@ -15,7 +15,7 @@ use super::shared::SharedSlice;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use plan::{Item, Plan, Tile};
-use span::{PIECE, Piece, ROWS, SCORES, SPAN, SpanKv, SpanRows, empty_state, state_len};
+use span::{PIECE, Piece, ROWS, SCORES, SPAN, SpanKv, SpanRows, Visible, empty_state, state_len};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -225,7 +225,7 @@ impl Task<'_> {
     }
 
     /// The keys of a span that the rows of a tile from `first` on see.
-    fn visible(&self, tile: &Tile, span: usize, first: usize, visible: &mut [(usize, usize)]) {
+    fn visible(&self, tile: &Tile, span: usize, first: usize, visible: &mut [Visible]) {
         let start = span * SPAN;
         for (r, seen) in visible.iter_mut().enumerate() {
             let position = tile.position(self.args, first + r);

@@ -1,6 +1,6 @@
 //! The instruction sets, and the table of kernels each one has.
 
-use super::attention::span::SpanRows;
+use super::attention::span::{SpanRows, Visible};
 use super::elementwise::Activation;
 use super::isa;
 use super::packed::{ActTile, GroupSource, Strip};
@@ -158,7 +158,7 @@ pub struct KernelTable {
     /// A few query rows against one span of keys.
     pub attend: unsafe fn(&mut SpanRows<'_>),
     /// Adds the softmax state of one span to that of the spans before it.
-    pub fold: unsafe fn(total: &mut [f32], part: &[f32], visible: &[(usize, usize)]),
+    pub fold: unsafe fn(total: &mut [f32], part: &[f32], visible: &[Visible]),
     /// Whether `attend` reads half precision as fast as floats: it gets floats otherwise.
     pub attends_halves: bool,
     /// One row of RMS normalisation: `x`, `weight`, `eps`, `out`.

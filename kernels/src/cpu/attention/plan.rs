@@ -119,7 +119,7 @@ impl Plan {
             let spans = tile.spans(args);
             let parts =
                 if threads > 1 && cost(tile) > 2 * share { cost(tile).div_ceil(share).min(spans.len()) } else { 1 };
-            let split = (parts > 1).then(|| Split { states: self.states, pending: self.pending.len() });
+            let split = (parts > 1).then_some(Split { states: self.states, pending: self.pending.len() });
             if parts > 1 {
                 self.states += spans.len() * state_len(tile.len(args), width);
                 self.pending.push(AtomicUsize::new(parts));

@@ -55,13 +55,16 @@ pub struct SpanKv<'a> {
     pub ahead: &'a [Piece],
 }
 
+/// The keys of a span that a row sees, `low..high`; empty where it sees none.
+pub type Visible = (usize, usize);
+
 /// Some query rows against one span.
 pub struct SpanRows<'a> {
     /// The rows' queries times the scale, `[head_dim, rows]`.
     pub q: &'a [f32],
     pub kv: SpanKv<'a>,
-    /// For each row (1..=[`ROWS`]) the keys of the span that it sees, `low..high`; empty where it sees none.
-    pub visible: &'a [(usize, usize)],
+    /// Of each row, 1..=[`ROWS`] of them.
+    pub visible: &'a [Visible],
     pub softcap: Option<f32>,
     /// [`SCORES`] floats.
     pub scores: &'a mut [f32],
@@ -398,7 +401,7 @@ unsafe fn weigh<V: Vector, T: Element, const N: usize, const W: usize>(
 /// # Safety
 /// The processor has the instruction set of `V`.
 #[inline(always)]
-pub(crate) unsafe fn fold<V: Vector>(total: &mut [f32], part: &[f32], visible: &[(usize, usize)]) {
+pub(crate) unsafe fn fold<V: Vector>(total: &mut [f32], part: &[f32], visible: &[Visible]) {
     let rows = visible.len();
     let width = total.len() / rows - 2;
     assert!(rows <= ROWS && part.len() == total.len(), "attention: states of different shapes: this is a bug");

@@ -1,7 +1,7 @@
 //! Attention, 8 keys or dimensions in a register.
 
 use super::total;
-use crate::cpu::attention::span::{self, SpanRows, Vector};
+use crate::cpu::attention::span::{self, SpanRows, Vector, Visible};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -13,7 +13,7 @@ pub fn attend(rows: &mut SpanRows<'_>) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn fold(total: &mut [f32], part: &[f32], visible: &[(usize, usize)]) {
+pub fn fold(total: &mut [f32], part: &[f32], visible: &[Visible]) {
     // SAFETY: as above.
     unsafe { span::fold::<Avx2>(total, part, visible) }
 }

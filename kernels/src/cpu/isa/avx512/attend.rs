@@ -1,6 +1,6 @@
 //! Attention, 16 keys or dimensions in a register.
 
-use crate::cpu::attention::span::{self, SpanRows, Vector};
+use crate::cpu::attention::span::{self, SpanRows, Vector, Visible};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -12,7 +12,7 @@ pub fn attend(rows: &mut SpanRows<'_>) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub fn fold(total: &mut [f32], part: &[f32], visible: &[(usize, usize)]) {
+pub fn fold(total: &mut [f32], part: &[f32], visible: &[Visible]) {
     // SAFETY: as above.
     unsafe { span::fold::<Avx512>(total, part, visible) }
 }

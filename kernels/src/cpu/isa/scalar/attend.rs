@@ -1,7 +1,7 @@
 //! Attention in plain Rust, in arrays that a compiler may keep in registers.
 
 use super::{LANES, total};
-use crate::cpu::attention::span::{self, SpanRows, Vector};
+use crate::cpu::attention::span::{self, SpanRows, Vector, Visible};
 use crate::cpu::math;
 use half::f16;
 
@@ -10,7 +10,7 @@ pub fn attend(rows: &mut SpanRows<'_>) {
     unsafe { span::attend::<Plain, 1>(rows) }
 }
 
-pub fn fold(to: &mut [f32], part: &[f32], visible: &[(usize, usize)]) {
+pub fn fold(to: &mut [f32], part: &[f32], visible: &[Visible]) {
     // SAFETY: as above.
     unsafe { span::fold::<Plain>(to, part, visible) }
 }
@@ -68,7 +68,7 @@ impl Vector for Plain {
 
     #[inline(always)]
     unsafe fn exp(x: [f32; LANES]) -> [f32; LANES] {
-        x.map(|x| math::exp(x))
+        x.map(math::exp)
     }
 
     #[inline(always)]
