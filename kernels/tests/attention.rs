@@ -39,7 +39,8 @@ struct Case {
 
 impl Case {
     fn new(shape: Shape, contexts: &[usize], seed: u64) -> Case {
-        let mut rng = Rng(seed);
+        // Numbers of their own for the blocks: the values do not depend on the size of a block.
+        let (mut rng, mut order) = (Rng(seed), Rng(!seed));
         let Shape { heads, kv_heads, head_dim, block_size, .. } = shape;
         let total: usize = contexts.iter().map(|c| c.div_ceil(block_size)).sum();
         let mut free: Vec<u32> = (0..total as u32 + 2).collect();
@@ -58,7 +59,7 @@ impl Case {
         };
         for &context in contexts {
             let table: Vec<u32> =
-                (0..context.div_ceil(block_size)).map(|_| free.swap_remove(rng.below(free.len()))).collect();
+                (0..context.div_ceil(block_size)).map(|_| free.swap_remove(order.below(free.len()))).collect();
             let slots: Vec<u32> =
                 (0..context).map(|t| table[t / block_size] * block_size as u32 + (t % block_size) as u32).collect();
             let mut make = |n: usize| {
@@ -182,14 +183,20 @@ fn shapes() -> Vec<Shape> {
         Shape { softcap: Some(50.0), heads: 4, kv_heads: 4, ..PLAIN },
         Shape { heads: 9, kv_heads: 3, head_dim: 20, block_size: 5, ..PLAIN },
         Shape { heads: 2, kv_heads: 1, head_dim: 256, block_size: 32, window: Some(1), ..PLAIN },
+        Shape { heads: 7, kv_heads: 1, head_dim: 80, block_size: 48, f16: true, ..PLAIN },
+        Shape { heads: 14, kv_heads: 2, head_dim: 8, block_size: 1, f16: true, ..PLAIN },
+        Shape { heads: 1, kv_heads: 1, head_dim: 96, block_size: 200, window: Some(130), ..PLAIN },
     ]
 }
+
+/// Around the ends of the spans in which keys are taken.
+const CONTEXTS: [usize; 6] = [1, 16, 17, 127, 129, 260];
 
 #[test]
 fn matches_double_precision() {
     for isa in isas() {
         for shape in shapes() {
-            Case::new(shape, &[1, 70, 16, 17], 1).check(&cpu(isa, 2));
+            Case::new(shape, &CONTEXTS, 1).check(&cpu(isa, 2));
         }
     }
 }
@@ -199,30 +206,93 @@ fn cutting_the_work_never_changes_bits() {
     for isa in isas() {
         for shape in shapes() {
             let case = Case::new(shape, &[61, 40], 2);
-            let width = shape.heads * shape.head_dim;
             let whole = case.run(&cpu(isa, 1), &[61, 40], &[61, 40]);
             for threads in [1, 2, 3] {
-                let cpu = cpu(isa, threads);
                 for chunk in [1, 2, 7, 16, 33] {
-                    for (s, whole) in whole.iter().enumerate() {
-                        let context = case.contexts[s];
-                        for start in (0..context).step_by(chunk) {
-                            let end = (start + chunk).min(context);
-                            // With and without the other sequence in the batch.
-                            let mut ends = [0, 0];
-                            let mut counts = [0, 0];
-                            (ends[s], counts[s]) = (end, end - start);
-                            let alone = case.run(&cpu, &ends, &counts);
-                            (ends[1 - s], counts[1 - s]) = (20, 3);
-                            let together = case.run(&cpu, &ends, &counts);
-                            assert_eq!(
-                                bits(&alone[s]),
-                                bits(&whole[start * width..end * width]),
-                                "{isa:?} {shape:?} {start}..{end}"
-                            );
-                            assert_eq!(bits(&together[s]), bits(&alone[s]));
-                        }
-                    }
+                    same_in_chunks(&case, &cpu(isa, threads), chunk, 0, &whole);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn cutting_long_contexts_never_changes_bits() {
+    for isa in isas() {
+        for shape in shapes() {
+            let case = Case::new(shape, &[420, 270], 5);
+            let whole = case.run(&cpu(isa, 1), &[420, 270], &[420, 270]);
+            // Many threads cut single rows into spans, few do not.
+            for threads in [2, 9] {
+                for (chunk, start) in [(1, 413), (3, 250), (64, 0)] {
+                    same_in_chunks(&case, &cpu(isa, threads), chunk, start, &whole);
+                }
+            }
+        }
+    }
+}
+
+/// Rows from `start` on are the same computed a chunk at a time, with and without the other sequence in the batch.
+fn same_in_chunks(case: &Case, cpu: &Cpu, chunk: usize, start: usize, whole: &[Vec<f32>]) {
+    let width = case.shape.heads * case.shape.head_dim;
+    for (s, whole) in whole.iter().enumerate() {
+        let context = case.contexts[s];
+        for start in (start..context).step_by(chunk) {
+            let end = (start + chunk).min(context);
+            let mut ends = [0, 0];
+            let mut counts = [0, 0];
+            (ends[s], counts[s]) = (end, end - start);
+            let alone = case.run(cpu, &ends, &counts);
+            (ends[1 - s], counts[1 - s]) = (20, 3);
+            let together = case.run(cpu, &ends, &counts);
+            let wanted = &whole[start * width..end * width];
+            assert!(bits(&alone[s]) == bits(wanted), "{:?} {:?} {start}..{end}", cpu.isa, case.shape);
+            assert!(bits(&together[s]) == bits(wanted), "{:?} {:?} {start}..{end}, together", cpu.isa, case.shape);
+        }
+    }
+}
+
+#[test]
+fn neither_the_size_of_a_block_nor_the_width_of_its_values_changes_bits() {
+    for isa in isas() {
+        for (head_dim, window) in [(64, None), (20, Some(150))] {
+            // Values that half precision holds exactly.
+            let shape = Shape { head_dim, window, f16: true, ..PLAIN };
+            let whole = Case::new(shape, &[290], 6).run(&cpu(isa, 2), &[290], &[290]);
+            for block_size in [1, 5, 8, 17, 32, 48, 64, 400] {
+                for f16 in [false, true] {
+                    let mut case = Case::new(Shape { block_size, ..shape }, &[290], 6);
+                    case.shape.f16 = f16;
+                    let got = case.run(&cpu(isa, 2), &[290], &[290]);
+                    assert!(bits(&got[0]) == bits(&whole[0]), "{isa:?} {head_dim} {block_size} {f16}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_meets_nan_or_infinity_does_not_reach_others() {
+    let shape = Shape { heads: 3, kv_heads: 1, head_dim: 16, ..PLAIN };
+    let width = shape.heads * shape.head_dim;
+    for isa in isas() {
+        for bad in [3, 130, 140] {
+            for (poison, in_k) in [(f32::NAN, true), (f32::NAN, false), (f32::INFINITY, false)] {
+                let clean = Case::new(shape, &[150], 7);
+                let mut case = Case::new(shape, &[150], 7);
+                let block = case.tables[0][bad / 16] as usize * 16 * 16;
+                // One key's first dimension, or one value's.
+                if in_k {
+                    case.k32[block + bad % 16] = poison;
+                } else {
+                    case.v32[block + bad % 16 * 16] = poison;
+                }
+                let (got, want) = (case.run(&cpu(isa, 2), &[150], &[150]), clean.run(&cpu(isa, 2), &[150], &[150]));
+                let (before, from) = got[0].split_at(bad * width);
+                assert!(bits(before) == bits(&want[0][..bad * width]), "{isa:?} rows before {bad}");
+                for (i, value) in from.iter().enumerate() {
+                    let hit = in_k || i % 16 == 0;
+                    assert_eq!(value.is_finite(), !hit, "{isa:?} key {bad}, {poison}, value {i}: {value}");
                 }
             }
         }

@@ -28,7 +28,8 @@ impl KvDtype {
     }
 }
 
-/// Shape of one layer's K (and of its V): `[num_blocks, kv_heads, block_size, head_dim]`.
+/// Sizes of one layer's K and of its V. The CPU kernels keep V as `[num_blocks, kv_heads, block_size, head_dim]` and K with the last two
+/// swapped; `reference()` keeps both in V's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerKvShape {
     pub num_blocks: usize,

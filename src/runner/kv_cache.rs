@@ -2,7 +2,7 @@
 use crate::model::spec::DecoderSpec;
 use crate::ops::{ExecContext, KvDtype, LayerKv, LayerKvShape};
 
-/// K and V of every layer, `[num_blocks, kv_heads, block_size, head_dim]` each. Allocated once; on the CPU the system hands out the pages
+/// K and V of every layer, in blocks. Allocated once; on the CPU the system hands out the pages
 /// zeroed on first use, so a large pool costs memory only as it fills.
 ///
 /// Layers with a sliding window keep their whole context too: all layers then share one block table, and a block that the prefix cache

@@ -1,22 +1,23 @@
 //! Causal attention over a paged KV cache.
 //!
-//! A query row walks the KV blocks of its sequence in order and keeps a running maximum, sum and weighted value ("online softmax",
-//! Milakov and Gimelshein 2018, as in FlashAttention). What it does with a block depends on its own position and the block size only, so
-//! chunking, batch and threads never change its bits.
+//! The keys of a sequence are cut into spans at fixed positions. For each span a query row has a softmax state of its own: a maximum, the
+//! sum of weights and the weighted values; the states are added up in the order of spans ("online softmax", Milakov and Gimelshein 2018, as
+//! in FlashAttention; spread over threads as in Flash-Decoding, Dao and others 2023). What a row gets depends on its position and its
+//! context only, so chunking, batch, threads and the size of a block never change its bits.
+
+mod plan;
+pub(crate) mod span;
 
 use super::Cpu;
+use super::dispatch::KernelTable;
 use super::kv::KvSlice;
-use super::math;
 use super::shared::SharedSlice;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use plan::{Item, Plan, Tile};
+use span::{PIECE, Piece, ROWS, SCORES, SPAN, SpanKv, SpanRows, Visible, empty_state, state_len};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-
-/// Keys scored at a time; scores are padded to a multiple of it.
-pub(crate) const KEYS: usize = 8;
-/// Query rows (over all heads of a KV head) that share one conversion of a KV block.
-const TILE: usize = 32;
 
 /// One sequence of a batch.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +37,9 @@ pub struct SeqSpan<'a> {
 pub struct AttentionArgs<'a> {
     /// Queries, `[tokens, heads, head_dim]`.
     pub q: &'a [f32],
-    /// Keys, `[num_blocks, kv_heads, block_size, head_dim]`.
+    /// Keys, `[num_blocks, kv_heads, head_dim, block_size]`.
     pub k: KvSlice<'a>,
-    /// Values, laid out as the keys.
+    /// Values, `[num_blocks, kv_heads, block_size, head_dim]`.
     pub v: KvSlice<'a>,
     /// Query heads, a multiple of `kv_heads`.
     pub heads: usize,
@@ -54,7 +55,7 @@ pub struct AttentionArgs<'a> {
     pub window: Option<usize>,
     /// Scores become `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
-    /// The sequences; rows of `q` that belong to none are left as they are in `out`.
+    /// The sequences in the order of their rows; rows of `q` that belong to none are left as they are in `out`.
     pub seqs: &'a [SeqSpan<'a>],
 }
 
@@ -62,146 +63,25 @@ pub struct AttentionArgs<'a> {
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
     lanes: Vec<Mutex<Lane>>,
-    tiles: Vec<Tile>,
+    plan: Plan,
+    /// States of the tiles that are split, a span after another.
+    states: Vec<f32>,
 }
 
 /// What one thread needs.
 #[derive(Debug, Default)]
 struct Lane {
+    /// Queries of a tile times the scale: of each group of rows `[head_dim, rows]`.
+    q: Vec<f32>,
+    /// Copies of keys, `[head_dim, PIECE]` a piece, and of values, `[head_dim rounded up]` a key.
     k: Vec<f32>,
     v: Vec<f32>,
+    /// Of the span at hand, and of the one behind it if it need not be copied.
+    pieces: Vec<Piece>,
+    ahead: Vec<Piece>,
     scores: Vec<f32>,
-    acc: Vec<f32>,
-    state: Vec<RowState>,
-}
-
-/// Running softmax of one query row.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowState {
-    max: f32,
-    sum: f32,
-}
-
-/// Consecutive query rows of one sequence, for one KV head.
-#[derive(Clone, Copy, Debug)]
-struct Tile {
-    seq: usize,
-    kv_head: usize,
-    row: usize,
-    rows: usize,
-}
-
-/// One query row against one KV block.
-pub struct RowBlock<'a> {
-    pub(crate) q: &'a [f32],
-    /// The block's keys and values for the row's KV head, `[block_size, head_dim]`.
-    pub(crate) k: &'a [f32],
-    pub(crate) v: &'a [f32],
-    /// Visible keys of the block: `low..high`, not empty.
-    pub(crate) low: usize,
-    pub(crate) high: usize,
-    pub(crate) scale: f32,
-    pub(crate) softcap: Option<f32>,
-    /// `block_size` rounded up to a multiple of [`KEYS`].
-    pub(crate) scores: &'a mut [f32],
-    pub(crate) acc: &'a mut [f32],
-    pub(crate) state: &'a mut RowState,
-}
-
-/// What an instruction set brings to [`attend`].
-pub(crate) trait Dots {
-    /// `a * b + c`, fused or not.
-    fn madd(a: f32, b: f32, c: f32) -> f32;
-    /// `out[i]` = q . key `first + min(i, last)`, for 8 keys.
-    ///
-    /// # Safety
-    /// The processor has the instruction set; the keys `first..=first + last` are inside `k`.
-    unsafe fn dot_keys(q: &[f32], k: &[f32], first: usize, last: usize, out: &mut [f32; KEYS]);
-}
-
-/// Folds one block into a row's running softmax. Inlined into each instruction set.
-///
-/// # Safety
-/// The processor has the instruction set of `D`.
-#[inline(always)]
-pub(crate) unsafe fn attend<D: Dots>(b: &mut RowBlock<'_>) {
-    let d = b.q.len();
-    let from = b.low / KEYS * KEYS;
-    let to = b.high.div_ceil(KEYS) * KEYS;
-    let keys = b.k.len() / d;
-    let mut block_max = f32::NEG_INFINITY;
-    for first in (from..to).step_by(KEYS) {
-        let mut s = [0.0; KEYS];
-        // SAFETY: `first < high <= keys`, so the clamped keys are inside `k`.
-        unsafe { D::dot_keys(b.q, b.k, first, (keys - 1 - first).min(KEYS - 1), &mut s) };
-        for s in &mut s {
-            *s *= b.scale;
-        }
-        if let Some(cap) = b.softcap {
-            for s in &mut s {
-                *s = cap * math::tanh(*s / cap);
-            }
-        }
-        for (i, s) in s.iter_mut().enumerate() {
-            if first + i < b.low || first + i >= b.high {
-                *s = f32::NEG_INFINITY;
-            }
-            // A NaN score stays: the row's result is NaN then, not a plausible number.
-            block_max = if *s > block_max || s.is_nan() { *s } else { block_max };
-        }
-        b.scores[first..first + KEYS].copy_from_slice(&s);
-    }
-    let max = if block_max > b.state.max || block_max.is_nan() { block_max } else { b.state.max };
-    // The first block has an empty state (maximum -inf): e^-inf = 0.
-    let correction = math::exp(b.state.max - max);
-    let mut lanes = [0.0f32; KEYS];
-    for p in b.scores[from..to].as_chunks_mut::<KEYS>().0 {
-        // Arrays of their own: the compiler only vectorises so short a loop where nothing can overlap.
-        let (s, mut e) = (*p, [0.0; KEYS]);
-        for (e, s) in e.iter_mut().zip(s) {
-            *e = math::exp(s - max);
-        }
-        for (lane, e) in lanes.iter_mut().zip(e) {
-            *lane += e;
-        }
-        *p = e;
-    }
-    for width in [4, 2, 1] {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-    }
-    b.state.sum = b.state.sum * correction + lanes[0];
-    b.state.max = max;
-    if correction != 1.0 {
-        for a in b.acc.iter_mut() {
-            *a *= correction;
-        }
-    }
-    // Four keys in one pass over the accumulators, then single keys: the order of additions is the keys' own either way.
-    let acc = &mut b.acc[..d];
-    let mut j = b.low;
-    while j + 4 <= b.high {
-        let p = &b.scores[j..j + 4];
-        let v = &b.v[j * d..(j + 4) * d];
-        let (v0, v) = v.split_at(d);
-        let (v1, v) = v.split_at(d);
-        let (v2, v3) = v.split_at(d);
-        for i in 0..d {
-            let a = D::madd(p[0], v0[i], acc[i]);
-            let a = D::madd(p[1], v1[i], a);
-            let a = D::madd(p[2], v2[i], a);
-            acc[i] = D::madd(p[3], v3[i], a);
-        }
-        j += 4;
-    }
-    while j < b.high {
-        let (p, v) = (b.scores[j], &b.v[j * d..(j + 1) * d]);
-        for (a, &v) in acc.iter_mut().zip(v) {
-            *a = D::madd(p, v, *a);
-        }
-        j += 1;
-    }
+    part: Vec<f32>,
+    total: Vec<f32>,
 }
 
 /// Attention of every sequence's query rows over its cached keys and values; grouped queries, causal. `out` is laid out as `args.q`.
@@ -210,36 +90,30 @@ pub(crate) unsafe fn attend<D: Dots>(b: &mut RowBlock<'_>) {
 /// If the lengths do not fit together, a block is outside the cache, or two sequences claim the same row.
 pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
     check(args, out.len());
-    let group = args.heads / args.kv_heads;
-    let tile_rows = (TILE / group).max(1);
-    scratch.tiles.clear();
-    for (seq, span) in args.seqs.iter().enumerate() {
-        // The last rows have the longest context: they come first, so that no long tile is left to one thread at the end.
-        for row in (0..span.q_len).step_by(tile_rows).rev() {
-            let rows = tile_rows.min(span.q_len - row);
-            scratch.tiles.extend((0..args.kv_heads).map(|kv_head| Tile { seq, kv_head, row, rows }));
-        }
+    let AttentionScratch { lanes, plan, states } = scratch;
+    plan.fill(args, cpu.pool.threads());
+    if states.len() < plan.state_floats() {
+        states.resize(plan.state_floats(), 0.0);
     }
-    let lanes = cpu.pool.threads().min(scratch.tiles.len());
-    if scratch.lanes.len() < lanes {
-        scratch.lanes.resize_with(lanes, Mutex::default);
+    let threads = cpu.pool.threads().min(plan.items().len());
+    if lanes.len() < threads {
+        lanes.resize_with(threads, Mutex::default);
     }
-    let AttentionScratch { lanes: buffers, tiles } = &*scratch;
+    let task =
+        Task { table: cpu.isa.table(), args, plan, out: SharedSlice::new(out), states: SharedSlice::new(states) };
     let next = AtomicUsize::new(0);
-    let out = SharedSlice::new(out);
-    let task = |lane: usize| {
-        let mut buffers = buffers[lane].lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(tile) = tiles.get(next.fetch_add(1, Ordering::Relaxed)) {
-            attend_tile(cpu, args, tile, &mut buffers, &out);
+    cpu.pool.run(threads, &|lane| {
+        let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(item) = task.plan.items().get(next.fetch_add(1, Ordering::Relaxed)) {
+            task.run(item, &mut lane);
         }
-    };
-    cpu.pool.run(lanes, &task);
+    });
 }
 
 fn check(args: &AttentionArgs<'_>, out: usize) {
     let AttentionArgs { heads, kv_heads, head_dim, block_size, .. } = *args;
     assert!(
-        kv_heads > 0 && head_dim > 0 && block_size > 0 && heads.is_multiple_of(kv_heads),
+        kv_heads > 0 && head_dim > 0 && block_size > 0 && heads > 0 && heads.is_multiple_of(kv_heads),
         "attention: {heads} heads over {kv_heads} KV heads of {head_dim} in blocks of {block_size}"
     );
     let width = heads * head_dim;
@@ -252,10 +126,12 @@ fn check(args: &AttentionArgs<'_>, out: usize) {
     let block = kv_heads * block_size * head_dim;
     let blocks = args.k.len().min(args.v.len()) / block;
     let tokens = out / width;
-    let mut end = vec![false; tokens];
+    let mut free = 0;
     for span in args.seqs {
-        let inside = span.q_start.checked_add(span.q_len).is_some_and(|e| e <= tokens);
-        assert!(inside, "attention: rows {}+{} of {tokens}", span.q_start, span.q_len);
+        let end = span.q_start.checked_add(span.q_len).filter(|&end| end <= tokens);
+        let Some(end) = end else { panic!("attention: rows {}+{} of {tokens}", span.q_start, span.q_len) };
+        assert!(span.q_start >= free, "attention: two sequences claim the same row, or they are not in order");
+        free = end;
         assert!(
             span.q_len <= span.context_len,
             "attention: {} query rows in a context of {}",
@@ -273,83 +149,229 @@ fn check(args: &AttentionArgs<'_>, out: usize) {
             span.blocks[..needed].iter().all(|&b| (b as usize) < blocks),
             "attention: a block is outside the cache of {blocks}"
         );
-        for taken in &mut end[span.q_start..span.q_start + span.q_len] {
-            assert!(!std::mem::replace(taken, true), "attention: two sequences claim the same row");
-        }
     }
 }
 
-fn attend_tile(cpu: &Cpu, args: &AttentionArgs<'_>, tile: &Tile, lane: &mut Lane, out: &SharedSlice<'_, f32>) {
-    let AttentionArgs { heads, kv_heads, head_dim: d, block_size, .. } = *args;
-    let attend = cpu.isa.table().attend;
-    let span = &args.seqs[tile.seq];
-    let group = heads / kv_heads;
-    let first_position = span.context_len - span.q_len + tile.row;
-    let Lane { k, v, scores, acc, state } = lane;
-    scores.resize(block_size.next_multiple_of(KEYS), 0.0);
-    acc.clear();
-    acc.resize(tile.rows * group * d, 0.0);
-    state.clear();
-    state.resize(tile.rows * group, RowState { max: f32::NEG_INFINITY, sum: 0.0 });
-    let first_key = |position: usize| args.window.map_or(0, |w| (position + 1).saturating_sub(w));
-    let last_position = first_position + tile.rows - 1;
-    for index in first_key(first_position) / block_size..=last_position / block_size {
-        let start = index * block_size;
-        // Slots behind the context may hold anything: they are neither read nor converted.
-        let filled = block_size.min(span.context_len - start);
-        let at = (span.blocks[index] as usize * kv_heads + tile.kv_head) * block_size * d;
-        let k = floats(args.k, at, filled * d, k);
-        let v = floats(args.v, at, filled * d, v);
-        for row in 0..tile.rows {
-            let position = first_position + row;
-            let low = first_key(position).max(start);
-            let high = (position + 1).min(start + filled);
-            if low >= high {
+/// First key that the row at `position` sees.
+fn first_key(window: Option<usize>, position: usize) -> usize {
+    window.map_or(0, |w| (position + 1).saturating_sub(w))
+}
+
+/// Everything that the threads share.
+struct Task<'a> {
+    table: &'static KernelTable,
+    args: &'a AttentionArgs<'a>,
+    plan: &'a Plan,
+    out: SharedSlice<'a, f32>,
+    states: SharedSlice<'a, f32>,
+}
+
+impl Task<'_> {
+    fn run(&self, item: &Item, lane: &mut Lane) {
+        let tile = &self.plan.tiles()[item.tile];
+        let width = self.args.head_dim.next_multiple_of(PIECE);
+        let floats = state_len(tile.len(self.args), width);
+        self.take_queries(tile, lane);
+        lane.scores.resize(SCORES, 0.0);
+        lane.part.resize(state_len(ROWS, width), 0.0);
+        lane.total.resize(floats, 0.0);
+        for (first, rows) in groups(tile.len(self.args)) {
+            let at = state_len(first, width);
+            empty_state(rows, &mut lane.total[at..at + state_len(rows, width)]);
+        }
+        lane.ahead.clear();
+        let Some(split) = &item.split else {
+            for span in item.spans.clone() {
+                self.attend(tile, span, item.spans.end, lane, None);
+            }
+            return self.finish(tile, lane);
+        };
+        let state_at = |span: usize| split.states + (span - tile.spans(self.args).start) * floats;
+        for span in item.spans.clone() {
+            // SAFETY: a tile's span belongs to one item, and nobody reads it before the last item of the tile is done.
+            let states = unsafe { self.states.slice(state_at(span), floats) };
+            self.attend(tile, span, item.spans.end, lane, Some(states));
+        }
+        // Whoever comes last adds up what all have left: the others' writes are released by their subtraction and acquired by this one.
+        if self.plan.pending(split).fetch_sub(1, Ordering::AcqRel) == 1 {
+            for span in tile.spans(self.args) {
+                // SAFETY: all items of the tile are done.
+                let states = unsafe { self.states.slice(state_at(span), floats) };
+                for (first, rows) in groups(tile.len(self.args)) {
+                    let at = state_len(first, width)..state_len(first + rows, width);
+                    let mut visible = [(0, 0); ROWS];
+                    self.visible(tile, span, first, &mut visible[..rows]);
+                    // SAFETY: the table is this processor's.
+                    unsafe { (self.table.fold)(&mut lane.total[at.clone()], &states[at], &visible[..rows]) };
+                }
+            }
+            self.finish(tile, lane);
+        }
+    }
+
+    /// Scales and reorders the queries of a tile.
+    fn take_queries(&self, tile: &Tile, lane: &mut Lane) {
+        let d = self.args.head_dim;
+        lane.q.resize(tile.len(self.args) * d, 0.0);
+        for (first, rows) in groups(tile.len(self.args)) {
+            let packed = &mut lane.q[first * d..(first + rows) * d];
+            for r in 0..rows {
+                let at = tile.row_at(self.args, first + r);
+                for (to, q) in packed[r..].iter_mut().step_by(rows).zip(&self.args.q[at..at + d]) {
+                    *to = q * self.args.scale;
+                }
+            }
+        }
+    }
+
+    /// The keys of a span that the rows of a tile from `first` on see.
+    fn visible(&self, tile: &Tile, span: usize, first: usize, visible: &mut [Visible]) {
+        let start = span * SPAN;
+        for (r, seen) in visible.iter_mut().enumerate() {
+            let position = tile.position(self.args, first + r);
+            let (low, high) = (first_key(self.args.window, position).max(start), (position + 1).min(start + SPAN));
+            *seen = if low < high { (low - start, high - start) } else { (0, 0) };
+        }
+    }
+
+    /// The states of a tile's rows over one span of those before `end`: left in `states` if there is such, otherwise added to `lane.total`.
+    fn attend(&self, tile: &Tile, span: usize, end: usize, lane: &mut Lane, mut states: Option<&mut [f32]>) {
+        let d = self.args.head_dim;
+        let width = d.next_multiple_of(PIECE);
+        let Lane { q, k, v, pieces, ahead, scores, part, total } = lane;
+        let (k_fits, v_fits) = self.readable();
+        std::mem::swap(pieces, ahead);
+        if pieces.is_empty() {
+            self.find(tile, span, pieces);
+        }
+        ahead.clear();
+        if k_fits && v_fits && span + 1 < end {
+            self.find(tile, span + 1, ahead);
+        }
+        let mut kv = SpanKv {
+            k: self.args.k,
+            k_stride: self.args.block_size,
+            v: self.args.v,
+            v_stride: d,
+            pieces: &[],
+            ahead: &[],
+        };
+        if !k_fits {
+            copy_keys(&self.args.k, self.args.block_size, d, pieces, k);
+            (kv.k, kv.k_stride) = (KvSlice::F32(k), PIECE);
+        }
+        if !v_fits {
+            copy_values(&self.args.v, d, pieces, v);
+            (kv.v, kv.v_stride) = (KvSlice::F32(v), width);
+        }
+        (kv.pieces, kv.ahead) = (pieces, ahead);
+        for (first, rows) in groups(tile.len(self.args)) {
+            let mut visible = [(0, 0); ROWS];
+            let visible = &mut visible[..rows];
+            self.visible(tile, span, first, visible);
+            if visible.iter().all(|(low, high)| low == high) {
                 continue;
             }
-            for h in 0..group {
-                let i = row * group + h;
-                let q = ((span.q_start + tile.row + row) * heads + tile.kv_head * group + h) * d;
-                let mut block = RowBlock {
-                    q: &args.q[q..q + d],
-                    k,
-                    v,
-                    low: low - start,
-                    high: high - start,
-                    scale: args.scale,
-                    softcap: args.softcap,
-                    scores,
-                    acc: &mut acc[i * d..(i + 1) * d],
-                    state: &mut state[i],
-                };
-                // SAFETY: the table is this processor's.
-                unsafe { attend(&mut block) };
+            let at = state_len(first, width)..state_len(first + rows, width);
+            let state = match &mut states {
+                Some(states) => &mut states[at.clone()],
+                None => &mut part[..state_len(rows, width)],
+            };
+            let q = &q[first * d..(first + rows) * d];
+            let softcap = self.args.softcap;
+            // SAFETY: the table is this processor's; `check` has seen that the blocks are inside the cache.
+            unsafe {
+                (self.table.attend)(&mut SpanRows { q, kv, visible, softcap, scores, state });
+                if states.is_none() {
+                    (self.table.fold)(&mut total[at], &part[..state_len(rows, width)], visible);
+                }
             }
+            // Asked for once.
+            kv.ahead = &[];
         }
     }
-    for row in 0..tile.rows {
-        for h in 0..group {
-            let i = row * group + h;
-            let at = ((span.q_start + tile.row + row) * heads + tile.kv_head * group + h) * d;
-            // SAFETY: a row's head belongs to one tile: `check` refused overlapping sequences.
-            let y = unsafe { out.slice(at, d) };
-            let inverse = 1.0 / state[i].sum;
-            for (y, &a) in y.iter_mut().zip(&acc[i * d..(i + 1) * d]) {
-                *y = a * inverse;
+
+    /// Whether the kernel can read keys and values where they are. Other sizes of blocks and heads, and formats that it is slow to read, are
+    /// copied.
+    fn readable(&self) -> (bool, bool) {
+        let wide = |cache: &KvSlice<'_>| matches!(cache, KvSlice::F32(_)) || self.table.attends_halves;
+        let AttentionArgs { head_dim, block_size, k, v, .. } = self.args;
+        (block_size.is_multiple_of(PIECE) && wide(k), head_dim.is_multiple_of(PIECE) && wide(v))
+    }
+
+    /// Finds the keys and values of a span that rows of a tile see, in the cache. Slots behind the context may hold anything: their keys are
+    /// scored only beside others, and the scores are dropped.
+    fn find(&self, tile: &Tile, span: usize, pieces: &mut Vec<Piece>) {
+        let AttentionArgs { kv_heads, head_dim: d, block_size, .. } = *self.args;
+        let (start, keys) = (span * SPAN, tile.keys(self.args));
+        let blocks = self.args.seqs[tile.seq].blocks;
+        let end = keys.end.min(start + SPAN);
+        let mut position = keys.start.max(start) / PIECE * PIECE;
+        while position < end {
+            let offset = position % block_size;
+            let len = PIECE.min(block_size - offset).min(end - position);
+            let block = (blocks[position / block_size] as usize * kv_heads + tile.kv_head) * block_size * d;
+            pieces.push(Piece { k: block + offset, v: block + offset * d, first: position - start, len });
+            position += len;
+        }
+    }
+
+    /// Divides by the sums.
+    fn finish(&self, tile: &Tile, lane: &Lane) {
+        let d = self.args.head_dim;
+        let width = d.next_multiple_of(PIECE);
+        for (first, rows) in groups(tile.len(self.args)) {
+            let state = &lane.total[state_len(first, width)..state_len(first + rows, width)];
+            for r in 0..rows {
+                // SAFETY: a row's head belongs to one tile (`check` refused overlapping sequences), and a tile is finished once.
+                let y = unsafe { self.out.slice(tile.row_at(self.args, first + r), d) };
+                let inverse = 1.0 / state[rows + r];
+                for (y, a) in y.iter_mut().zip(&state[2 * rows + r * width..]) {
+                    *y = a * inverse;
+                }
             }
         }
     }
 }
 
-/// `len` values from `at` as floats: in place, or widened to `buffer`.
-fn floats<'b>(cache: KvSlice<'b>, at: usize, len: usize, buffer: &'b mut Vec<f32>) -> &'b [f32] {
+/// Cuts `rows` rows into groups of up to [`ROWS`], as even as they go: the first row and the number of rows of each.
+fn groups(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.div_ceil(ROWS);
+    (0..count).map(move |i| (i * rows / count, (i + 1) * rows / count - i * rows / count))
+}
+
+/// Copies the keys of pieces, `[head_dim, PIECE]` a piece, and points the pieces there.
+fn copy_keys(cache: &KvSlice<'_>, block_size: usize, head_dim: usize, pieces: &mut [Piece], to: &mut Vec<f32>) {
+    let size = PIECE * head_dim;
+    to.resize(to.len().max(pieces.len() * size), 0.0);
+    for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
+        for (i, to) in to.chunks_exact_mut(PIECE).enumerate() {
+            widen(cache, piece.k + i * block_size, &mut to[..piece.len]);
+        }
+        piece.k = n * size;
+    }
+}
+
+/// Copies the values of pieces, [`PIECE`] rows for each, and points the pieces there.
+fn copy_values(cache: &KvSlice<'_>, head_dim: usize, pieces: &mut [Piece], to: &mut Vec<f32>) {
+    let width = head_dim.next_multiple_of(PIECE);
+    let size = PIECE * width;
+    to.resize(to.len().max(pieces.len() * size), 0.0);
+    for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
+        for (j, to) in to.chunks_exact_mut(width).take(piece.len).enumerate() {
+            widen(cache, piece.v + j * head_dim, &mut to[..head_dim]);
+        }
+        piece.v = n * size;
+    }
+}
+
+/// Values of a cache from `at` on as floats.
+fn widen(cache: &KvSlice<'_>, at: usize, to: &mut [f32]) {
     match cache {
-        KvSlice::F32(s) => &s[at..at + len],
+        KvSlice::F32(s) => to.copy_from_slice(&s[at..at + to.len()]),
         KvSlice::F16(s) => {
-            let s: &[f16] = &s[at..at + len];
-            buffer.resize(len, 0.0);
-            s.convert_to_f32_slice(buffer);
-            buffer
+            let s: &[f16] = &s[at..at + to.len()];
+            s.convert_to_f32_slice(to);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The instruction sets, and the table of kernels each one has.
 
-use super::attention::RowBlock;
+use super::attention::span::{SpanRows, Visible};
 use super::elementwise::Activation;
 use super::isa;
 use super::packed::{ActTile, GroupSource, Strip};
@@ -155,8 +155,12 @@ pub struct KernelTable {
     pub dot_dense: unsafe fn(w: &WeightRows<'_>, x: &[&[f32]], out: &mut [f32]),
     /// The same from weights already widened to f32, `x[0].len()` a row. Same bits as `dot_dense`.
     pub dot_wide: unsafe fn(w: &[f32], x: &[&[f32]], out: &mut [f32]),
-    /// One query row against one KV block.
-    pub attend: unsafe fn(&mut RowBlock<'_>),
+    /// A few query rows against one span of keys.
+    pub attend: unsafe fn(&mut SpanRows<'_>),
+    /// Adds the softmax state of one span to that of the spans before it.
+    pub fold: unsafe fn(total: &mut [f32], part: &[f32], visible: &[Visible]),
+    /// Whether `attend` reads half precision as fast as floats: it gets floats otherwise.
+    pub attends_halves: bool,
     /// One row of RMS normalisation: `x`, `weight`, `eps`, `out`.
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     /// `residual += x`.

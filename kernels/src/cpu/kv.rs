@@ -1,4 +1,6 @@
-//! The KV cache of one layer: K and V each `[num_blocks, kv_heads, block_size, head_dim]`.
+//! The KV cache of one layer: K is `[num_blocks, kv_heads, head_dim, block_size]`, V `[num_blocks, kv_heads, block_size, head_dim]`.
+//!
+//! So a vector register holds one dimension of several keys, or several dimensions of one value: attention never sums across a register.
 
 use super::Cpu;
 use super::elementwise::PIECE;
@@ -58,6 +60,8 @@ impl<'a> Target<'a> {
         (target, len)
     }
 
+    /// Stores a row of values, one after another.
+    ///
     /// # Safety
     /// No other thread may touch `at..at + row.len()`.
     unsafe fn store(&self, at: usize, row: &[f32]) {
@@ -66,6 +70,36 @@ impl<'a> Target<'a> {
             match self {
                 Target::F32(s) => s.slice(at, row.len()).copy_from_slice(row),
                 Target::F16(s) => s.slice(at, row.len()).convert_from_f32_slice(row),
+            }
+        }
+    }
+
+    /// Stores a row, value i at `at + i * stride`.
+    ///
+    /// # Safety
+    /// No other thread may touch anything from the first to the last of these places.
+    unsafe fn scatter(&self, at: usize, stride: usize, row: &[f32]) {
+        let Some(last) = row.len().checked_sub(1) else { return };
+        let len = last * stride + 1;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Target::F32(s) => {
+                    for (to, &x) in s.slice(at, len).iter_mut().step_by(stride).zip(row) {
+                        *to = x;
+                    }
+                }
+                Target::F16(s) => {
+                    let mut to = s.slice(at, len).iter_mut().step_by(stride);
+                    // Converted together: one value at a time takes a call each.
+                    for row in row.chunks(64) {
+                        let mut halves = [f16::ZERO; 64];
+                        halves[..row.len()].convert_from_f32_slice(row);
+                        for (half, to) in halves[..row.len()].iter().zip(to.by_ref()) {
+                            *to = *half;
+                        }
+                    }
+                }
             }
         }
     }
@@ -111,11 +145,11 @@ pub fn write_kv(
             let (b, offset) = (slot as usize / block_size, slot as usize % block_size);
             for head in start..end {
                 let from = t * width + head * head_dim;
-                let to = ((b * kv_heads + head) * block_size + offset) * head_dim;
+                let block = (b * kv_heads + head) * block_size * head_dim;
                 // SAFETY: a head's part of the cache is touched by the one piece that holds the head.
                 unsafe {
-                    k_cache.store(to, &k[from..from + head_dim]);
-                    v_cache.store(to, &v[from..from + head_dim]);
+                    k_cache.scatter(block + offset, block_size, &k[from..from + head_dim]);
+                    v_cache.store(block + offset * head_dim, &v[from..from + head_dim]);
                 }
             }
         }

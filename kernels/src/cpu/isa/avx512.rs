@@ -1,6 +1,7 @@
-//! The kernels for AVX-512 with VNNI: products with packed matrices, norms, activations, and AVX2's kernels for everything else.
+//! The kernels for AVX-512 with VNNI; AVX2's for floats in the file's form.
 
 mod acts;
+mod attend;
 mod dot;
 mod elementwise;
 mod formats;
@@ -10,6 +11,8 @@ use crate::cpu::dispatch::{KernelTable, PackedKernels};
 
 /// The AVX-512 table. Its functions need a processor with AVX-512 F, BW, DQ, VL and VNNI beside AVX2, FMA and F16C.
 pub static TABLE: KernelTable = KernelTable {
+    attend: attend::attend,
+    fold: attend::fold,
     rms_norm: elementwise::rms_norm,
     add: elementwise::add,
     gated: elementwise::gated,

@@ -3,9 +3,9 @@
 //! Sums are kept in 8 lanes as a 256-bit register would hold them, so that compilers vectorise them and that the integer parts are
 //! exactly those of AVX2; only fused multiply-adds make the two differ.
 
+mod attend;
 mod packed;
 
-use crate::cpu::attention::{Dots, KEYS, attend};
 use crate::cpu::dispatch::{KernelTable, PackedKernels, TILE_ROWS, WeightRows};
 use crate::cpu::elementwise::{add_row, gated_row, rms_norm_row, sin_cos_row};
 use crate::cpu::math::ROUND;
@@ -24,8 +24,10 @@ pub static TABLE: KernelTable = KernelTable {
     dot_panels,
     dot_dense,
     dot_wide,
-    // SAFETY (of the six closures' bodies): they need no processor feature.
-    attend: |block| unsafe { attend::<Scalar>(block) },
+    // SAFETY (of the five closures' bodies): they need no processor feature.
+    attend: attend::attend,
+    fold: attend::fold,
+    attends_halves: false,
     rms_norm: |x, w, eps, out| rms_norm_row(x, w, eps, out),
     add: |to, x| add_row(to, x),
     gated: |act, gate, up, out| gated_row(act, gate, up, out),
@@ -191,23 +193,5 @@ fn dot_dense(w: &WeightRows<'_>, x: &[&[f32]], out: &mut [f32]) {
     for (row, out) in w.data.chunks_exact(w.row_bytes).zip(out.chunks_exact_mut(x.len())) {
         dequantize(w.ty, row, &mut wide);
         dot_wide(&wide, x, out);
-    }
-}
-
-/// The dot products of attention in plain Rust.
-struct Scalar;
-
-impl Dots for Scalar {
-    #[inline(always)]
-    fn madd(a: f32, b: f32, c: f32) -> f32 {
-        a * b + c
-    }
-
-    #[inline(always)]
-    unsafe fn dot_keys(q: &[f32], k: &[f32], first: usize, last: usize, out: &mut [f32; KEYS]) {
-        for (i, y) in out.iter_mut().enumerate() {
-            let key = first + i.min(last);
-            *y = dot_floats(&k[key * q.len()..(key + 1) * q.len()], q);
-        }
     }
 }

@@ -1,0 +1,145 @@
+//! How attention is spread over threads: nothing here changes a bit of the result.
+
+use super::span::{PIECE, SPAN, state_len};
+use super::{AttentionArgs, first_key};
+use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
+
+/// Query rows (tokens times heads of a KV head) that share one walk through the keys, if there is enough else to do for all threads.
+const TILE: usize = 48;
+/// Items for each thread: enough that a thread which is slowed down leaves work to the others.
+const ITEMS: usize = 4;
+
+/// Consecutive tokens of one sequence, with the query heads of one KV head: its rows are token by token, head by head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tile {
+    pub(super) seq: usize,
+    pub(super) kv_head: usize,
+    token: usize,
+    tokens: usize,
+}
+
+impl Tile {
+    /// Its rows.
+    pub(super) fn len(&self, args: &AttentionArgs<'_>) -> usize {
+        self.tokens * (args.heads / args.kv_heads)
+    }
+
+    /// Where a row begins in `q` and `out`.
+    pub(super) fn row_at(&self, args: &AttentionArgs<'_>, row: usize) -> usize {
+        let group = args.heads / args.kv_heads;
+        let token = args.seqs[self.seq].q_start + self.token + row / group;
+        (token * args.heads + self.kv_head * group + row % group) * args.head_dim
+    }
+
+    /// The position of a row in its sequence.
+    pub(super) fn position(&self, args: &AttentionArgs<'_>, row: usize) -> usize {
+        let seq = &args.seqs[self.seq];
+        seq.context_len - seq.q_len + self.token + row / (args.heads / args.kv_heads)
+    }
+
+    /// The keys that its rows see.
+    pub(super) fn keys(&self, args: &AttentionArgs<'_>) -> Range<usize> {
+        let first = self.position(args, 0);
+        first_key(args.window, first)..first + self.tokens
+    }
+
+    /// The spans of these keys.
+    pub(super) fn spans(&self, args: &AttentionArgs<'_>) -> Range<usize> {
+        let keys = self.keys(args);
+        keys.start / SPAN..keys.end.div_ceil(SPAN)
+    }
+}
+
+/// Some spans of a tile: what a thread takes at once.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) tile: usize,
+    pub(super) spans: Range<usize>,
+    /// If other items have the tile's other spans.
+    pub(super) split: Option<Split>,
+}
+
+/// What the items of a split tile have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Split {
+    /// Where the states of its first span begin.
+    pub(super) states: usize,
+    pending: usize,
+}
+
+/// The tiles and items of one call.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    tiles: Vec<Tile>,
+    items: Vec<Item>,
+    /// For each split tile the items that are not done.
+    pending: Vec<AtomicUsize>,
+    states: usize,
+}
+
+impl Plan {
+    pub(super) fn tiles(&self) -> &[Tile] {
+        &self.tiles
+    }
+
+    pub(super) fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    /// Items of a split tile that are not done.
+    pub(super) fn pending(&self, split: &Split) -> &AtomicUsize {
+        &self.pending[split.pending]
+    }
+
+    /// Floats that the states of split tiles take.
+    pub(super) fn state_floats(&self) -> usize {
+        self.states
+    }
+
+    /// Plans one call on `threads` threads.
+    pub(super) fn fill(&mut self, args: &AttentionArgs<'_>, threads: usize) {
+        let group = args.heads / args.kv_heads;
+        let wanted = if threads > 1 { threads * ITEMS } else { 1 };
+        // Small tiles read the keys more often, but keep more threads busy.
+        let mut rows = TILE;
+        while rows > TILE / 4 && self.cut(args, (rows / group).max(1)) < wanted {
+            rows /= 2;
+        }
+        self.cut(args, (rows / group).max(1));
+        let cost = |tile: &Tile| tile.len(args) * tile.spans(args).len();
+        // The most expensive first, so that no long one is left to one thread at the end.
+        self.tiles.sort_unstable_by_key(|tile| std::cmp::Reverse(cost(tile)));
+        let share = self.tiles.iter().map(cost).sum::<usize>().div_ceil(wanted).max(1);
+        let width = args.head_dim.next_multiple_of(PIECE);
+        self.items.clear();
+        self.pending.clear();
+        self.states = 0;
+        for (index, tile) in self.tiles.iter().enumerate() {
+            let spans = tile.spans(args);
+            let parts =
+                if threads > 1 && cost(tile) > 2 * share { cost(tile).div_ceil(share).min(spans.len()) } else { 1 };
+            let split = (parts > 1).then_some(Split { states: self.states, pending: self.pending.len() });
+            if parts > 1 {
+                self.states += spans.len() * state_len(tile.len(args), width);
+                self.pending.push(AtomicUsize::new(parts));
+            }
+            for part in 0..parts {
+                let at = |part: usize| spans.start + part * spans.len() / parts;
+                self.items.push(Item { tile: index, spans: at(part)..at(part + 1), split: split.clone() });
+            }
+        }
+    }
+
+    /// Cuts the sequences into tiles of up to `tokens` tokens and returns their number.
+    fn cut(&mut self, args: &AttentionArgs<'_>, tokens: usize) -> usize {
+        self.tiles.clear();
+        for (seq, span) in args.seqs.iter().enumerate() {
+            for token in (0..span.q_len).step_by(tokens) {
+                let tokens = tokens.min(span.q_len - token);
+                self.tiles.extend((0..args.kv_heads).map(|kv_head| Tile { seq, kv_head, token, tokens }));
+            }
+        }
+        self.tiles.len()
+    }
+}
