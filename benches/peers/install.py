@@ -81,8 +81,12 @@ def llama_cpp():
     if not shutil.which("c++"):
         raise Unavailable("llama.cpp needs a C++ compiler, and there is no `c++` here")
     if not tree.exists():
+        # Elsewhere first: half a tree would be taken for a whole one by the next run.
+        shutil.rmtree(root / "unpacking", ignore_errors=True)
         with tarfile.open(sources[-1]) as archive:
-            archive.extractall(root)
+            archive.extractall(root / "unpacking")
+        (root / "unpacking" / name).rename(root / name)
+        (root / "unpacking").rmdir()
     if version_of("cmake") is None or version_of("ninja") is None:
         _pip("cmake", "ninja")
     env = dict(os.environ, PATH=f"{python().parent}:{os.environ['PATH']}")

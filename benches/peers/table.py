@@ -124,7 +124,7 @@ def document(run):
         busy = f"median {statistics.median(others):.2f}, at most {max(others):.2f}"
         lines.append(f"Cores that other processes kept busy during a cell: {busy}; load average at the start {load}.")
         if statistics.median(others) > QUIET:
-            lines.append("**The machine was not quiet: these figures say more about the others than about the servers.**")
+            lines.append("**The machine was not quiet: the figures say more about its other processes.**")
     lines += ["", f"`{run['command']}`", ""]
     for peer in run["peers"]:
         lines.append(f"- **{peer['name']}** {peer['version']}: {peer['error'] or peer['note']}")
@@ -134,8 +134,9 @@ def document(run):
         "after a peer is how many times better the first column is: over 1 it is ahead.",
         "",
         f"Decode: from {sizes['context']} tokens of context on; llama.cpp's bench samples nothing. Served:",
-        f"{sizes['input']} tokens in, {sizes['output']} out, no two prompts alike. Shared: {sizes['requests']} requests,",
-        f"{sizes['prefix']} common and {sizes['own']} own tokens in, {sizes['shared_output']} out.",
+        f"{sizes['input']} tokens in, {sizes['output']} out, no two prompts alike.",
+        f"Shared: {sizes['requests']} requests of {sizes['prefix']} common and {sizes['own']} own tokens in, "
+        f"{sizes['shared_output']} out.",
         "Shares of the roof count the file's matrices, not attention: bytes at one sequence, multiply-adds else.",
     ]
     for model in run["models"]:
