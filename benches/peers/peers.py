@@ -198,8 +198,8 @@ class OpenVino(InProcess):
 class MistralRs(InProcess):
     name, package, driver = "mistral.rs", "mistralrs", "drive_mistralrs.py"
     note = "in process, no HTTP; its wheel is built for any x86-64 processor, without AVX"
-    # Its kernels use no vector instructions in this build: what it has not done in a minute is not waited for.
-    engine_seconds = 60
+    # Its kernels use no vector instructions in this build: what it has not done by then is not waited for.
+    engine_seconds = 45
     env = {"RAYON_NUM_THREADS": "{threads}", "CANDLE_NUM_THREADS": "{threads}", "HF_HUB_OFFLINE": "1"}
 
 
