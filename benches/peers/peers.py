@@ -191,7 +191,7 @@ class InProcess(Peer):
 
 class OpenVino(InProcess):
     name, package, driver = "OpenVINO GenAI", "openvino-genai", "drive_openvino.py"
-    note = "in process, no HTTP"
+    note = "in process, no HTTP; KV f16 as the others have (its default is u8)"
     options = {"cache_gib": 1, "kv": "f16"}
 
 
