@@ -1,0 +1,203 @@
+//! The whole server around a model that costs nothing, or just as much as one wants.
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use wick::api::{AppState, ServedModel, ServerOptions};
+use wick::engine::{EngineHandle, QueueLimits};
+use wick::runner::{Logits, Runner, RunnerError};
+use wick::scheduler::{SchedulerConfig, SchedulerOutput};
+use wick::telemetry::StepMetrics;
+use wick::testing::{FakeOptions, FakeRunner};
+use wick::text::TextTools;
+use wick_kernels::ThreadPool;
+
+pub const MODEL: &str = "fake";
+
+/// What the model says: its tokens, each once, over and over.
+pub struct Script {
+    pub text: Arc<TextTools>,
+    cycle: Vec<u32>,
+}
+
+impl Script {
+    /// `source`: a GGUF file or a folder with a tokenizer; without one, the test fixture of single bytes.
+    pub fn load(source: Option<&Path>) -> Result<Self> {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-tokenizer");
+        let text = Arc::new(TextTools::load(source.unwrap_or(&fixture), None)?);
+        let mut cycle = Vec::new();
+        for id in text.tokenizer.encode(" what the model says is of no consequence", false)? {
+            if !cycle.contains(&id) {
+                cycle.push(id);
+            }
+        }
+        Ok(Self { text, cycle })
+    }
+
+    /// What a request for `tokens` tokens is answered, after a prompt that does not end in one of the script's own.
+    pub fn answer(&self, tokens: usize) -> String {
+        let ids: Vec<u32> = self.cycle.iter().copied().cycle().take(tokens).collect();
+        self.text.tokenizer.decode(&ids, true)
+    }
+
+    fn next(&self) -> impl Fn(&[u32]) -> u32 + Send + use<> {
+        let first = self.cycle[0];
+        let following = self.cycle.iter().copied().zip(self.cycle.iter().copied().cycle().skip(1));
+        let next: HashMap<u32, u32> = following.collect();
+        move |context| context.last().and_then(|last| next.get(last)).copied().unwrap_or(first)
+    }
+}
+
+/// What a step costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    None,
+    /// All cores are busy for so long, in regions of the kernels' thread pool as a real step has them.
+    Busy(Duration),
+}
+
+/// Parallel regions of a busy step: about what a small model has.
+const REGIONS: u32 = 120;
+
+/// What the engine's thread saw.
+#[derive(Default)]
+pub struct Seen {
+    /// Per sequence, in the order of admission: when the logits of each of its tokens were there.
+    pub logits_at: HashMap<u64, Vec<Instant>>,
+    /// From the end of one step to the begin of the next.
+    pub gaps: Vec<Duration>,
+    last_end: Option<Instant>,
+}
+
+struct Watched {
+    inner: FakeRunner,
+    work: Work,
+    pool: Option<ThreadPool>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Watched {
+    fn burn(&self, total: Duration) {
+        let Some(pool) = &self.pool else { return };
+        for _ in 0..REGIONS {
+            let until = Instant::now() + total / REGIONS;
+            pool.run(pool.threads(), &|_| {
+                while Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+    }
+}
+
+impl Runner for Watched {
+    fn execute(&mut self, step: &SchedulerOutput) -> Result<Logits, RunnerError> {
+        let begin = Instant::now();
+        if let Work::Busy(total) = self.work {
+            self.burn(total);
+        }
+        let logits = self.inner.execute(step)?;
+        let end = Instant::now();
+        let mut seen = lock(&self.seen);
+        if let Some(last) = seen.last_end.replace(end) {
+            seen.gaps.push(begin - last);
+        }
+        for seq in step.seqs.iter().filter(|seq| seq.sample) {
+            seen.logits_at.entry(seq.id.0).or_default().push(end);
+        }
+        Ok(logits)
+    }
+
+    fn vocab(&self) -> usize {
+        self.inner.vocab()
+    }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A running server with its own runtime, set up as `wick serve` sets it up.
+pub struct Server {
+    pub address: SocketAddr,
+    seen: Arc<Mutex<Seen>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Server {
+    pub fn start(script: &Script, work: Work) -> Result<Self> {
+        let config = SchedulerConfig {
+            block_size: 16,
+            num_blocks: 1 << 15,
+            batched_tokens_max: 512,
+            prefill_chunk_max: 128,
+            running_max: 64,
+            context_max: 8192,
+            logit_rows_max: 64,
+            prefix_cache: true,
+        };
+        let fake = FakeOptions { free_of_cost: true, next: Some(Box::new(script.next())), ..FakeOptions::default() };
+        let vocab = script.text.tokenizer.vocab_size();
+        let seen = Arc::<Mutex<Seen>>::default();
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let runner = Watched {
+            inner: FakeRunner::with_options(vocab, config.block_size, config.num_blocks, fake),
+            work,
+            pool: (work != Work::None).then(|| ThreadPool::new(threads)),
+            seen: Arc::clone(&seen),
+        };
+        let steps = Arc::new(StepMetrics::default());
+        let queue = QueueLimits { sequences_max: 1024, tokens_max: 2_000_000 };
+        let engine = EngineHandle::spawn_observed(Box::new(runner), config, queue, Some(steps.clone()))?;
+        let model = ServedModel {
+            alias: MODEL.to_owned(),
+            engine,
+            text: Arc::clone(&script.text),
+            created: 0,
+            context_max: config.context_max,
+            owned_by: "wick".to_owned(),
+            steps: Some(steps),
+        };
+        let state = AppState::new(vec![model], ServerOptions::default());
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("http")
+            .enable_all()
+            .build()?;
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let address = listener.local_addr()?;
+        let (stop, stopped) = oneshot::channel();
+        let serve = move || {
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            runtime.block_on(wick::server::run(listener, state, shutdown, Duration::from_secs(5)))?;
+            Ok(())
+        };
+        let thread = std::thread::Builder::new().name("http-main".to_owned()).spawn(serve)?;
+        Ok(Self { address, seen, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// What the engine's thread has seen since the last call.
+    pub fn take_seen(&self) -> Seen {
+        std::mem::take(&mut lock(&self.seen))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let served = thread.join().expect("the server panicked");
+            served.expect("the server failed");
+        }
+    }
+}
