@@ -104,7 +104,7 @@ impl Connection {
                 for choice in answer.choices {
                     finished |= choice.finish_reason.as_deref() == Some("length");
                     let text = choice.text().unwrap_or_default();
-                    left = left.strip_prefix(&*text).context("the text differs")?;
+                    left = left.strip_prefix(&*text).with_context(|| format!("{text:?} came where {left:?} was due"))?;
                     if !text.is_empty() {
                         arrivals.push(now);
                     }

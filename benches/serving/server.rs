@@ -172,15 +172,19 @@ impl Server {
             .thread_name("http")
             .enable_all()
             .build()?;
-        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
             let shutdown = async {
                 let _ = stopped.await;
             };
-            runtime.block_on(wick::server::run(listener, state, shutdown, Duration::from_secs(5)))?;
-            Ok(())
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener)?;
+                wick::server::run(listener, state, shutdown, Duration::from_secs(5)).await?;
+                Ok(())
+            })
         };
         let thread = std::thread::Builder::new().name("http-main".to_owned()).spawn(serve)?;
         Ok(Self { address, seen, stop: Some(stop), thread: Some(thread) })
