@@ -76,9 +76,9 @@ impl Connection {
         Ok(Body::new(response.into_body()).into_data_stream())
     }
 
-    /// Sends a streaming request and follows it to its end: the text is `expected`, it ended by its length, and the
-    /// server counted `tokens`.
-    pub async fn stream(&mut self, path: &str, body: Bytes, expected: &str, tokens: usize) -> Result<Streamed> {
+    /// Sends a streaming request and follows it to its end: the text is `expected`, if that is known, it ended by its
+    /// length, and the server counted `tokens`.
+    pub async fn stream(&mut self, path: &str, body: Bytes, expected: Option<&str>, tokens: usize) -> Result<Streamed> {
         let mut chunks = self.post(path, body).await?;
         let (mut left, mut finished, mut counted, mut done) = (expected, false, None, false);
         let mut arrivals = Vec::with_capacity(tokens);
@@ -104,7 +104,9 @@ impl Connection {
                 for choice in answer.choices {
                     finished |= choice.finish_reason.as_deref() == Some("length");
                     let text = choice.text().unwrap_or_default();
-                    left = left.strip_prefix(&*text).with_context(|| format!("{text:?} came where {left:?} was due"))?;
+                    if let Some(left) = &mut left {
+                        *left = left.strip_prefix(&*text).with_context(|| format!("{text:?} came, not {left:?}"))?;
+                    }
                     if !text.is_empty() {
                         arrivals.push(now);
                     }
@@ -112,7 +114,7 @@ impl Connection {
             }
             buffer.drain(..start);
         }
-        ensure!(done && finished && left.is_empty() && buffer.is_empty(), "the stream is not complete");
+        ensure!(done && finished && left.is_none_or(str::is_empty) && buffer.is_empty(), "the stream is not complete");
         ensure!(counted == Some(tokens), "the server counted {counted:?} tokens, not {tokens}");
         Ok(Streamed { arrivals })
     }

@@ -1,10 +1,12 @@
 //! What serving costs around the model: the whole HTTP server on a socket, with a model of zero cost, and the client that
 //! reads every event, all on this machine.
 //!
-//! `cargo bench --bench serving` (`-- --text FILE.gguf` for a real tokenizer, `-- --test` for a short run that only checks)
+//! `cargo bench --bench serving` with `-- --text FILE.gguf` for a real tokenizer, `-- --model NAME` for real weights as well,
+//! `-- --test` for a short run that only checks, and the name of a part to run that alone.
 //!
 //! Figures are medians of several rounds, with the best in brackets; the CPU time of each part is of all rounds together.
 mod client;
+mod real;
 mod server;
 
 use std::collections::BTreeMap;
@@ -18,7 +20,7 @@ use axum::body::Bytes;
 use serde_json::json;
 
 use client::Connection;
-use server::{MODEL, Script, Server, Work};
+use server::{MODEL, Model, Script, Server, Work};
 
 const CLIENTS: [usize; 4] = [1, 8, 32, 64];
 const CHAT: &str = "/v1/chat/completions";
@@ -34,20 +36,24 @@ struct Size {
     requests: usize,
     /// Tokens of each stream whose latency is measured.
     stream_len: usize,
+    /// Threads of the HTTP side.
+    workers: usize,
 }
 
-const FULL: Size = Size { rounds: 7, streamed: 32_768, requests: 2048, stream_len: 256 };
-const SMOKE: Size = Size { rounds: 1, streamed: 2048, requests: 64, stream_len: 16 };
+const FULL: Size = Size { rounds: 7, streamed: 32_768, requests: 2048, stream_len: 256, workers: 2 };
+const SMOKE: Size = Size { rounds: 1, streamed: 2048, requests: 64, stream_len: 16, workers: 2 };
 
 fn main() -> Result<()> {
     let mut size = FULL;
-    let (mut text, mut only) = (None, None);
+    let (mut text, mut model, mut only) = (None, None, None);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             // Cargo adds it.
             "--bench" => {}
             "--test" => size = SMOKE,
+            "--workers" => size.workers = args.next().context("--workers needs a number")?.parse()?,
+            "--model" => model = Some(args.next().context("--model needs a name")?),
             "--text" => text = Some(PathBuf::from(args.next().context("--text needs a file")?)),
             name if !name.starts_with('-') => only = Some(name.to_owned()),
             other => bail!("unknown option {other}"),
@@ -70,6 +76,9 @@ fn main() -> Result<()> {
             latency(&script, size, "free model", Work::None).await?;
             latency(&script, size, "2 ms steps on all cores", Work::Busy(Duration::from_millis(2))).await?;
         }
+        if let Some(name) = &model {
+            real::measure(name, size, wanted).await?;
+        }
         Ok(())
     })
 }
@@ -87,7 +96,8 @@ fn prompt(words: usize) -> String {
 }
 
 fn body(path: &str, words: usize, tokens: usize, stream: bool) -> Bytes {
-    let mut body = json!({"model": MODEL, "max_tokens": tokens, "temperature": 0, "ignore_eos": true, "stream": stream});
+    let mut body =
+        json!({"model": MODEL, "max_tokens": tokens, "temperature": 0, "ignore_eos": true, "stream": stream});
     if path == CHAT {
         body["messages"] = json!([{"role": "user", "content": prompt(words)}]);
     } else {
@@ -124,7 +134,7 @@ async fn streams(script: &Arc<Script>, size: Size) -> Result<()> {
     let expected = Arc::new(script.answer(tokens));
     for path in [CHAT, COMPLETIONS] {
         for clients in CLIENTS {
-            let server = Server::start(script, Work::None)?;
+            let server = Server::start(Model::fake(script, Work::None, size.workers))?;
             let each = (size.streamed / tokens / clients).max(1);
             let cpu = Cpu::now();
             let mut rates = Vec::new();
@@ -133,7 +143,7 @@ async fn streams(script: &Arc<Script>, size: Size) -> Result<()> {
                     let expected = Arc::clone(&expected);
                     async move {
                         for _ in 0..each {
-                            connection.stream(path, body(path, 8, tokens, true), &expected, tokens).await?;
+                            connection.stream(path, body(path, 8, tokens, true), Some(&expected), tokens).await?;
                         }
                         Ok(())
                     }
@@ -152,10 +162,12 @@ async fn streams(script: &Arc<Script>, size: Size) -> Result<()> {
 async fn requests(script: &Arc<Script>, size: Size) -> Result<()> {
     println!("\nrequests for one token, requests/s");
     let expected = Arc::new(script.answer(1));
-    for (path, words) in [(CHAT, 8), (COMPLETIONS, 8), (CHAT, 1000), (COMPLETIONS, 1000)] {
+    // About 1,000 tokens: a word is one to a real tokenizer, and four to that of bytes.
+    let long = if script.text.tokenizer.vocab_size() > 1000 { 1000 } else { 250 };
+    for (path, words) in [(CHAT, 8), (COMPLETIONS, 8), (CHAT, long), (COMPLETIONS, long)] {
         for clients in CLIENTS {
-            let server = Server::start(script, Work::None)?;
-            let each = (size.requests / if words > 100 { 4 } else { 1 } / clients).max(1);
+            let server = Server::start(Model::fake(script, Work::None, size.workers))?;
+            let each = (size.requests / if words == long { 4 } else { 1 } / clients).max(1);
             let cpu = Cpu::now();
             let mut rates = Vec::new();
             for _ in 0..size.rounds {
@@ -184,9 +196,10 @@ async fn latency(script: &Arc<Script>, size: Size, name: &str, work: Work) -> Re
     let tokens = size.stream_len;
     let expected = Arc::new(script.answer(tokens));
     for clients in CLIENTS {
-        let server = Server::start(script, work)?;
+        let server = Server::start(Model::fake(script, work, size.workers))?;
         let (mut delays, mut waits, mut between) = (Vec::new(), Vec::new(), Vec::new());
         let mut gaps = Vec::new();
+        let cpu = Cpu::now();
         for _ in 0..size.rounds {
             server.take_seen();
             let mut tasks = Vec::new();
@@ -196,7 +209,7 @@ async fn latency(script: &Arc<Script>, size: Size, name: &str, work: Work) -> Re
                 tasks.push(tokio::spawn(async move {
                     let sent = Instant::now();
                     let body = body(CHAT, 8, tokens, true);
-                    let streamed = connection.stream(CHAT, body, &expected, tokens).await?;
+                    let streamed = connection.stream(CHAT, body, Some(&expected), tokens).await?;
                     anyhow::Ok((sent, streamed.arrivals))
                 }));
             }
@@ -207,6 +220,7 @@ async fn latency(script: &Arc<Script>, size: Size, name: &str, work: Work) -> Re
             let seen = server.take_seen();
             // Nobody knows which request got which number, so each is matched with the sequence whose first token came just
             // before: all streams have the same length and their tokens come in order.
+            gaps.extend(seen.gaps(clients));
             let mut logits: Vec<Vec<Instant>> = seen.logits_at.into_values().collect();
             logits.sort();
             read.sort_by_key(|(_, arrivals)| arrivals.first().copied());
@@ -217,10 +231,10 @@ async fn latency(script: &Arc<Script>, size: Size, name: &str, work: Work) -> Re
                 delays.extend(arrivals.iter().zip(logits).map(|(read, made)| read.saturating_duration_since(*made)));
                 between.extend(arrivals.windows(2).map(|pair| pair[1] - pair[0]));
             }
-            gaps.extend(seen.gaps);
         }
+        let cost = cpu.since((clients * tokens * size.rounds) as f64);
         println!(
-            "{name:>24} {clients:>3} clients   token {}   first token {}   between tokens {}   between steps {}",
+            "{name:>24} {clients:>3} clients   token {}   first token {}   between tokens {}   between steps {}   CPU µs per token: {cost}",
             spread(delays),
             spread(waits),
             spread(between),
@@ -255,6 +269,7 @@ impl Cpu {
             let name = read("comm");
             let kind = match name.trim() {
                 "wick-engine" => "engine",
+                name if name.starts_with("wick-cpu") => "pool",
                 name if name.starts_with("http") => "http",
                 _ => "client",
             };

@@ -1,5 +1,5 @@
 //! The whole server around a model that costs nothing, or just as much as one wants.
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -66,29 +66,57 @@ pub enum Work {
 /// Parallel regions of a busy step: about what a small model has.
 const REGIONS: u32 = 120;
 
+/// A step as the engine's thread saw it.
+#[derive(Clone, Copy)]
+pub struct Step {
+    pub begin: Instant,
+    pub end: Instant,
+    /// Tokens computed, over all sequences.
+    pub tokens: usize,
+    pub sequences: usize,
+}
+
 /// What the engine's thread saw.
 #[derive(Default)]
 pub struct Seen {
     /// Per sequence, in the order of admission: when the logits of each of its tokens were there.
-    pub logits_at: HashMap<u64, Vec<Instant>>,
-    /// From the end of one step to the begin of the next.
-    pub gaps: Vec<Duration>,
-    last_end: Option<Instant>,
+    pub logits_at: BTreeMap<u64, Vec<Instant>>,
+    pub steps: Vec<Step>,
 }
 
+impl Seen {
+    /// From the end of each step to the begin of the next, where both were of `sequences` sequences that decoded.
+    pub fn gaps(&self, sequences: usize) -> Vec<Duration> {
+        let decodes = |step: &Step| step.tokens == sequences && step.sequences == sequences;
+        let pairs = self.steps.windows(2).filter(|pair| pair.iter().all(decodes));
+        pairs.map(|pair| pair[1].begin - pair[0].end).collect()
+    }
+
+    /// How long the steps took in which so many sequences decoded and nothing else was computed.
+    pub fn decode_steps(&self, sequences: usize) -> Vec<Duration> {
+        let decodes = self.steps.iter().filter(|step| step.tokens == sequences && step.sequences == sequences);
+        decodes.map(|step| step.end - step.begin).collect()
+    }
+}
+
+/// A runner that notes when its steps begin and end.
 struct Watched {
-    inner: FakeRunner,
-    work: Work,
-    pool: Option<ThreadPool>,
+    inner: Box<dyn Runner>,
+    burner: Option<Burner>,
     seen: Arc<Mutex<Seen>>,
 }
 
-impl Watched {
-    fn burn(&self, total: Duration) {
-        let Some(pool) = &self.pool else { return };
+/// Keeps all cores busy.
+struct Burner {
+    pool: ThreadPool,
+    total: Duration,
+}
+
+impl Burner {
+    fn burn(&self) {
         for _ in 0..REGIONS {
-            let until = Instant::now() + total / REGIONS;
-            pool.run(pool.threads(), &|_| {
+            let until = Instant::now() + self.total / REGIONS;
+            self.pool.run(self.pool.threads(), &|_| {
                 while Instant::now() < until {
                     std::hint::spin_loop();
                 }
@@ -100,19 +128,21 @@ impl Watched {
 impl Runner for Watched {
     fn execute(&mut self, step: &SchedulerOutput) -> Result<Logits, RunnerError> {
         let begin = Instant::now();
-        if let Work::Busy(total) = self.work {
-            self.burn(total);
+        if let Some(burner) = &self.burner {
+            burner.burn();
         }
         let logits = self.inner.execute(step)?;
         let end = Instant::now();
         let mut seen = lock(&self.seen);
-        if let Some(last) = seen.last_end.replace(end) {
-            seen.gaps.push(begin - last);
-        }
+        seen.steps.push(Step { begin, end, tokens: step.total_tokens(), sequences: step.seqs.len() });
         for seq in step.seqs.iter().filter(|seq| seq.sample) {
             seen.logits_at.entry(seq.id.0).or_default().push(end);
         }
         Ok(logits)
+    }
+
+    fn spread(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        self.inner.spread(tasks, f);
     }
 
     fn vocab(&self) -> usize {
@@ -124,51 +154,82 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A model to serve.
+pub struct Model {
+    pub alias: String,
+    pub text: Arc<TextTools>,
+    pub runner: Box<dyn Runner>,
+    pub num_blocks: usize,
+    pub context_max: usize,
+    pub work: Work,
+    /// Threads of the HTTP side; `wick serve` has two.
+    pub workers: usize,
+}
+
+/// Slots of a block of KV.
+pub const BLOCK_SIZE: usize = 16;
+
+impl Model {
+    /// One that costs as much as `work` says.
+    pub fn fake(script: &Script, work: Work, workers: usize) -> Self {
+        let fake = FakeOptions { free_of_cost: true, next: Some(Box::new(script.next())), ..FakeOptions::default() };
+        let num_blocks = 1 << 15;
+        let vocab = script.text.tokenizer.vocab_size();
+        Self {
+            alias: MODEL.to_owned(),
+            text: Arc::clone(&script.text),
+            runner: Box::new(FakeRunner::with_options(vocab, BLOCK_SIZE, num_blocks, fake)),
+            num_blocks,
+            context_max: 8192,
+            work,
+            workers,
+        }
+    }
+}
+
 /// A running server with its own runtime, set up as `wick serve` sets it up.
 pub struct Server {
     pub address: SocketAddr,
+    pub engine: EngineHandle,
     seen: Arc<Mutex<Seen>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
 impl Server {
-    pub fn start(script: &Script, work: Work) -> Result<Self> {
+    pub fn start(model: Model) -> Result<Self> {
         let config = SchedulerConfig {
-            block_size: 16,
-            num_blocks: 1 << 15,
+            block_size: BLOCK_SIZE,
+            num_blocks: model.num_blocks,
             batched_tokens_max: 512,
             prefill_chunk_max: 128,
             running_max: 64,
-            context_max: 8192,
+            context_max: model.context_max,
             logit_rows_max: 64,
             prefix_cache: true,
         };
-        let fake = FakeOptions { free_of_cost: true, next: Some(Box::new(script.next())), ..FakeOptions::default() };
-        let vocab = script.text.tokenizer.vocab_size();
         let seen = Arc::<Mutex<Seen>>::default();
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let runner = Watched {
-            inner: FakeRunner::with_options(vocab, config.block_size, config.num_blocks, fake),
-            work,
-            pool: (work != Work::None).then(|| ThreadPool::new(threads)),
-            seen: Arc::clone(&seen),
+        let burner = match model.work {
+            Work::None => None,
+            Work::Busy(total) => Some(Burner { pool: ThreadPool::new(threads), total }),
         };
+        let runner = Watched { inner: model.runner, burner, seen: Arc::clone(&seen) };
         let steps = Arc::new(StepMetrics::default());
         let queue = QueueLimits { sequences_max: 1024, tokens_max: 2_000_000 };
         let engine = EngineHandle::spawn_observed(Box::new(runner), config, queue, Some(steps.clone()))?;
-        let model = ServedModel {
-            alias: MODEL.to_owned(),
-            engine,
-            text: Arc::clone(&script.text),
+        let served = ServedModel {
+            alias: model.alias,
+            engine: engine.clone(),
+            text: model.text,
             created: 0,
             context_max: config.context_max,
             owned_by: "wick".to_owned(),
             steps: Some(steps),
         };
-        let state = AppState::new(vec![model], ServerOptions::default());
+        let state = AppState::new(vec![served], ServerOptions::default());
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
+            .worker_threads(model.workers)
             .thread_name("http")
             .enable_all()
             .build()?;
@@ -187,7 +248,7 @@ impl Server {
             })
         };
         let thread = std::thread::Builder::new().name("http-main".to_owned()).spawn(serve)?;
-        Ok(Self { address, seen, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { address, engine, seen, stop: Some(stop), thread: Some(thread) })
     }
 
     /// What the engine's thread has seen since the last call.
