@@ -36,12 +36,12 @@ struct Size {
     requests: usize,
     /// Tokens of each stream whose latency is measured.
     stream_len: usize,
-    /// Threads of the HTTP side.
+    /// Threads of the HTTP side; 0: as many as `wick serve` has.
     workers: usize,
 }
 
-const FULL: Size = Size { rounds: 7, streamed: 32_768, requests: 2048, stream_len: 256, workers: 2 };
-const SMOKE: Size = Size { rounds: 1, streamed: 2048, requests: 64, stream_len: 16, workers: 2 };
+const FULL: Size = Size { rounds: 7, streamed: 32_768, requests: 2048, stream_len: 256, workers: 0 };
+const SMOKE: Size = Size { rounds: 1, streamed: 2048, requests: 64, stream_len: 16, workers: 0 };
 
 fn main() -> Result<()> {
     let mut size = FULL;
@@ -58,6 +58,9 @@ fn main() -> Result<()> {
             name if !name.starts_with('-') => only = Some(name.to_owned()),
             other => bail!("unknown option {other}"),
         }
+    }
+    if size.workers == 0 {
+        size.workers = wick::cli::workers();
     }
     // As in service: a line of log per request, which is written to stderr.
     wick::telemetry::init(wick::telemetry::LogFormat::Text, if size.rounds == 1 { "warn" } else { "info" })?;

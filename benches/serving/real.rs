@@ -173,9 +173,9 @@ impl Bench {
     /// What a long prompt does to eight streams that are running.
     async fn arrival(&mut self, len: usize) -> Result<()> {
         let mut between = Vec::new();
-        let mut quiet = Vec::new();
+        let mut alone = Vec::new();
         for _ in 0..self.size.rounds.min(3) {
-            let output = if self.size.rounds == 1 { 96 } else { 192 };
+            let output = if self.size.rounds == 1 { 160 } else { 224 };
             let mut tasks = Vec::new();
             for _ in 0..8 {
                 let prompt = self.prompt(INPUT);
@@ -194,16 +194,18 @@ impl Bench {
             let end = Instant::now();
             for task in tasks {
                 for pair in task.await??.arrivals.windows(2) {
-                    let during = pair[1] > begin && pair[0] < end;
-                    let times = if during { &mut between } else { &mut quiet };
-                    times.push(pair[1] - pair[0]);
+                    if pair[0] >= end {
+                        alone.push(pair[1] - pair[0]);
+                    } else if pair[1] > begin {
+                        between.push(pair[1] - pair[0]);
+                    }
                 }
             }
         }
         println!(
-            "8 streams while a prompt of {len} tokens is computed: between tokens {}; otherwise {}",
+            "8 streams while a prompt of {len} tokens is computed: between tokens {}; afterwards {}",
             spread(between),
-            spread(quiet)
+            spread(alone)
         );
         Ok(())
     }

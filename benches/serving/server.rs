@@ -162,7 +162,7 @@ pub struct Model {
     pub num_blocks: usize,
     pub context_max: usize,
     pub work: Work,
-    /// Threads of the HTTP side; `wick serve` has two.
+    /// Threads of the HTTP side.
     pub workers: usize,
 }
 

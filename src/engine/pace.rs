@@ -5,11 +5,11 @@
 //! the answers depends on it: how a prompt is cut into chunks changes no byte of any output.
 
 /// How many times as long as without prompts a step may take.
-const STRETCH_MAX: f64 = 2.2;
+const STRETCH_MAX: f64 = 2.0;
 /// Steps shorter than this are left alone: nobody sees the difference, and short steps measure the machine's other work.
 const STEP_SECONDS_MIN: f64 = 0.005;
 /// When more waits than these many chunks, chunks grow: with a long queue it matters more how fast it gets shorter.
-const QUEUE_STEPS_MAX: usize = 48;
+const QUEUE_STEPS_MAX: usize = 128;
 /// Fewer prompt tokens are not worth a pass over the weights.
 const CHUNK_MIN: usize = 16;
 /// Sizes of batches that are told apart: 1, 2 to 3, 4 to 7, and so on.
@@ -110,8 +110,8 @@ mod tests {
 
     #[test]
     fn a_prompt_lengthens_a_step_to_no_more_than_its_multiple() {
-        // 1.2 times 10 ms are left, for 0.25 ms a token.
-        assert_eq!(pace(10.0, 0.25).chunk(100, 128), 48);
+        // Another 10 ms are left, for 0.25 ms a token.
+        assert_eq!(pace(10.0, 0.25).chunk(100, 128), 40);
         assert_eq!(pace(10.0, 0.01).chunk(100, 128), 128, "the configured bound stands");
         assert_eq!(pace(10.0, 5.0).chunk(100, 128), CHUNK_MIN);
         assert_eq!(pace(10.0, 5.0).chunk(100, 8), 8, "the configured bound stands, however small");
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_long_queue_gets_larger_chunks() {
-        assert_eq!(pace(10.0, 0.25).chunk(48 * 70, 128), 70);
+        assert_eq!(pace(10.0, 0.25).chunk(128 * 70, 128), 70);
         assert_eq!(pace(10.0, 0.25).chunk(1 << 30, 128), 128);
     }
 
@@ -129,17 +129,17 @@ mod tests {
         let mut pace = pace(10.0, 0.25);
         pace.observe(8, 48, 2.0);
         pace.observe(8, 0, 1.0);
-        assert_eq!(pace.chunk(100, 128), 48);
+        assert_eq!(pace.chunk(100, 128), 40);
     }
 
     #[test]
     fn batches_are_told_apart() {
         let mut pace = pace(10.0, 0.25);
         pace.observe(32, 0, 0.03);
-        assert_eq!(pace.chunk(100, 256), 144, "the larger batch's own time");
+        assert_eq!(pace.chunk(100, 256), 120, "the larger batch's own time");
         pace.observe(16, 20, 0.015);
-        assert_eq!(pace.chunk(100, 256), 48, "the nearest smaller batch's time");
+        assert_eq!(pace.chunk(100, 256), 40, "the nearest smaller batch's time");
         pace.observe(1, 20, 0.015);
-        assert_eq!(pace.chunk(100, 256), 48, "the nearest larger one's where there is none");
+        assert_eq!(pace.chunk(100, 256), 40, "the nearest larger one's where there is none");
     }
 }
