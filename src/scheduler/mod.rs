@@ -173,7 +173,8 @@ impl Scheduler {
         self.remove(id);
     }
 
-    /// Sets [`SchedulerConfig::prefill_chunk_max`] for the steps to come; at least one token.
+    /// Sets [`SchedulerConfig::prefill_chunk_max`] for the steps to come; at least one token. How a prompt is cut into
+    /// chunks changes no output.
     pub fn set_prefill_chunk(&mut self, tokens: usize) {
         self.config.prefill_chunk_max = tokens.max(1);
     }
