@@ -107,7 +107,8 @@ pub struct EngineArgs {
     /// Tokens computed in one step, over all requests
     #[arg(long, env = "WICK_BATCHED_TOKENS", value_name = "TOKENS", default_value = "512")]
     pub batched_tokens: NonZeroUsize,
-    /// Prompt tokens computed in one step while other requests are generating
+    /// Most prompt tokens computed in one step while other requests are generating; fewer where they would make it last
+    /// more than twice as long
     #[arg(long, env = "WICK_PREFILL_CHUNK", value_name = "TOKENS", default_value = "128")]
     pub prefill_chunk: NonZeroUsize,
     /// Requests that generate at once; more wait

@@ -18,8 +18,8 @@ pub struct FakeOptions {
     pub step_delay: Option<Duration>,
     /// The most likely token after a context; by default [`next_token`].
     pub next: Option<NextToken>,
-    /// Neither store nor check anything: the next token follows from the last one and its position. For measurements of
-    /// what is around the runner.
+    /// Neither store nor check anything: the next token follows from the last one and its position, or with a `next` from
+    /// the last one alone. For measurements of what is around the runner.
     pub free_of_cost: bool,
 }
 
@@ -213,7 +213,8 @@ impl FakeRunner {
             };
             for (position, &token) in (seq.start..).zip(&seq.tokens).skip(from) {
                 let state = extend(position as u64, token);
-                push_row(&mut logits, token_of(state, self.vocab), state);
+                let chosen = self.options.next.as_ref().map(|next| next(&[token]));
+                push_row(&mut logits, chosen.unwrap_or_else(|| token_of(state, self.vocab)), state);
             }
         }
         logits

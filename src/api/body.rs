@@ -1,4 +1,5 @@
 //! Reads request bodies: bounded in size and time, and never left half-read on a connection that is kept.
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ const DISCARD_BYTES_MAX: usize = 1 << 20;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bodies above this are parsed on the blocking pool.
 const PARSE_INLINE_MAX: usize = 64 << 10;
+/// Texts of bodies up to this are tokenized where they are: another thread would cost more than it takes off this one.
+const TEXT_INLINE_MAX: usize = 2 << 10;
 /// Bytes that one permit of [`super::Shared::bodies`] stands for.
 pub(crate) const CLAIM_UNIT: usize = 1 << 10;
 
@@ -49,17 +52,22 @@ impl JsonBody {
     }
 }
 
-/// A large body's share of the memory that bodies may take at once, given back on drop.
+/// What a body claims of what all requests share, given back on drop.
 #[derive(Default)]
-pub(crate) struct Claim(Option<OwnedSemaphorePermit>);
+pub(crate) struct Claim {
+    /// Of a large body: its share of the memory that bodies may take at once.
+    memory: Option<OwnedSemaphorePermit>,
+    bytes: usize,
+}
 
 impl Claim {
     /// Extends the claim to a body of `bytes`. Small bodies need none.
     fn grow(&mut self, app: &AppState, bytes: usize) -> Result<(), ApiError> {
+        self.bytes = self.bytes.max(bytes);
         if bytes <= PARSE_INLINE_MAX {
             return Ok(());
         }
-        let held = self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let held = self.memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let more = u32::try_from(bytes.div_ceil(CLAIM_UNIT).saturating_sub(held)).unwrap_or(u32::MAX);
         let Ok(permit) = Arc::clone(&app.shared.bodies).try_acquire_many_owned(more) else {
             return Err(ApiError::Overloaded {
@@ -67,11 +75,32 @@ impl Claim {
                 retry_after: Duration::from_secs(1),
             });
         };
-        match &mut self.0 {
+        match &mut self.memory {
             Some(all) => all.merge(permit),
-            None => self.0 = Some(permit),
+            None => self.memory = Some(permit),
         }
         Ok(())
+    }
+
+    /// Runs the work on the body's text, and then gives back what was claimed for it: in place if the text is short, else
+    /// on the blocking pool.
+    pub(crate) async fn work<T: Send + 'static>(
+        self,
+        app: &AppState,
+        job: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        if self.bytes > TEXT_INLINE_MAX {
+            return app
+                .blocking(move || {
+                    let _held = self;
+                    job()
+                })
+                .await;
+        }
+        catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| {
+            tracing::error!(panicked = true, "a text job failed");
+            Err(ApiError::Internal)
+        })
     }
 }
 

@@ -35,7 +35,6 @@ pub(crate) async fn create(
     let continuing = input.continue_final_message;
     let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
     let encode = move || {
-        let _held = claim;
         let text = &of.served.text;
         let rendered = text.render_chat(&input)?;
         if !truncates {
@@ -43,7 +42,7 @@ pub(crate) async fn create(
         }
         Ok(text.tokenizer.encode_prompt(&rendered)?)
     };
-    let prompt = app.blocking(encode).await?;
+    let prompt = claim.work(&app, encode).await?;
     let per_prompt = common.n;
     let streaming = common.stream;
     let prompt_logprobs = common.prompt_logprobs;

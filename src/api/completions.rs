@@ -38,7 +38,6 @@ pub(crate) async fn create(
     let (n, streaming) = (common.n, common.stream);
     let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
     let encode = move || {
-        let _held = claim;
         let encode = |prompt: &Prompt| match prompt {
             Prompt::Text(prompt) => {
                 if !truncates {
@@ -51,7 +50,7 @@ pub(crate) async fn create(
         let ids = prompts.iter().map(encode).collect::<Result<Vec<_>, ApiError>>()?;
         Ok((prompts, ids))
     };
-    let (prompts, ids) = app.blocking(encode).await?;
+    let (prompts, ids) = claim.work(&app, encode).await?;
     let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
     let skip_special = common.rules.skip_special;
     let mut shape = CompletionShape {

@@ -32,7 +32,6 @@ pub(crate) async fn tokenize(State(app): State<AppState>, body: JsonBody) -> Res
     let (request, claim) = body.lower(&app, lower).await?;
     let TokenizeRequest { model, strings, text } = request;
     let tokenize = move || {
-        let _held = claim;
         let tools = &model.served.text;
         let tokens = match &text {
             TokenizeText::Chat(input) => tools.encode_chat(input)?,
@@ -43,7 +42,7 @@ pub(crate) async fn tokenize(State(app): State<AppState>, body: JsonBody) -> Res
         let token_strs = strings.then(|| tokens.iter().map(|id| token_text(&model, *id)).collect());
         Ok(Json(Tokenized { count: tokens.len(), max_model_len: model.context_max, tokens, token_strs }))
     };
-    app.blocking(tokenize).await
+    claim.work(&app, tokenize).await
 }
 
 struct TokenizeRequest {
@@ -89,11 +88,8 @@ pub(crate) async fn detokenize(State(app): State<AppState>, body: JsonBody) -> R
         Ok((model, tokens))
     };
     let ((model, tokens), claim) = body.lower(&app, lower).await?;
-    let detokenize = move || {
-        let _held = claim;
-        Ok(Json(Detokenized { prompt: model.served.text.tokenizer.decode(&tokens, false) }))
-    };
-    app.blocking(detokenize).await
+    let detokenize = move || Ok(Json(Detokenized { prompt: model.served.text.tokenizer.decode(&tokens, false) }));
+    claim.work(&app, detokenize).await
 }
 
 fn tokens(fields: &mut Fields, model: &Model) -> Result<Vec<u32>, ApiError> {

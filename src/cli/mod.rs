@@ -57,9 +57,16 @@ fn say(text: impl Display) -> anyhow::Result<()> {
     }
 }
 
+/// Threads for everything but the model: few, since the CPU belongs to the engine's thread and its pool. Where that pool has
+/// but two cores, a second thread, which the first wakes at every step, would take both from it and not one.
+#[must_use]
+pub fn workers() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if cores > 2 { 2 } else { 1 }
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
-    // Two workers: the CPU belongs to the engine thread and its pool.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build()?;
     let code = runtime.block_on(async {
         match command {
             Command::Serve(args) => serve::run(args).await,

@@ -151,6 +151,11 @@ impl Shared {
         EngineStats { queued_sequences: state.unstarted, queued_tokens: state.pending_tokens, ..state.stats }
     }
 
+    /// Prompt tokens not yet computed, over all admitted sequences.
+    pub(super) fn pending_tokens(&self) -> usize {
+        self.state().pending_tokens
+    }
+
     pub(super) fn load(&self, tenant: u64) -> QueueLoad {
         let state = self.state();
         let limits = self.info.queue;

@@ -3,13 +3,14 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::{Admitted, Shared, Ticket};
 use super::message::{EngineFailure, EngineStats, SeqEvent, StepObserver, StepReport, Usage};
+use super::pace::Pace;
 use crate::runner::{Logits, Runner};
 use crate::sampling::{SampledToken, Sampler, TokenLogprobs, logprobs};
 use crate::scheduler::{
@@ -53,6 +54,9 @@ pub(super) struct EngineCore {
     shared: Arc<Shared>,
     observer: Option<Arc<dyn StepObserver>>,
     stats: EngineStats,
+    pace: Pace,
+    /// The bound on prompt tokens beside decodes that was asked for; `pace` stays below it.
+    prefill_chunk_max: usize,
     /// Steps in a row in which nothing could run.
     empty_steps: usize,
 }
@@ -71,7 +75,18 @@ impl EngineCore {
         let scheduler = Scheduler::new(config);
         let stats = EngineStats { gauges: scheduler.gauges(), ..EngineStats::default() };
         shared.publish(stats);
-        Self { runner, scheduler, live: HashMap::new(), commands, shared, observer, stats, empty_steps: 0 }
+        Self {
+            runner,
+            scheduler,
+            live: HashMap::new(),
+            commands,
+            shared,
+            observer,
+            stats,
+            pace: Pace::default(),
+            prefill_chunk_max: config.prefill_chunk_max,
+            empty_steps: 0,
+        }
     }
 
     /// Serves until every handle is gone and nothing is left to do. A panic that reaches this point means that an
@@ -160,6 +175,7 @@ impl EngineCore {
     }
 
     fn step(&mut self) {
+        self.scheduler.set_prefill_chunk(self.pace.chunk(self.shared.pending_tokens(), self.prefill_chunk_max));
         let step = self.scheduler.schedule();
         if step.is_empty() {
             // Making room may take a step of its own, but not many in a row.
@@ -170,6 +186,7 @@ impl EngineCore {
         }
         self.empty_steps = 0;
         self.announce(&step);
+        let (decodes, prompt_tokens) = self.parts(&step);
         let begin = Instant::now();
         let outcome = self.compute(&step);
         let failed = outcome.is_err();
@@ -188,6 +205,9 @@ impl EngineCore {
             seconds: begin.elapsed().as_secs_f64(),
             failed,
         };
+        if !failed {
+            self.pace.observe(decodes, prompt_tokens, report.seconds);
+        }
         self.stats.steps += 1;
         self.stats.failed_steps += u64::from(failed);
         self.stats.busy_seconds += report.seconds;
@@ -222,7 +242,16 @@ impl EngineCore {
         }
     }
 
-    /// Runs the step and reads its rows. A panic in the runner is the step's failure, not the engine's; one in reading a
+    /// The sequences of a step that decode, and the tokens of those that do not yet.
+    fn parts(&self, step: &SchedulerOutput) -> (usize, usize) {
+        let decodes =
+            |part: &&ScheduledSeq| part.sample && self.live.get(&part.id).is_some_and(|seq| seq.generated > 0);
+        let decoding = step.seqs.iter().filter(decodes);
+        let (count, tokens) = decoding.fold((0, 0), |(count, tokens), part| (count + 1, tokens + part.tokens.len()));
+        (count, step.total_tokens() - tokens)
+    }
+
+    /// Runs the step and reads its rows, on the threads of the runner. A panic in the runner is the step's failure, not the engine's; one in reading a
     /// sequence's rows is that sequence's alone. Either way the scheduler has not been touched since, and the samplers
     /// concerned go with their sequences.
     fn compute(&mut self, step: &SchedulerOutput) -> Result<Vec<SeqOutcome>, String> {
@@ -231,14 +260,22 @@ impl EngineCore {
             let mut logits = runner.execute(step).map_err(|error| error.to_string())?;
             check_shape(&logits, step, runner.vocab())?;
             let mut rows = logits.rows_mut();
-            let results = step.seqs.iter().map(|scheduled| {
-                let seq = live(sequences, scheduled.id);
-                // Taken before they are read, so that the next sequence finds its own whatever becomes of this one.
-                let rows: Vec<_> = rows.by_ref().take(row_count(scheduled)).collect();
-                let read = catch_unwind(AssertUnwindSafe(|| seq.read_rows(scheduled, rows)));
-                read.map_err(|panic| format!("sampling panicked: {}", panic_message(&*panic)))
+            let parts: Vec<_> = together(sequences, step)
+                .into_iter()
+                .zip(&step.seqs)
+                .map(|(seq, scheduled)| {
+                    let rows: Vec<_> = rows.by_ref().take(row_count(scheduled)).collect();
+                    Mutex::new((Some((seq, rows)), Err("it was not read".to_owned())))
+                })
+                .collect();
+            // Sequences know nothing of each other, so it does not matter which thread reads whose rows.
+            runner.spread(parts.len(), &|index| {
+                let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
+                let Some((seq, rows)) = part.0.take() else { return };
+                let read = catch_unwind(AssertUnwindSafe(|| seq.read_rows(&step.seqs[index], rows)));
+                part.1 = read.map_err(|panic| format!("sampling panicked: {}", panic_message(&*panic)));
             });
-            Ok(results.collect())
+            Ok(parts.into_iter().map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner).1).collect())
         }));
         outcome.unwrap_or_else(|panic| Err(format!("it panicked: {}", panic_message(&*panic))))
     }
@@ -341,6 +378,15 @@ impl LiveSeq {
 
 fn live(sequences: &mut HashMap<SeqId, LiveSeq>, id: SeqId) -> &mut LiveSeq {
     sequences.get_mut(&id).expect("a scheduled sequence that the engine does not know is a bug")
+}
+
+/// The sequences of a step, in its order, all to be changed at once.
+fn together<'l>(sequences: &'l mut HashMap<SeqId, LiveSeq>, step: &SchedulerOutput) -> Vec<&'l mut LiveSeq> {
+    let places: HashMap<SeqId, usize> = step.seqs.iter().enumerate().map(|(at, part)| (part.id, at)).collect();
+    let mut found: Vec<_> = sequences.iter_mut().filter_map(|(id, seq)| Some((*places.get(id)?, seq))).collect();
+    assert_eq!(found.len(), step.seqs.len(), "a scheduled sequence that the engine does not know is a bug");
+    found.sort_unstable_by_key(|(at, _)| *at);
+    found.into_iter().map(|(_, seq)| seq).collect()
 }
 
 /// Rows of logits that belong to a chunk.

@@ -5,6 +5,7 @@
 mod admission;
 mod core;
 pub mod message;
+mod pace;
 #[cfg(test)]
 mod tests;
 

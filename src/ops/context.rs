@@ -91,6 +91,15 @@ impl ExecContext {
         &self.device
     }
 
+    /// Runs `f(0)` to `f(tasks - 1)`, each once and in any order: on the kernels' threads, or on the caller's where there
+    /// are none.
+    pub fn spread(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        match &self.kernels {
+            Some(k) => k.cpu.pool.run(tasks, f),
+            None => (0..tasks).for_each(f),
+        }
+    }
+
     /// Packs a matrix for the instruction set of the CPU kernels, if they have a packed form of its format. The file's bytes are then no
     /// longer needed, and their pages are given back.
     #[must_use]

@@ -44,5 +44,12 @@ pub enum RunnerError {
 /// What runs steps. The engine thread owns it; tests use `testing::FakeRunner`.
 pub trait Runner: Send {
     fn execute(&mut self, step: &SchedulerOutput) -> Result<Logits, RunnerError>;
+
+    /// Runs `f(0)` to `f(tasks - 1)`, each once and in any order, on the threads that steps run on: they have nothing else
+    /// to do between two steps. By default on the caller's.
+    fn spread(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(f);
+    }
+
     fn vocab(&self) -> usize;
 }

@@ -124,6 +124,10 @@ impl Runner for ModelRunner {
         Ok(Logits { data, vocab })
     }
 
+    fn spread(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        self.cx.spread(tasks, f);
+    }
+
     fn vocab(&self) -> usize {
         self.limits.vocab
     }

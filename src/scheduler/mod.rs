@@ -173,6 +173,12 @@ impl Scheduler {
         self.remove(id);
     }
 
+    /// Sets [`SchedulerConfig::prefill_chunk_max`] for the steps to come; at least one token. How a prompt is cut into
+    /// chunks changes no output.
+    pub fn set_prefill_chunk(&mut self, tokens: usize) {
+        self.config.prefill_chunk_max = tokens.max(1);
+    }
+
     /// Takes the step's results: `sampled[i]` belongs to `step.seqs[i]` and is `Some` exactly where `sample` was set.
     /// Publishes the blocks the step filled. Sequences aborted in between are skipped.
     ///

@@ -1,0 +1,145 @@
+//! How much of the waiting prompts a step may compute beside sequences that decode.
+//!
+//! Decoding sequences wait for the whole step, so a prompt's part in it is bounded by time: the step may take a few times
+//! what it takes without the prompt. What a step and a prompt token take is learnt from the last steps. Only the speed of
+//! the answers depends on it: how a prompt is cut into chunks changes no byte of any output.
+
+/// How many times as long as without prompts a step may take.
+const STRETCH_MAX: f64 = 2.0;
+/// Steps shorter than this are left alone: nobody sees the difference, and short steps measure the machine's other work.
+const STEP_SECONDS_MIN: f64 = 0.005;
+/// When more waits than these many chunks, chunks grow: with a long queue it matters more how fast it gets shorter.
+const QUEUE_STEPS_MAX: usize = 128;
+/// Fewer prompt tokens are not worth a pass over the weights.
+const CHUNK_MIN: usize = 16;
+/// Sizes of batches that are told apart: 1, 2 to 3, 4 to 7, and so on.
+const BATCHES: usize = 8;
+
+/// What the last steps say about the next one.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// Seconds of a step that only decodes, by the size of its batch.
+    decode: [Recent; BATCHES],
+    /// Seconds that one more prompt token takes.
+    prompt_token: Recent,
+    /// Decoding sequences of the last step.
+    decodes: usize,
+}
+
+impl Pace {
+    /// A step took so long with so many decoding sequences and prompt tokens.
+    pub(super) fn observe(&mut self, decodes: usize, prompt_tokens: usize, seconds: f64) {
+        self.decodes = decodes;
+        if prompt_tokens == 0 && decodes > 0 {
+            self.decode[batch(decodes)].push(seconds);
+        } else if prompt_tokens >= CHUNK_MIN {
+            let without = self.decode_seconds(decodes).unwrap_or(0.0).min(seconds);
+            self.prompt_token.push((seconds - without) / prompt_tokens as f64);
+        }
+    }
+
+    /// Prompt tokens for the next step if sequences decode in it: at most `most`, and that as long as nothing was learnt.
+    /// `queued`: prompt tokens that wait.
+    pub(super) fn chunk(&self, queued: usize, most: usize) -> usize {
+        let (Some(step), Some(token)) = (self.decode_seconds(self.decodes), self.prompt_token.median()) else {
+            return most;
+        };
+        let seconds = (STRETCH_MAX * step).max(STEP_SECONDS_MIN) - step;
+        // A cast saturates: tokens that take no time may all come.
+        let in_time = (seconds / token.max(1e-12)) as usize;
+        in_time.max(queued.div_ceil(QUEUE_STEPS_MAX)).max(CHUNK_MIN).min(most)
+    }
+
+    /// What a step takes that decodes so many sequences; where none was seen yet, what the nearest smaller batch took, or
+    /// else the nearest larger one.
+    fn decode_seconds(&self, decodes: usize) -> Option<f64> {
+        let (smaller, larger) = self.decode.split_at(batch(decodes) + 1);
+        smaller.iter().rev().chain(larger).find_map(Recent::median)
+    }
+}
+
+fn batch(decodes: usize) -> usize {
+    (decodes.max(1).ilog2() as usize).min(BATCHES - 1)
+}
+
+/// The last few values. Their median ignores a step that the system held up.
+#[derive(Debug, Default)]
+struct Recent {
+    values: [f64; 5],
+    count: usize,
+}
+
+impl Recent {
+    fn push(&mut self, value: f64) {
+        self.values[self.count % self.values.len()] = value;
+        self.count += 1;
+    }
+
+    fn median(&self) -> Option<f64> {
+        let mut sorted = self.values;
+        let known = &mut sorted[..self.count.min(self.values.len())];
+        known.sort_by(f64::total_cmp);
+        known.get(known.len() / 2).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(decode_ms: f64, token_ms: f64) -> Pace {
+        let mut pace = Pace::default();
+        for _ in 0..5 {
+            pace.observe(8, 100, (decode_ms + 100.0 * token_ms) / 1e3);
+            pace.observe(8, 0, decode_ms / 1e3);
+        }
+        // What was learnt before the first step without prompts counts that step's time, too.
+        for _ in 0..5 {
+            pace.observe(8, 100, (decode_ms + 100.0 * token_ms) / 1e3);
+        }
+        pace
+    }
+
+    #[test]
+    fn without_a_measurement_the_bound_is_the_configuration() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.chunk(5000, 128), 128);
+        pace.observe(8, 0, 0.01);
+        assert_eq!(pace.chunk(5000, 128), 128);
+    }
+
+    #[test]
+    fn a_prompt_lengthens_a_step_to_no_more_than_its_multiple() {
+        // Another 10 ms are left, for 0.25 ms a token.
+        assert_eq!(pace(10.0, 0.25).chunk(100, 128), 40);
+        assert_eq!(pace(10.0, 0.01).chunk(100, 128), 128, "the configured bound stands");
+        assert_eq!(pace(10.0, 5.0).chunk(100, 128), CHUNK_MIN);
+        assert_eq!(pace(10.0, 5.0).chunk(100, 8), 8, "the configured bound stands, however small");
+        assert_eq!(pace(0.1, 0.04).chunk(100, 128), 122, "5 ms are always there");
+    }
+
+    #[test]
+    fn a_long_queue_gets_larger_chunks() {
+        assert_eq!(pace(10.0, 0.25).chunk(128 * 70, 128), 70);
+        assert_eq!(pace(10.0, 0.25).chunk(1 << 30, 128), 128);
+    }
+
+    #[test]
+    fn one_step_that_was_held_up_changes_nothing() {
+        let mut pace = pace(10.0, 0.25);
+        pace.observe(8, 48, 2.0);
+        pace.observe(8, 0, 1.0);
+        assert_eq!(pace.chunk(100, 128), 40);
+    }
+
+    #[test]
+    fn batches_are_told_apart() {
+        let mut pace = pace(10.0, 0.25);
+        pace.observe(32, 0, 0.03);
+        assert_eq!(pace.chunk(100, 256), 120, "the larger batch's own time");
+        pace.observe(16, 20, 0.015);
+        assert_eq!(pace.chunk(100, 256), 40, "the nearest smaller batch's time");
+        pace.observe(1, 20, 0.015);
+        assert_eq!(pace.chunk(100, 256), 40, "the nearest larger one's where there is none");
+    }
+}
