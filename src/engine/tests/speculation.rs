@@ -31,7 +31,7 @@ async fn guesses_change_no_token_and_no_log_probability() {
         accepted += stats.scheduler.accepted_tokens;
         rejected += stats.scheduler.drafted_tokens - stats.scheduler.accepted_tokens;
     }
-    assert!(accepted > 2000 && rejected > 200, "{accepted} guesses were right, {rejected} wrong");
+    assert!(accepted > 500 && rejected > 50, "{accepted} guesses were right, {rejected} wrong");
 }
 
 #[tokio::test]
