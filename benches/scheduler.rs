@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use divan::Bencher;
 use wick::kv::CacheSalt;
-use wick::scheduler::{NewSequence, Scheduler, SchedulerConfig, SeqId, StopLimits};
+use wick::scheduler::{NewSequence, ScheduledSeq, Scheduler, SchedulerConfig, SeqId, StopLimits};
 
 fn main() {
     divan::main();
@@ -21,6 +21,7 @@ fn config(running_max: usize) -> SchedulerConfig {
         context_max: 1 << 20,
         logit_rows_max: 64,
         prefix_cache: true,
+        speculation: true,
     }
 }
 
@@ -45,8 +46,33 @@ fn decoding(n: usize) -> Scheduler {
 }
 
 fn commit(scheduler: &mut Scheduler, step: &wick::scheduler::SchedulerOutput) {
-    let sampled: Vec<Option<u32>> = step.seqs.iter().map(|s| s.sample.then_some(s.start as u32 % 50_000)).collect();
+    let token = |s: &ScheduledSeq| if s.sample { vec![s.start as u32 % 50_000] } else { Vec::new() };
+    let sampled: Vec<_> = step.seqs.iter().map(token).collect();
     scheduler.commit(step, &sampled);
+}
+
+/// What it costs a sequence of 40,000 prompt tokens to be committed with its first token: without guesses, and with them,
+/// for which everything that the prompt says is indexed.
+#[divan::bench(args = [false, true])]
+fn first_token_after_40_000(bencher: Bencher<'_, '_>, speculation: bool) {
+    let ready = || {
+        let mut scheduler = Scheduler::new(SchedulerConfig {
+            batched_tokens_max: 40_000,
+            speculation,
+            prefix_cache: false,
+            ..config(1)
+        });
+        let prompt: Arc<[u32]> = (0..40_000u32).map(|t| t.wrapping_mul(2_654_435_761) >> 17).collect();
+        let limits = StopLimits { max_new_tokens: 1 << 10, stop_tokens: Arc::new([]) };
+        let seq = NewSequence { id: SeqId(0), prompt, limits, salt: CacheSalt(0), prompt_logits: false, tenant: 0 };
+        scheduler.add(seq).expect("the prompt fits");
+        let step = scheduler.schedule();
+        (scheduler, step)
+    };
+    bencher.with_inputs(ready).bench_local_values(|(mut scheduler, step)| {
+        commit(&mut scheduler, &step);
+        scheduler
+    });
 }
 
 /// One decode step of `n` sequences: schedule and commit.

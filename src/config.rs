@@ -123,6 +123,9 @@ pub struct EngineArgs {
     /// Do not share the KV of equal prompt beginnings
     #[arg(long, env = "WICK_NO_PREFIX_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
     pub no_prefix_cache: bool,
+    /// Guess next tokens from what the request has seen before, and compute several in one step where that is faster
+    #[arg(long, env = "WICK_SPECULATION", value_enum, default_value = "ngram")]
+    pub speculation: SpeculationArg,
     /// A chat template (Jinja) to use instead of the model's
     #[arg(long, env = "WICK_CHAT_TEMPLATE", value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
@@ -134,6 +137,14 @@ pub enum ActivationsArg {
     Int8,
     /// To 16 bits: about half the speed of prefill, and the results of a float32 engine but for the last digits
     Exact,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SpeculationArg {
+    /// What followed the last tokens before is guessed to follow again; the output is the same
+    Ngram,
+    /// One token a step
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

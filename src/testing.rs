@@ -253,17 +253,32 @@ impl Runner for FakeRunner {
 
 /// The tokens a step samples when every sequence is decoded greedily, as [`crate::scheduler::Scheduler::commit`] wants
 /// them.
+///
+/// # Panics
+/// When `logits` has too few rows for `step`.
 #[must_use]
-pub fn greedy(step: &SchedulerOutput, logits: &Logits) -> Vec<Option<u32>> {
+pub fn greedy(step: &SchedulerOutput, logits: &Logits) -> Vec<Vec<u32>> {
     let mut rows = logits.data.chunks_exact(logits.vocab.max(1));
-    let last_row = |seq: &ScheduledSeq| match seq.logits {
-        LogitRows::None => None,
-        LogitRows::Last => rows.next(),
-        LogitRows::All => rows.by_ref().take(seq.tokens.len()).last(),
+    let arg_max = |row: &[f32]| (0..).zip(row).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(token, _)| token);
+    let sampled = |seq: &ScheduledSeq| {
+        let rows: Vec<&[f32]> = match seq.logits {
+            LogitRows::None => Vec::new(),
+            LogitRows::Last => rows.by_ref().take(1).collect(),
+            LogitRows::All => rows.by_ref().take(seq.tokens.len()).collect(),
+        };
+        let mut tokens = Vec::new();
+        if seq.sample {
+            tokens.push(arg_max(rows[rows.len() - 1 - seq.drafts]));
+            for (&guess, row) in seq.drafted().iter().zip(&rows[rows.len() - seq.drafts..]) {
+                if tokens.last() != Some(&guess) {
+                    break;
+                }
+                tokens.push(arg_max(row));
+            }
+        }
+        tokens
     };
-    let rows: Vec<_> = step.seqs.iter().map(last_row).collect();
-    let arg_max = |row: &[f32]| (0..).zip(row).max_by(|a, b| a.1.total_cmp(b.1)).map(|(token, _)| token);
-    step.seqs.iter().zip(rows).map(|(seq, row)| if seq.sample { row.and_then(arg_max) } else { None }).collect()
+    step.seqs.iter().map(sampled).collect()
 }
 
 #[cfg(test)]
@@ -277,6 +292,7 @@ mod tests {
             id: SeqId(id),
             start,
             tokens: tokens.to_vec(),
+            drafts: 0,
             blocks: blocks.iter().copied().map(BlockId).collect(),
             logits,
             sample: logits != LogitRows::None,
@@ -297,13 +313,13 @@ mod tests {
         let whole = step(vec![part(0, 0, &prompt, &[0, 1, 2], LogitRows::All)]);
         let logits = runner.execute(&whole).unwrap();
         assert_eq!(logits.data.len(), 5 * 50);
-        assert_eq!(greedy(&whole, &logits), [Some(expected)]);
+        assert_eq!(greedy(&whole, &logits), [[expected]]);
         let shared = step(vec![
             part(1, 4, &prompt[4..], &[0, 1, 5], LogitRows::Last),
             part(2, 2, &prompt[2..3], &[0, 6], LogitRows::None),
         ]);
         let logits = runner.execute(&shared).unwrap();
-        assert_eq!(greedy(&shared, &logits), [Some(expected), None]);
+        assert_eq!(greedy(&shared, &logits), [vec![expected], vec![]]);
         let mut row = logits.data.clone();
         row.sort_by(f32::total_cmp);
         row.dedup();
@@ -346,6 +362,6 @@ mod tests {
         let mut runner = FakeRunner::with_options(9, 2, 8, FakeOptions { next: Some(next), ..FakeOptions::default() });
         let step = step(vec![part(0, 0, &[1, 2, 3], &[0, 1], LogitRows::Last)]);
         let logits = runner.execute(&step).unwrap();
-        assert_eq!(greedy(&step, &logits), [Some(6)]);
+        assert_eq!(greedy(&step, &logits), [[6]]);
     }
 }

@@ -12,6 +12,8 @@ mod models;
 mod reference;
 #[path = "real_weights/same_bytes.rs"]
 mod same_bytes;
+#[path = "real_weights/speculation.rs"]
+mod speculation;
 
 use harness::{Engine, Setup};
 use models::pulled;

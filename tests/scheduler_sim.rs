@@ -1,8 +1,10 @@
 //! Random schedules over tiny pools and a vocabulary of two, checked against the run of each sequence alone.
 //!
 //! A fake model keeps token ids as its KV and computes the next token from the context it reads back through the block
-//! tables. Whatever is added, aborted, failed and preempted, every output must be what the sequence yields alone; and
-//! after every step the books must balance. Small vocabularies and pools make prefixes, evictions and collisions frequent.
+//! tables. Whatever is added, aborted, failed, preempted and guessed, every output must be what the sequence yields alone;
+//! and after every step the books must balance. Small vocabularies and pools make prefixes, evictions and collisions
+//! frequent. In some worlds the next token follows from the last few alone, so that outputs repeat themselves and most
+//! guesses are right.
 //!
 //! `WICK_SIM_STEPS` sets the number of steps; `WICK_SIM_SEED` replays one world, as a failure prints it.
 use std::collections::{BTreeMap, VecDeque};
@@ -14,7 +16,7 @@ use wick::runner::{Logits, Runner};
 use wick::scheduler::{
     FinishReason, LogitRows, NewSequence, ScheduledSeq, Scheduler, SchedulerConfig, SchedulerOutput, SeqId, StopLimits,
 };
-use wick::testing::{FakeRunner, generate, greedy};
+use wick::testing::{FakeOptions, FakeRunner, NextToken, generate, greedy, next_token};
 
 const VOCAB: usize = 2;
 const DEFAULT_STEPS: u64 = 2_500_000;
@@ -65,6 +67,8 @@ struct Totals {
     preemptions: u64,
     yields: u64,
     hit_tokens: u64,
+    accepted: u64,
+    rejected: u64,
     latency_max: u64,
 }
 
@@ -79,6 +83,8 @@ struct World {
     outstanding: VecDeque<(SchedulerOutput, Option<Logits>)>,
     next_id: u64,
     tenants: usize,
+    /// The next token follows from so many last ones; 0: from all.
+    memory: usize,
     /// Steps scheduled before the first of them is committed.
     depth: usize,
     /// Tokens that a sequence wants.
@@ -106,12 +112,17 @@ impl World {
             context_max: rng.range(2, 48),
             logit_rows_max: rng.range(1, 6),
             prefix_cache: rng.percent(90),
+            speculation: rng.percent(75),
         };
+        let memory = if rng.percent(50) { rng.range(2, 5) } else { 0 };
+        let next = (memory > 0).then(|| -> NextToken { Box::new(move |context| remembering(context, memory)) });
+        let options = FakeOptions { next, ..FakeOptions::default() };
         // From every hash colliding with every other to none.
         let hash_mask = [0, 1, 0xf, u64::MAX, u64::MAX, u64::MAX][rng.range(0, 5)];
         Self {
             scheduler: Scheduler::with_hash_mask(config, hash_mask),
-            runner: FakeRunner::new(VOCAB, block_size, num_blocks),
+            runner: FakeRunner::with_options(VOCAB, block_size, num_blocks, options),
+            memory,
             live: BTreeMap::new(),
             histories: Vec::new(),
             outstanding: VecDeque::new(),
@@ -155,6 +166,9 @@ impl World {
         self.totals.preemptions = counters.preemptions;
         self.totals.yields = counters.yields;
         self.totals.hit_tokens = counters.prefix_hit_tokens;
+        self.totals.accepted = counters.accepted_tokens;
+        self.totals.rejected = counters.drafted_tokens - counters.accepted_tokens;
+        assert!(self.scheduler.config().speculation || counters.drafted_tokens == 0);
         assert!(counters.prefix_hit_tokens <= counters.prefix_queried_tokens);
         self.totals
     }
@@ -263,10 +277,11 @@ impl World {
         let config = self.scheduler.config();
         assert!(step.total_tokens() <= config.batched_tokens_max, "over budget");
         assert!(self.scheduler.gauges().running <= config.running_max);
-        let rows = step.seqs.iter().filter(|p| p.logits == LogitRows::All).map(|p| p.tokens.len()).sum::<usize>();
+        let rows_of = |p: &ScheduledSeq| if p.drafts > 0 { p.drafts } else { p.tokens.len() };
+        let rows = step.seqs.iter().filter(|p| p.logits == LogitRows::All).map(rows_of).sum::<usize>();
         assert!(rows <= config.logit_rows_max, "{rows} rows of logits");
         let (decoding, prompts): (Vec<_>, Vec<_>) = step.seqs.iter().partition(|p| decodes.contains(&p.id));
-        let prompt_tokens: usize = prompts.iter().map(|p| p.tokens.len()).sum();
+        let prompt_tokens: usize = prompts.iter().map(|p| p.known()).sum();
         assert!(decoding.is_empty() || prompt_tokens <= config.prefill_chunk_max, "prompts stall decodes");
         let mut ids: Vec<SeqId> = step.seqs.iter().map(|p| p.id).collect();
         ids.sort_unstable();
@@ -278,10 +293,10 @@ impl World {
         let block_size = self.scheduler.config().block_size;
         let live = self.live.get_mut(&part.id).expect("only live sequences are scheduled");
         let known = live.new.prompt.len() + live.output.len();
-        let end = part.start + part.tokens.len();
-        assert!(!part.tokens.is_empty() && end <= known);
+        let end = part.start + part.known();
+        assert!(part.known() > 0 && end <= known);
         let token_at = |i: usize| *live.new.prompt.get(i).unwrap_or_else(|| &live.output[i - live.new.prompt.len()]);
-        assert!((part.start..end).map(token_at).eq(part.tokens.iter().copied()), "wrong tokens");
+        assert!((part.start..end).map(token_at).eq(part.tokens[..part.known()].iter().copied()), "wrong tokens");
         assert_eq!(part.sample, end == known);
         assert_eq!(
             part.cached_tokens.is_some(),
@@ -292,10 +307,15 @@ impl World {
         if let Some(cached) = part.cached_tokens {
             assert!(cached == part.start && cached < live.new.prompt.len() && (cached == 0 || !live.new.prompt_logits));
         }
-        if part.logits != LogitRows::All {
+        if part.drafts > 0 {
+            assert!(part.known() == 1 && part.sample && part.logits == LogitRows::All, "only decodes are guessed");
+            let limit =
+                (live.new.prompt.len() + live.new.limits.max_new_tokens).min(self.scheduler.config().context_max);
+            assert!(known + part.drafts < limit, "the last guess would be the end, so that its row is of no use");
+        } else if part.logits != LogitRows::All {
             assert_eq!(part.logits == LogitRows::Last, part.sample);
         }
-        for position in part.start..end {
+        for position in part.start..end + part.drafts {
             let block = part.blocks[position / block_size];
             assert_eq!(self.scheduler.kv().pool().ref_count(block), 1, "a shared block would be written");
         }
@@ -315,8 +335,10 @@ impl World {
         };
         self.take_prompt_rows(&step, &logits);
         let updates = self.scheduler.commit(&step, &greedy(&step, &logits));
-        let mut sampling = step.seqs.iter().filter(|p| p.sample && self.live.contains_key(&p.id)).map(|p| p.id);
-        assert!(updates.iter().map(|u| u.id).eq(sampling.by_ref()), "updates do not match the step");
+        let mut updated: Vec<SeqId> = updates.iter().map(|u| u.id).collect();
+        updated.dedup();
+        let sampling = step.seqs.iter().filter(|p| p.sample && self.live.contains_key(&p.id)).map(|p| p.id);
+        assert!(sampling.eq(updated), "updates do not match the step");
         for update in updates {
             let live = self.live.get_mut(&update.id).expect("updates are for live sequences");
             live.output.push(update.token);
@@ -337,13 +359,16 @@ impl World {
                 LogitRows::All => part.tokens.len(),
             };
             let mine: Vec<&[f32]> = rows.by_ref().take(count).collect();
-            let Some(live) = self.live.get_mut(&part.id).filter(|_| part.logits == LogitRows::All) else { continue };
+            let Some(live) = self.live.get_mut(&part.id).filter(|_| part.logits == LogitRows::All && part.drafts == 0)
+            else {
+                continue;
+            };
             assert!(
                 live.new.prompt_logits && live.rows == part.start,
                 "rows of positions {} again or too late",
                 part.start
             );
-            let expected = |i: usize| generate(&live.new.prompt[..=part.start + i], 1, VOCAB)[0];
+            let expected = |i: usize| alone(&live.new.prompt[..=part.start + i], 1, self.memory)[0];
             let best = |row: &[f32]| u32::from(row[1] > row[0]);
             assert!(mine.iter().enumerate().all(|(i, row)| best(row) == expected(i)), "wrong rows");
             live.rows += count;
@@ -364,7 +389,7 @@ impl World {
         let live = self.live.remove(&id).expect("only live sequences finish");
         let prompt = &live.new.prompt;
         let room = self.scheduler.config().context_max - prompt.len();
-        let mut alone = generate(prompt, live.new.limits.max_new_tokens.min(room), VOCAB);
+        let mut alone = alone(prompt, live.new.limits.max_new_tokens.min(room), self.memory);
         let mut expected = FinishReason::Length;
         if let Some(at) = alone.iter().position(|t| live.new.limits.stop_tokens.contains(t)) {
             expected = FinishReason::StopToken(alone[at]);
@@ -416,6 +441,23 @@ impl World {
     }
 }
 
+/// The next token of a model that knows the last `memory` ones only.
+fn remembering(context: &[u32], memory: usize) -> u32 {
+    next_token(&context[context.len().saturating_sub(memory)..], VOCAB)
+}
+
+/// What a prompt yields when nothing else is there.
+fn alone(prompt: &[u32], count: usize, memory: usize) -> Vec<u32> {
+    if memory == 0 {
+        return generate(prompt, count, VOCAB);
+    }
+    let mut tokens = prompt.to_vec();
+    for _ in 0..count {
+        tokens.push(remembering(&tokens, memory));
+    }
+    tokens.split_off(prompt.len())
+}
+
 /// Prints how to replay a world that fails.
 struct OnPanic(u64);
 
@@ -465,7 +507,7 @@ fn any_schedule_yields_what_each_sequence_yields_alone() {
     });
     println!(
         "{} steps in {:.1?}: {} sequences finished, {} aborted, {} failed, {} preemptions, {} of them for another \
-         tenant, {} cached tokens, at most {} steps from add to end",
+         tenant, {} cached tokens, {} guesses right and {} wrong, at most {} steps from add to end",
         sum.steps,
         start.elapsed(),
         sum.finished,
@@ -474,6 +516,8 @@ fn any_schedule_yields_what_each_sequence_yields_alone() {
         sum.preemptions,
         sum.yields,
         sum.hit_tokens,
+        sum.accepted,
+        sum.rejected,
         sum.latency_max
     );
     // The simulation must have met what it is for.
@@ -484,6 +528,8 @@ fn any_schedule_yields_what_each_sequence_yields_alone() {
         ("failed", sum.failed),
         ("preemptions", sum.preemptions),
         ("cached tokens", sum.hit_tokens),
+        ("right guesses", sum.accepted),
+        ("wrong guesses", sum.rejected),
     ] {
         assert!(count >= wanted / 1000, "only {count} {what} in {wanted} steps");
     }
@@ -499,6 +545,8 @@ impl Totals {
         self.preemptions += other.preemptions;
         self.yields += other.yields;
         self.hit_tokens += other.hit_tokens;
+        self.accepted += other.accepted;
+        self.rejected += other.rejected;
         self.latency_max = self.latency_max.max(other.latency_max);
     }
 }

@@ -207,6 +207,8 @@ impl Server {
             context_max: model.context_max,
             logit_rows_max: 64,
             prefix_cache: true,
+            // The script repeats itself: guesses would make steps that a model of zero cost does not need.
+            speculation: false,
         };
         let seen = Arc::<Mutex<Seen>>::default();
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);

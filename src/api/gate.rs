@@ -54,6 +54,10 @@ pub(crate) struct Tokens {
     pub(crate) prompt: usize,
     pub(crate) cached: usize,
     pub(crate) completion: usize,
+    /// Of the completion, the tokens that had been guessed.
+    pub(crate) accepted: usize,
+    /// Guesses that were wrong; they are no part of the completion.
+    pub(crate) rejected: usize,
 }
 
 impl TokenCounts {

@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::gate::{RequestContext, TokenCounts, Tokens};
 use super::params::{Common, TextRules, Truncate};
 use super::{AppState, Model};
-use crate::engine::{FinishReason, GenerationRequest, GenerationStream, SeqEvent};
+use crate::engine::{FinishReason, GenerationRequest, GenerationStream, Guesses, SeqEvent};
 use crate::sampling::{SampledToken, TokenLogprobs};
 use crate::scheduler::StopLimits;
 use crate::telemetry::{Outcome, SequenceTimer};
@@ -245,6 +245,8 @@ struct Drive {
     cached: Vec<Option<usize>>,
     prompt_tokens: usize,
     completion: usize,
+    accepted: usize,
+    rejected: usize,
     events: mpsc::Sender<Event>,
 }
 
@@ -265,6 +267,8 @@ async fn drive(mut job: Job, events: mpsc::Sender<Event>) {
         cached: vec![None; count],
         prompt_tokens: job.prompts.iter().map(|prompt| prompt.len()).sum(),
         completion: 0,
+        accepted: 0,
+        rejected: 0,
         events,
     };
     let next = async |choice: usize, mut stream: GenerationStream| {
@@ -315,7 +319,7 @@ impl Drive {
                 self.lanes[choice].prompt_logprobs.extend(entries);
                 Ok(false)
             }
-            SeqEvent::Token(token) => self.token(job, choice, &token).await,
+            SeqEvent::Token(token, guesses) => self.token(job, choice, &token, guesses).await,
             SeqEvent::Finished { reason, .. } => {
                 self.begin(job, choice).await?;
                 let reason = match reason {
@@ -331,13 +335,15 @@ impl Drive {
         }
     }
 
-    async fn token(&mut self, job: &Job, choice: usize, token: &SampledToken) -> Result<bool, Gone> {
+    async fn token(&mut self, job: &Job, choice: usize, token: &SampledToken, guesses: Guesses) -> Result<bool, Gone> {
         if job.no_completion {
             self.begin(job, choice).await?;
             self.finish(choice, Finish::Length).await?;
             return Ok(true);
         }
         self.completion += 1;
+        self.accepted += guesses.accepted;
+        self.rejected += guesses.rejected;
         job.tokens.set(self.tokens());
         self.lanes[choice].timer.token();
         self.begin(job, choice).await?;
@@ -388,7 +394,13 @@ impl Drive {
     }
 
     fn tokens(&self) -> Tokens {
-        Tokens { prompt: self.prompt_tokens, cached: self.cached.iter().flatten().sum(), completion: self.completion }
+        Tokens {
+            prompt: self.prompt_tokens,
+            cached: self.cached.iter().flatten().sum(),
+            completion: self.completion,
+            accepted: self.accepted,
+            rejected: self.rejected,
+        }
     }
 
     async fn send(&self, event: Event) -> Result<(), Gone> {

@@ -42,8 +42,8 @@ impl From<Tokens> for UsageBody {
             completion_tokens_details: CompletionDetails {
                 reasoning_tokens: 0,
                 audio_tokens: 0,
-                accepted_prediction_tokens: 0,
-                rejected_prediction_tokens: 0,
+                accepted_prediction_tokens: tokens.accepted,
+                rejected_prediction_tokens: tokens.rejected,
             },
         }
     }

@@ -102,7 +102,7 @@ impl Chat {
         for stream in &mut streams {
             while let Some(event) = stream.next().await {
                 match event {
-                    SeqEvent::Token(token) if !stop_ids.contains(&token.id) => show(&detokenizer.push(token.id))?,
+                    SeqEvent::Token(token, _) if !stop_ids.contains(&token.id) => show(&detokenizer.push(token.id))?,
                     SeqEvent::Failed(failure) => return Err(failure.into()),
                     _ => {}
                 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Context;
 use wick_kernels::{Isa, Precision};
 
-use crate::config::{ActivationsArg, EngineArgs, FetchArgs, KvDtypeArg};
+use crate::config::{ActivationsArg, EngineArgs, FetchArgs, KvDtypeArg, SpeculationArg};
 use crate::engine::{EngineHandle, QueueLimits, StepObserver};
 use crate::hub::{self, LocalModel};
 use crate::model::registry;
@@ -127,6 +127,7 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, machine: Machine, room: Roo
         context_max,
         logit_rows_max,
         prefix_cache: !args.no_prefix_cache,
+        speculation: args.speculation == SpeculationArg::Ngram,
     };
     let Machine { device, isa } = machine;
     let isa = Some(isa);

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::{Admitted, Shared, Ticket};
-use super::message::{EngineFailure, EngineStats, SeqEvent, StepObserver, StepReport, Usage};
+use super::message::{EngineFailure, EngineStats, Guesses, SeqEvent, StepObserver, StepReport, Usage};
 use super::pace::Pace;
 use crate::runner::{Logits, Runner};
 use crate::sampling::{SampledToken, Sampler, TokenLogprobs, logprobs};
@@ -37,7 +37,8 @@ struct LiveSeq {
 #[derive(Default)]
 struct StepResult {
     prompt_logprobs: Vec<TokenLogprobs>,
-    sampled: Option<SampledToken>,
+    /// The guesses that turned out right, then one more token.
+    sampled: Vec<SampledToken>,
 }
 
 /// What became of a sequence in a step that ran: an error is its own, not the step's.
@@ -290,8 +291,10 @@ impl EngineCore {
                 self.lose(scheduled.id, message, outbox);
             }
         }
-        let sampled_id = |result: &SeqOutcome| Some(result.as_ref().ok()?.sampled.as_ref()?.id);
-        let tokens: Vec<Option<u32>> = results.iter().map(sampled_id).collect();
+        let sampled_ids = |result: &SeqOutcome| {
+            result.iter().flat_map(|result| &result.sampled).map(|token| token.id).collect::<Vec<u32>>()
+        };
+        let tokens: Vec<Vec<u32>> = results.iter().map(sampled_ids).collect();
         let updates = self.scheduler.commit(step, &tokens);
         let finished: HashMap<SeqId, FinishReason> =
             updates.into_iter().filter_map(|update| Some((update.id, update.finish?))).collect();
@@ -299,17 +302,24 @@ impl EngineCore {
         for (scheduled, result) in step.seqs.iter().zip(results) {
             let Ok(result) = result else { continue };
             let seq = live(&mut self.live, scheduled.id);
-            let computed = scheduled.start + scheduled.tokens.len();
+            let computed = scheduled.start + scheduled.known();
             seq.ticket.remaining(seq.prompt.len().saturating_sub(computed));
             if !result.prompt_logprobs.is_empty() {
                 outbox.push((seq.events.clone(), SeqEvent::PromptLogprobs(result.prompt_logprobs)));
             }
-            let Some(token) = result.sampled else { continue };
-            sampled += 1;
-            if seq.generated == 1 {
+            let count = result.sampled.len();
+            sampled += count;
+            if count > 0 && seq.generated == count {
                 self.stats.prompt_tokens += seq.prompt.len() as u64;
             }
-            outbox.push((seq.events.clone(), SeqEvent::Token(token)));
+            for (left, token) in (0..count).rev().zip(result.sampled) {
+                let guesses = if left > 0 {
+                    Guesses { accepted: 1, rejected: 0 }
+                } else {
+                    Guesses { accepted: 0, rejected: scheduled.drafts + 1 - count }
+                };
+                outbox.push((seq.events.clone(), SeqEvent::Token(token, guesses)));
+            }
             if let Some(&reason) = finished.get(&scheduled.id) {
                 let usage = Usage {
                     prompt_tokens: seq.prompt.len(),
@@ -349,13 +359,16 @@ impl EngineCore {
 
 impl LiveSeq {
     /// Reads the logits of the sequence's chunk, `rows`, in order: log-probabilities of the prompt tokens that follow
-    /// each position, and a new token from the last row.
+    /// each position, and a new token from the row of the last known one. If that token had been guessed, the next row
+    /// is what it would be had the token come first and been computed then: another token is sampled from it, and so on.
+    /// The sampler is asked for every token as it would be without guesses, so its choice cannot depend on them.
     fn read_rows(&mut self, scheduled: &ScheduledSeq, rows: Vec<&mut [f32]>) -> StepResult {
         #[cfg(test)]
         assert!(self.sampler.params.seed != super::tests::POISON, "the test poisons a request");
         let mut result = StepResult::default();
         let end = scheduled.start + scheduled.tokens.len();
         let first = end - row_count(scheduled);
+        let known = end - scheduled.drafts;
         for (position, row) in (first..end).zip(rows) {
             // A row at `position` predicts the token after it. Recomputation after a preemption may bring rows again
             // that were reported before.
@@ -367,9 +380,15 @@ impl LiveSeq {
                 result.prompt_logprobs.push(logprobs(row, token, usize::from(top)));
                 self.next_prompt_position += 1;
             }
-            if scheduled.sample && predicted == end {
-                result.sampled = Some(self.sampler.sample(row, self.generated, &self.stop_tokens));
-                self.generated += 1;
+            if !scheduled.sample || predicted < known {
+                continue;
+            }
+            let token = self.sampler.sample(row, self.generated, &self.stop_tokens);
+            self.generated += 1;
+            let guessed = scheduled.drafted().get(predicted - known) == Some(&token.id);
+            result.sampled.push(token);
+            if !guessed {
+                break;
             }
         }
         result

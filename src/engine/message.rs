@@ -30,6 +30,15 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
+/// What became of the guesses (see [`crate::scheduler::ScheduledSeq::drafts`]) that a token decided.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Guesses {
+    /// 1: the token had been guessed.
+    pub accepted: usize,
+    /// Guesses that this token, being another one, made void.
+    pub rejected: usize,
+}
+
 /// What happens to a sequence, in order: `Started`, `PromptLogprobs`*, `Token`*, then `Finished` or `Failed`, the last event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SeqEvent {
@@ -45,7 +54,7 @@ pub enum SeqEvent {
     /// A generated token. The stop token that ends a sequence is one of them, directly before
     /// `Finished { reason: StopToken(..), .. }`: it counts in [`Usage`] and its log-probability may be wanted; whoever
     /// turns tokens into text leaves its text out.
-    Token(SampledToken),
+    Token(SampledToken, Guesses),
     Finished {
         reason: FinishReason,
         usage: Usage,

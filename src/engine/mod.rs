@@ -13,8 +13,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 pub use message::{
-    EngineFailure, EngineStats, FinishReason, GenerationRequest, GenerationStream, SeqEvent, StepObserver, StepReport,
-    SubmitError, Usage,
+    EngineFailure, EngineStats, FinishReason, GenerationRequest, GenerationStream, Guesses, SeqEvent, StepObserver,
+    StepReport, SubmitError, Usage,
 };
 
 use self::admission::{Admitted, Shared};

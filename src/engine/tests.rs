@@ -1,5 +1,6 @@
 //! The engine over a fake model: same bytes always, nothing lost, every failure contained.
 mod harness;
+mod speculation;
 
 use std::sync::{Arc, mpsc};
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! A sequence's list of blocks: block `i` holds the KV of tokens `i * block_size ..`.
 use super::BlockId;
 
-/// Append-only while its sequence runs: an entry, once given, never changes, so a step that was planned earlier stays
-/// true. (This is why duplicate blocks are not merged.)
+/// Append-only while a step of its sequence runs: an entry, once given, never changes, so a step that was planned earlier
+/// stays true. (This is why duplicate blocks are not merged.) Between steps, blocks that were given for guesses may go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BlockTable {
     blocks: Vec<BlockId>,
@@ -16,6 +16,11 @@ impl BlockTable {
     }
     pub fn push(&mut self, block: BlockId) {
         self.blocks.push(block);
+    }
+    /// Takes the last blocks off, so that `len` are left; they are for the one who gives them back.
+    #[must_use]
+    pub fn split_off(&mut self, len: usize) -> Self {
+        Self { blocks: self.blocks.split_off(len.min(self.blocks.len())) }
     }
     /// The references the table held, for the one who gives them back.
     #[must_use]

@@ -88,6 +88,14 @@ impl KvManager {
         self.cache.publish(block, parent, hash, tokens)
     }
 
+    /// Gives back what a table has beyond `blocks` blocks.
+    pub fn shrink(&mut self, table: &mut BlockTable, blocks: usize) {
+        if table.len() > blocks {
+            let rest = table.split_off(blocks);
+            self.release(rest);
+        }
+    }
+
     /// Gives a table's references back, last block first, so that the tail of a cached prefix is evicted before its head.
     pub fn release(&mut self, table: BlockTable) {
         for block in table.into_blocks().into_iter().rev() {

@@ -93,6 +93,7 @@ mod tests {
             id: SeqId(1),
             start,
             tokens: tokens.to_vec(),
+            drafts: 0,
             blocks: blocks.iter().map(|&b| BlockId(b)).collect(),
             logits,
             sample: false,

@@ -104,6 +104,7 @@ impl ModelRunner {
             id: SeqId(0),
             start: 0,
             tokens: vec![0],
+            drafts: 0,
             blocks: vec![BlockId(0)],
             logits: LogitRows::Last,
             sample: false,

@@ -87,6 +87,9 @@ impl Scheduler {
             places[kind] += 1;
             ensure(fits, || format!("{:?} is not where it says: {:?}", seq.id, seq.place))?;
             ensure(seq.computed + seq.in_flight <= seq.tokens.len(), || format!("{:?} computes the unknown", seq.id))?;
+            let needed = self.kv.blocks_for(seq.tokens.len());
+            let fits = seq.in_flight > 0 || seq.table.len() <= needed;
+            ensure(fits, || format!("{:?} holds {} blocks and needs {needed}", seq.id, seq.table.len()))?;
         }
         let counted = [self.queue.len(), waiters.len(), self.running.len()];
         ensure(places == counted, || format!("queued, parked and running are {places:?}, counted {counted:?}"))?;

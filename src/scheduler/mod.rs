@@ -2,14 +2,16 @@
 //!
 //! [`Scheduler`] owns all sequences. This file takes them in and takes a step's results; `plan` decides what a step
 //! computes; `queue` says who is next; `shares` divides slots and memory between tenants; `pending` lets a sequence wait
-//! for a block that another one is computing.
+//! for a block that another one is computing; `draft` guesses next tokens and `speculate` decides which are worth a row.
 mod check;
+mod draft;
 pub mod output;
 mod pending;
 mod plan;
 mod queue;
 pub mod sequence;
 mod shares;
+mod speculate;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +45,8 @@ pub struct SchedulerConfig {
     pub logit_rows_max: usize,
     /// Share full blocks between sequences of equal salt.
     pub prefix_cache: bool,
+    /// Guess next tokens where that is likely to pay; see [`ScheduledSeq::drafts`]. Changes no output.
+    pub speculation: bool,
 }
 
 /// Why a sequence cannot be added.
@@ -67,7 +71,12 @@ pub struct SchedulerCounters {
     pub prefix_queried_tokens: u64,
     /// Prompt tokens found there.
     pub prefix_hit_tokens: u64,
+    /// Guesses included.
     pub computed_tokens: u64,
+    /// Guesses that were computed.
+    pub drafted_tokens: u64,
+    /// Of those, the ones that turned out right.
+    pub accepted_tokens: u64,
 }
 
 /// Gauges for metrics.
@@ -179,28 +188,34 @@ impl Scheduler {
         self.config.prefill_chunk_max = tokens.max(1);
     }
 
-    /// Takes the step's results: `sampled[i]` belongs to `step.seqs[i]` and is `Some` exactly where `sample` was set.
-    /// Publishes the blocks the step filled. Sequences aborted in between are skipped.
+    /// Takes the step's results: `sampled[i]` belongs to `step.seqs[i]` and is empty where `sample` was not set. Where it
+    /// was, it has the guesses that turned out right and then one more token. Publishes the blocks the step filled.
+    /// Sequences aborted in between are skipped.
     ///
     /// # Panics
     /// When `sampled` does not fit the step.
-    pub fn commit(&mut self, step: &SchedulerOutput, sampled: &[Option<u32>]) -> Vec<SeqUpdate> {
+    pub fn commit(&mut self, step: &SchedulerOutput, sampled: &[Vec<u32>]) -> Vec<SeqUpdate> {
         assert_eq!(sampled.len(), step.seqs.len(), "results of another step are a bug");
         let mut updates = Vec::new();
         for (part, sampled) in step.seqs.iter().zip(sampled) {
             if !self.is_in_flight(part) {
                 continue;
             }
-            self.publish_computed(part);
-            if !part.sample {
-                continue;
-            }
+            assert_eq!(!sampled.is_empty(), part.sample, "a sampling sequence without a token is a bug");
+            let accepted = sampled.len().saturating_sub(1);
+            assert!(part.drafted().starts_with(&sampled[..accepted]), "accepting what was not guessed is a bug");
+            let mut finish = None;
             let seq = self.seqs.get_mut(&part.id).expect("checked to be in flight, else it is a bug");
-            let token = sampled.expect("a sampling sequence without a token is a bug");
-            let finish = seq.push(token, self.config.context_max);
-            updates.push(SeqUpdate { id: part.id, token, finish });
+            for &token in sampled {
+                assert!(finish.is_none(), "a token after the end is a bug");
+                finish = seq.push(token, self.config.context_max);
+                updates.push(SeqUpdate { id: part.id, token, finish });
+            }
+            self.publish_computed(part, accepted);
             if finish.is_some() {
                 self.remove(part.id);
+            } else if part.sample && self.config.speculation {
+                self.look_ahead(part.id);
             }
         }
         updates
@@ -237,16 +252,23 @@ impl Scheduler {
 
     /// Whether this part of a step is still awaited: its sequence was not aborted (nor its id given to another since).
     fn is_in_flight(&self, part: &ScheduledSeq) -> bool {
-        self.seqs.get(&part.id).is_some_and(|s| s.in_flight == part.tokens.len() && s.computed == part.start)
+        self.seqs.get(&part.id).is_some_and(|s| s.in_flight == part.known() && s.computed == part.start)
     }
 
-    /// A part of a step has committed: its tokens have KV, and the blocks they filled may be shared.
-    fn publish_computed(&mut self, part: &ScheduledSeq) {
+    /// A part of a step has committed: its tokens and its `accepted` guesses have KV, and the blocks they filled may be
+    /// shared. What the other guesses left behind is overwritten before it is read.
+    fn publish_computed(&mut self, part: &ScheduledSeq, accepted: usize) {
         let Self { config, kv, seqs, pending, counters, .. } = self;
         let seq = seqs.get_mut(&part.id).expect("checked to be in flight, else it is a bug");
-        seq.computed += seq.in_flight;
-        counters.computed_tokens += seq.in_flight as u64;
+        seq.computed += seq.in_flight + accepted;
         seq.in_flight = 0;
+        counters.computed_tokens += part.tokens.len() as u64;
+        if part.drafts > 0 {
+            counters.drafted_tokens += part.drafts as u64;
+            counters.accepted_tokens += accepted as u64;
+            // Blocks that only wrong guesses needed are not kept from others.
+            kv.shrink(&mut seq.table, kv.blocks_for(seq.computed));
+        }
         if part.logits == LogitRows::All {
             seq.rows_delivered = seq.computed;
         }

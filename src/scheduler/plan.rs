@@ -3,13 +3,15 @@
 //! There is no prefill phase and no decode phase: every sequence has tokens without KV, and a step computes some of them
 //! under one budget. The order is: sequences that are one token behind (decodes), then preempted ones come back, then
 //! prompts, running and waiting alike, share what is left as [`super::queue`] orders them. Before all that, a sequence may
-//! have to make way for another tenant's: see [`super::shares`].
+//! have to make way for another tenant's: see [`super::shares`]. After all that, decodes may get guesses of their next
+//! tokens: see [`super::speculate`].
 //!
 //! Memory: a sequence that finds no free block takes one from the youngest sequence younger than itself (with an exception
 //! between tenants, see [`super::shares`]), so the oldest always gets on and there is no livelock. To make that rare, a
 //! sequence is admitted only when its known tokens fit beside what the running ones still need. A prompt refused for that
 //! reason may be overtaken by prompts that fit, but only by as many tokens as it has itself; then nobody is admitted
 //! before it.
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::pending::Waiter;
@@ -25,10 +27,12 @@ const REFUSALS_MAX: usize = 4;
 #[derive(Debug)]
 pub(super) struct Plan {
     /// Tokens per sequence, in the order of the step.
-    parts: Vec<(SeqId, usize)>,
+    pub parts: Vec<(SeqId, usize)>,
+    /// Guesses of what follows them, for some.
+    pub drafts: HashMap<SeqId, Vec<u32>>,
     budget: usize,
     prompt_budget: usize,
-    logit_rows: usize,
+    pub logit_rows: usize,
     prompts: Vec<Candidate>,
     refused: Vec<SeqId>,
     pub preempted: Vec<SeqId>,
@@ -52,6 +56,7 @@ impl Scheduler {
     pub fn schedule(&mut self) -> SchedulerOutput {
         let mut plan = Plan {
             parts: Vec::with_capacity(self.running.len()),
+            drafts: HashMap::new(),
             budget: self.config.batched_tokens_max,
             prompt_budget: 0,
             logit_rows: self.config.logit_rows_max,
@@ -70,6 +75,9 @@ impl Scheduler {
             self.readmit_preempted(&mut plan);
         }
         self.plan_prompts(&mut plan);
+        if self.config.speculation {
+            self.speculate(&mut plan);
+        }
         self.finish(plan)
     }
 
@@ -314,14 +322,15 @@ impl Scheduler {
         true
     }
 
-    fn finish(&mut self, plan: Plan) -> SchedulerOutput {
+    fn finish(&mut self, mut plan: Plan) -> SchedulerOutput {
         let mut step = SchedulerOutput { seqs: Vec::with_capacity(plan.parts.len()), preempted: plan.preempted };
         for (id, tokens) in plan.parts {
             let seq = self.seqs.get_mut(&id).expect("a planned sequence is known, else it is a bug");
             seq.in_flight = tokens;
             let (start, end) = (seq.computed, seq.computed + tokens);
             let sample = end == seq.tokens.len();
-            let logits = match (seq.wants_rows_at(start), sample) {
+            let drafts = plan.drafts.remove(&id).unwrap_or_default();
+            let logits = match (seq.wants_rows_at(start) || !drafts.is_empty(), sample) {
                 (true, _) => LogitRows::All,
                 (false, true) => LogitRows::Last,
                 (false, false) => LogitRows::None,
@@ -339,7 +348,8 @@ impl Scheduler {
             step.seqs.push(ScheduledSeq {
                 id,
                 start,
-                tokens: seq.tokens[start..end].to_vec(),
+                tokens: [&seq.tokens[start..end], &drafts].concat(),
+                drafts: drafts.len(),
                 blocks: seq.table.as_slice().to_vec(),
                 logits,
                 sample,

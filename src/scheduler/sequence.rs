@@ -1,6 +1,7 @@
 //! A sequence: tokens, and how many of them already have KV.
 use std::sync::Arc;
 
+use super::draft::Drafter;
 use crate::kv::{BlockHash, BlockTable, CacheSalt, PrefixId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,8 +63,10 @@ pub(super) struct Sequence {
     pub tokens: Vec<u32>,
     /// Tokens whose KV a committed step (or the prefix cache) has put into the table's blocks.
     pub computed: usize,
-    /// Tokens of the step that is planned or runs; 0 between steps.
+    /// Tokens of the step that is planned or runs, without its guesses; 0 between steps.
     pub in_flight: usize,
+    /// Made when there is something to guess: with the first generated token.
+    pub drafter: Option<Drafter>,
     pub table: BlockTable,
     /// Chained hashes of the full blocks of `tokens`, as far as they were needed.
     pub hashes: Vec<BlockHash>,
@@ -101,6 +104,7 @@ impl Sequence {
             tokens: new.prompt.to_vec(),
             computed: 0,
             in_flight: 0,
+            drafter: None,
             table: BlockTable::default(),
             hashes: Vec::new(),
             published: 0,
@@ -138,6 +142,13 @@ impl Sequence {
     pub fn reusable(&self) -> usize {
         let last = self.tokens.len() - 1;
         if self.prompt_logits && self.rows_delivered < self.prompt_len { last.min(self.rows_delivered) } else { last }
+    }
+
+    /// Tokens that may be guessed beside the one that the next step gives for certain: not past the sequence's end.
+    pub fn drafts_max(&self, context_max: usize) -> usize {
+        let generated = self.tokens.len() - self.prompt_len;
+        let left = self.limits.max_new_tokens.saturating_sub(generated).min(context_max - self.tokens.len());
+        left.saturating_sub(1)
     }
 
     /// Adds a sampled token and says whether the sequence is done.

@@ -1,5 +1,6 @@
 //! Exact plans, block ids and orders of small cases. Random ones are in `tests/scheduler_sim.rs`.
 mod fairness;
+mod speculation;
 
 use super::*;
 use crate::kv::{BlockId, CacheSalt};
@@ -14,6 +15,7 @@ fn config() -> SchedulerConfig {
         context_max: 200,
         logit_rows_max: 5,
         prefix_cache: true,
+        speculation: false,
     }
 }
 
@@ -37,9 +39,9 @@ fn block_ids(step: &SchedulerOutput, at: usize) -> Vec<u32> {
     step.seqs[at].blocks.iter().map(|b| b.0).collect()
 }
 
-/// Commits a step in which every sampling sequence gets the token 50.
+/// Commits a step in which every sampling sequence gets the token 50, and no guess is right.
 fn commit(scheduler: &mut Scheduler, step: &SchedulerOutput) -> Vec<SeqUpdate> {
-    let sampled: Vec<_> = step.seqs.iter().map(|s| s.sample.then_some(50)).collect();
+    let sampled: Vec<_> = step.seqs.iter().map(|s| if s.sample { vec![50] } else { vec![] }).collect();
     let updates = scheduler.commit(step, &sampled);
     scheduler.check_invariants().unwrap();
     updates
@@ -299,7 +301,7 @@ fn sequences_end_by_stop_token_and_by_context() {
     assert_eq!(commit(&mut s, &step)[0].finish, Some(FinishReason::Length));
     s.add(new(2, 0..10, 100)).unwrap();
     let step = s.schedule();
-    let updates = s.commit(&step, &[Some(99)]);
+    let updates = s.commit(&step, &[vec![99]]);
     assert_eq!(updates, [SeqUpdate { id: SeqId(2), token: 99, finish: Some(FinishReason::StopToken(99)) }]);
     assert!(s.is_idle());
 }

@@ -58,6 +58,13 @@ const COUNTERS: &[Counter] = &[
     ("vllm:num_preemptions", "Sequences that lost their blocks and were recomputed", |stats| {
         stats.scheduler.preemptions as f64
     }),
+    ("vllm:spec_decode_num_draft_tokens", "Guesses of next tokens that were computed", |stats| {
+        stats.scheduler.drafted_tokens as f64
+    }),
+    ("vllm:spec_decode_num_accepted_tokens", "Guesses that were right", |stats| stats.scheduler.accepted_tokens as f64),
+    ("wick_rejected_draft_tokens", "Guesses that were wrong", |stats| {
+        (stats.scheduler.drafted_tokens - stats.scheduler.accepted_tokens) as f64
+    }),
     ("wick_engine_steps", "Steps of the engine", |stats| stats.steps as f64),
     ("wick_engine_failed_steps", "Steps that failed", |stats| stats.failed_steps as f64),
     ("wick_engine_busy_seconds", "Seconds spent in steps", |stats| stats.busy_seconds),

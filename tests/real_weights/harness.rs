@@ -28,6 +28,7 @@ pub struct Setup {
     /// Prompt tokens in one step.
     pub chunk: usize,
     pub prefix_cache: bool,
+    pub speculation: bool,
 }
 
 impl Default for Setup {
@@ -39,6 +40,7 @@ impl Default for Setup {
             num_blocks: 2048,
             chunk: 512,
             prefix_cache: true,
+            speculation: true,
         }
     }
 }
@@ -98,6 +100,7 @@ impl Engine {
             context_max: 4096,
             logit_rows_max: 64,
             prefix_cache: setup.prefix_cache,
+            speculation: setup.speculation,
         };
         let queue = QueueLimits { sequences_max: 256, tokens_max: 1_000_000 };
         let widest = Arc::new(Widest::default());
@@ -131,7 +134,7 @@ fn follow(mut stream: GenerationStream) -> Output {
         match stream.events.blocking_recv().expect("a stream ends with Finished or Failed") {
             SeqEvent::Started { cached_tokens, .. } => output.cached_tokens = cached_tokens,
             SeqEvent::PromptLogprobs(rows) => output.prompt.extend(rows),
-            SeqEvent::Token(token) => {
+            SeqEvent::Token(token, _) => {
                 output.ids.push(token.id);
                 output.logprobs.push(token.logprobs.expect("log-probabilities were asked for"));
             }

@@ -111,7 +111,7 @@ fn a_request_gets_the_same_bytes_with_8_bit_activations() {
 fn same_bytes(setup: Setup) {
     let model = pulled("smollm2-135m");
     let expected = {
-        let engine = Engine::start(&model, Setup { threads: 1, prefix_cache: false, ..setup });
+        let engine = Engine::start(&model, Setup { threads: 1, prefix_cache: false, speculation: false, ..setup });
         let outputs = engine.run_alone(&subjects());
         assert_eq!(engine.widest_step(), 1);
         Expected(outputs.iter().map(bits).collect())

@@ -82,6 +82,8 @@ pub struct Setup {
     pub fail_on_token: Option<u32>,
     /// How long the model takes for a step.
     pub step_delay: Option<Duration>,
+    /// The gate counts guesses as the tokens they may be.
+    pub speculation: bool,
     pub drain_budget: Duration,
 }
 
@@ -95,6 +97,7 @@ impl Default for Setup {
             gated: false,
             fail_on_token: None,
             step_delay: None,
+            speculation: false,
             drain_budget: Duration::from_secs(20),
         }
     }
@@ -138,6 +141,7 @@ impl Server {
             context_max: setup.context_max,
             logit_rows_max: 256,
             prefix_cache: true,
+            speculation: setup.speculation,
         };
         let steps = Arc::new(StepMetrics::default());
         let observer: Arc<dyn StepObserver> = steps.clone();

@@ -211,6 +211,7 @@ fn seq(tokens: &[u32], start: usize, end: usize, blocks: &[u32], logits: LogitRo
         id: SeqId(1),
         start,
         tokens: tokens[start..end].to_vec(),
+        drafts: 0,
         blocks: blocks.iter().map(|&b| BlockId(b)).collect(),
         logits,
         sample: false,

@@ -40,7 +40,8 @@ pub struct EngineReport {
     pub rows: Vec<Row>,
 }
 
-/// Runs one case `repeat` times. Prompts are random and the prefix cache is off, so nothing is reused.
+/// Runs one case `repeat` times. Prompts are random and the prefix cache is off, so nothing is reused; nor is anything
+/// guessed, so that a decoded token is one row of one step.
 ///
 /// # Errors
 /// The case does not fit the block pool or the context, or a step failed.
@@ -86,7 +87,8 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
         "a batch needs at least one sequence and two tokens to generate"
     );
     let running_max = config.running_max.max(case.batch);
-    let mut scheduler = Scheduler::new(SchedulerConfig { prefix_cache: false, running_max, ..config });
+    let mut scheduler =
+        Scheduler::new(SchedulerConfig { prefix_cache: false, speculation: false, running_max, ..config });
     let mut rng = Rng::new(round + 1);
     let vocab = runner.vocab() as u64;
     let params = Arc::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() });
@@ -111,15 +113,15 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
         anyhow::ensure!(step.preempted.is_empty(), "the KV cache is too small for this batch: raise --kv-memory");
         let mut logits = runner.execute(&step)?;
         let mut rows = logits.rows_mut();
-        let sampled: Vec<Option<u32>> = step
+        let sampled: Vec<Vec<u32>> = step
             .seqs
             .iter()
             .map(|s| {
-                let row = rows.next().filter(|_| s.sample)?;
+                let Some(row) = rows.next().filter(|_| s.sample) else { return Vec::new() };
                 let id = s.id.0 as usize;
                 let token = samplers[id].sample(row, generated[id], &[]);
                 generated[id] += 1;
-                Some(token.id)
+                vec![token.id]
             })
             .collect();
         scheduler.commit(&step, &sampled);

@@ -9,7 +9,7 @@ use crate::kv::CacheSalt;
 use crate::runner::{Logits, Runner, RunnerError};
 use crate::sampling::{SampledToken, SamplingParams, TokenLogprobs};
 use crate::scheduler::{SchedulerConfig, SchedulerOutput, SeqId, StopLimits};
-use crate::testing::FakeRunner;
+use crate::testing::{FakeOptions, FakeRunner, next_token};
 
 pub(super) const VOCAB: usize = 48;
 /// How long a test waits for something that must happen. Only a failing test takes that long.
@@ -25,6 +25,7 @@ pub(super) fn config() -> SchedulerConfig {
         context_max: 128,
         logit_rows_max: 32,
         prefix_cache: true,
+        speculation: false,
     }
 }
 
@@ -43,6 +44,8 @@ pub(super) enum Verdict {
 /// A [`FakeRunner`] with logits worth sampling from: random ones, seeded with its row, a function of the context. With a gate, every step first reports its sequences and then waits for a verdict.
 struct HashModel {
     inner: FakeRunner,
+    /// The logits follow from the last token alone, so that greedy outputs repeat themselves.
+    repeats: bool,
     gate: Option<(mpsc::Sender<Vec<SeqId>>, mpsc::Receiver<Verdict>)>,
 }
 
@@ -67,7 +70,12 @@ impl Runner for HashModel {
         }
         let mut logits = self.inner.execute(step)?;
         for row in logits.rows_mut() {
-            let mut hash = row.iter().fold(1u64, |hash, x| mix(hash ^ u64::from(x.to_bits())));
+            let mut hash = if self.repeats {
+                let best = (0..).zip(row.iter()).max_by(|a, b| a.1.total_cmp(b.1));
+                mix(best.map_or(0, |(token, _)| token))
+            } else {
+                row.iter().fold(1, |hash, x| mix(hash ^ u64::from(x.to_bits())))
+            };
             for logit in row {
                 hash = mix(hash);
                 *logit = (hash >> 40) as f32 / (1 << 24) as f32 * 9.0 - 5.0;
@@ -104,14 +112,24 @@ impl Gate {
 }
 
 pub(super) fn model(config: &SchedulerConfig) -> Box<dyn Runner> {
-    Box::new(HashModel { inner: FakeRunner::new(VOCAB, config.block_size, config.num_blocks), gate: None })
+    let inner = FakeRunner::new(VOCAB, config.block_size, config.num_blocks);
+    Box::new(HashModel { inner, repeats: false, gate: None })
+}
+
+/// An engine whose model soon repeats itself.
+pub(super) fn repeating_engine(config: SchedulerConfig) -> EngineHandle {
+    let next = |context: &[u32]| next_token(&context[context.len() - 1..], VOCAB);
+    let options = FakeOptions { next: Some(Box::new(next)), ..FakeOptions::default() };
+    let inner = FakeRunner::with_options(VOCAB, config.block_size, config.num_blocks, options);
+    let model = HashModel { inner, repeats: true, gate: None };
+    EngineHandle::spawn(Box::new(model), config, WIDE).unwrap()
 }
 
 pub(super) fn gated_model(config: &SchedulerConfig) -> (Box<dyn Runner>, Gate) {
     let (entered, entries) = mpsc::channel();
     let (verdicts, verdict) = mpsc::channel();
     let inner = FakeRunner::new(VOCAB, config.block_size, config.num_blocks);
-    (Box::new(HashModel { inner, gate: Some((entered, verdict)) }), Gate { entered: entries, verdicts })
+    (Box::new(HashModel { inner, repeats: false, gate: Some((entered, verdict)) }), Gate { entered: entries, verdicts })
 }
 
 pub(super) fn engine(config: SchedulerConfig) -> EngineHandle {
@@ -173,7 +191,7 @@ pub(super) async fn read(mut stream: GenerationStream) -> Result<(Transcript, Us
                 assert!(started.is_some() && tokens.is_empty() && !logprobs.is_empty());
                 prompt.extend(logprobs.iter().map(bits));
             }
-            SeqEvent::Token(SampledToken { id, logprobs }) => {
+            SeqEvent::Token(SampledToken { id, logprobs }, _) => {
                 assert!(started.is_some());
                 tokens.push((id, logprobs.as_ref().map(bits)));
             }
@@ -203,6 +221,14 @@ pub(super) async fn run_together(engine: &EngineHandle, requests: &[GenerationRe
 
 /// Runs each request on an engine of its own with room for everything and no cache.
 pub(super) async fn run_alone(requests: &[GenerationRequest]) -> Vec<Transcript> {
+    run_each_on(engine, requests).await
+}
+
+/// As [`run_alone`], on engines that `engine` makes.
+pub(super) async fn run_each_on(
+    engine: fn(SchedulerConfig) -> EngineHandle,
+    requests: &[GenerationRequest],
+) -> Vec<Transcript> {
     let mut transcripts = Vec::new();
     for request in requests {
         let engine = engine(SchedulerConfig { prefix_cache: false, batched_tokens_max: 4096, ..config() });
