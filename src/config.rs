@@ -96,7 +96,7 @@ pub struct EngineArgs {
     #[arg(long, env = "WICK_KV_DTYPE", value_enum, default_value = "f16")]
     pub kv_dtype: KvDtypeArg,
     /// How the CPU rounds activations where it multiplies packed weights
-    #[arg(long, env = "WICK_ACTIVATIONS", value_enum, default_value = "exact")]
+    #[arg(long, env = "WICK_ACTIVATIONS", value_enum, default_value = "int8")]
     pub activations: ActivationsArg,
     /// Tokens a KV block holds
     #[arg(long, env = "WICK_BLOCK_SIZE", value_name = "TOKENS", default_value = "16", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -133,7 +133,7 @@ pub struct EngineArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ActivationsArg {
-    /// To 8 bits
+    /// To 8 bits; to 16 where some of 32 values stand far out of their row, and for the output matrix
     Int8,
     /// To 16 bits: about half the speed of prefill, and the results of a float32 engine but for the last digits
     Exact,

@@ -22,7 +22,7 @@ use wick::ops::KvDtype;
 use wick::text::TextTools;
 use wick_kernels::{Precision, QuantType};
 
-/// What holds for every model with exact activations, the default: the mean difference of log-probabilities, in nats.
+/// What holds for every model with exact activations: the mean difference of log-probabilities, in nats.
 const EXACT_MAX: f64 = 0.002;
 
 /// Prompts of the slower models: code, another script, JSON, a chat.
