@@ -103,6 +103,9 @@ fn main() {
 fn integer_roof(cpu: &Cpu) -> f64 {
     use std::arch::x86_64::*;
     const TURNS: usize = 100_000;
+    if cpu.isa != Isa::Avx512Vnni {
+        return f64::NAN;
+    }
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn chains() {
         let (a, b) = (_mm512_set1_epi8(black_box(3)), _mm512_set1_epi8(black_box(5)));

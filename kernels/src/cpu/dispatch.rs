@@ -16,7 +16,9 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// The same with AVX-512 F, BW, DQ and VL, and VNNI's integer dot products.
+    /// The same with AVX-VNNI: integer dot products in 256 bits, for processors that have no AVX-512.
+    AvxVnni,
+    /// AVX2 with AVX-512 F, BW, DQ and VL, and VNNI's integer dot products.
     Avx512Vnni,
 }
 
@@ -52,7 +54,7 @@ impl std::error::Error for IsaError {}
 
 impl Isa {
     /// Every instruction set, from the plainest to the fastest.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
 
     /// The fastest instruction set of this processor.
     pub fn detect() -> Isa {
@@ -68,6 +70,8 @@ impl Isa {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => {
                 Isa::Avx2.available()
                     && is_x86_feature_detected!("avx512f")
@@ -77,7 +81,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512Vnni => false,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => false,
         }
     }
 
@@ -98,6 +102,7 @@ impl Isa {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
         }
     }
@@ -105,7 +110,7 @@ impl Isa {
     /// Whether it has kernels for packed matrices that are faster than those for matrices as they are in the file. (All instruction sets
     /// can multiply packed matrices.)
     pub fn packs(self) -> bool {
-        matches!(self, Isa::Avx512Vnni)
+        matches!(self, Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni)
     }
 
     /// Its kernels.
@@ -117,6 +122,8 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &isa::avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => &isa::avxvnni::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => &isa::avx512::TABLE,
             _ => &isa::scalar::TABLE,

@@ -20,6 +20,8 @@ mod matmul;
 mod pack;
 
 pub use acts::{ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, group_bytes, low_bytes};
+#[cfg(test)]
+pub(crate) use matmul::matmul_with;
 pub use matmul::{PackedScratch, packed_matmul};
 
 use super::Cpu;

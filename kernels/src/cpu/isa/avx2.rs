@@ -7,10 +7,10 @@
 
 mod dense;
 mod formats;
+pub mod packed;
 mod panels;
 mod quantized;
 
-use super::scalar::PACKED;
 use crate::cpu::attention::{Dots, KEYS, RowBlock, attend};
 use crate::cpu::dispatch::KernelTable;
 use crate::cpu::elementwise::{Activation, add_row, gated_row, rms_norm_row, sin_cos_row};
@@ -29,7 +29,7 @@ pub const TABLE: KernelTable = KernelTable {
     add,
     gated,
     sin_cos,
-    packed: PACKED,
+    packed: packed::PACKED,
 };
 
 #[target_feature(enable = "avx2,fma,f16c")]
