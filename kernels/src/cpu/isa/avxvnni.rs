@@ -4,11 +4,17 @@ use super::avx2;
 use super::avx2::packed::Ymm;
 use super::packed::{self, Fours, tile::packed_dot};
 use crate::cpu::dispatch::{KernelTable, PackedKernels};
+use crate::cpu::packed::GroupSource;
 use std::arch::x86_64::*;
 
 /// The AVX-VNNI table. Its functions need a processor with AVX-VNNI beside AVX2, FMA and F16C.
 pub static TABLE: KernelTable =
-    KernelTable { packed: PackedKernels { dot, ..avx2::packed::PACKED }, ..avx2::TABLE };
+    KernelTable { packed: PackedKernels { quantize, dot, ..avx2::packed::PACKED }, ..avx2::TABLE };
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
+    packed::acts::quantize::<false>(source, groups, low);
+}
 
 packed_dot!("avx2,fma,f16c,avxvnni", Vnni, 2);
 
@@ -62,7 +68,7 @@ mod tests {
             // Nothing to test the stand-in on. Where AVX-VNNI is, tests/packed.rs tests the real one.
             return;
         }
-        let evex = PackedKernels { dot, ..avx2::packed::PACKED };
+        let evex = PackedKernels { dot, ..scalar::PACKED };
         let cpu = Cpu { isa: Isa::Scalar, pool: ThreadPool::new(NonZeroUsize::MIN) };
         let mut state = 1u64;
         let mut random = || {

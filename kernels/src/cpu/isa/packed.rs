@@ -67,14 +67,25 @@ pub trait Dots {
     /// Most rows of activations that fit its registers beside a strip.
     const ROWS: usize;
 
-    /// Adds to `sums[r][b]` the products of the steps of `PART` of a group with the activations of row `r`: the strip's lanes from
+    /// Adds to `sums[r][b]` the products of the steps of `PART` of a group with the 8-bit activations of row `r`: the strip's lanes from
     /// `b * LANES`, exactly.
     ///
     /// # Safety
     /// As for [`Quants::step`]; 32 bytes of each of the `R` rows are readable at `acts`.
-    unsafe fn products<Q: Quants, const R: usize, const B: usize, const PART: u8>(
+    unsafe fn coarse<Q: Quants, const R: usize, const B: usize, const PART: u8>(
         q: *const u8,
         acts: *const u8,
+        sums: &mut [[<Self::V as Vector>::Int; B]; R],
+    );
+
+    /// The same with 16-bit activations, as the table's `quantize` lays them out.
+    ///
+    /// # Safety
+    /// As for [`Quants::step`]; 32 bytes of each of the `R` rows are readable at `high` and at `low`.
+    unsafe fn fine<Q: Quants, const R: usize, const B: usize, const PART: u8>(
+        q: *const u8,
+        high: *const u8,
+        low: *const u8,
         sums: &mut [[<Self::V as Vector>::Int; B]; R],
     );
 }
@@ -123,7 +134,7 @@ impl<F: Fours> Dots for F {
     const ROWS: usize = F::ROWS;
 
     #[inline(always)]
-    unsafe fn products<Q: Quants, const R: usize, const B: usize, const PART: u8>(
+    unsafe fn coarse<Q: Quants, const R: usize, const B: usize, const PART: u8>(
         q: *const u8,
         acts: *const u8,
         sums: &mut [[<Self::V as Vector>::Int; B]; R],
@@ -155,6 +166,26 @@ impl<F: Fours> Dots for F {
                     multiply!([4, 5, 6, 7]);
                 }
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn fine<Q: Quants, const R: usize, const B: usize, const PART: u8>(
+        q: *const u8,
+        high: *const u8,
+        low: *const u8,
+        sums: &mut [[<Self::V as Vector>::Int; B]; R],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut upper = [[F::V::word(0); B]; R];
+            Self::coarse::<Q, R, B, PART>(q, high, &mut upper);
+            for r in 0..R {
+                for b in 0..B {
+                    sums[r][b] = F::V::add32(sums[r][b], F::V::left32::<8>(upper[r][b]));
+                }
+            }
+            Self::coarse::<Q, R, B, PART>(q, low, sums);
         }
     }
 }

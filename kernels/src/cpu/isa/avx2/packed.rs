@@ -18,7 +18,7 @@ fn root_mean_square(x: &[f32]) -> f32 {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
-    packed::acts::quantize(source, groups, low);
+    packed::acts::quantize::<true>(source, groups, low);
 }
 
 packed_dot!("avx2,fma,f16c", Pairs, 2);
@@ -116,15 +116,16 @@ impl Vector for Ymm {
 
 /// Products by `vpmaddubsw`: sums of two products in 16 bits. They are added up in 16 bits for as many steps as fit, with activations down
 /// to -128: 8 steps of 4-bit weights (8 * 2 * 15 * 128 = 30,720), 4 of 5-bit ones (31,744), 2 of 6-bit ones (32,256). Bytes do not fit
-/// even once and are taken as two nibbles.
+/// even once and are taken as two nibbles. 16-bit activations are multiplied by `vpmaddwd` with the even and then the odd weights of a
+/// step, widened: at most 32 * 255 * 32,512 in magnitude.
 pub struct Pairs;
 
 impl Dots for Pairs {
     type V = Ymm;
-    const ROWS: usize = 6;
+    const ROWS: usize = 4;
 
     #[inline(always)]
-    unsafe fn products<Q: Quants, const R: usize, const B: usize, const PART: u8>(
+    unsafe fn coarse<Q: Quants, const R: usize, const B: usize, const PART: u8>(
         q: *const u8,
         acts: *const u8,
         sums: &mut [[__m256i; B]; R],
@@ -182,6 +183,45 @@ impl Dots for Pairs {
             }
         }
     }
+
+    #[inline(always)]
+    unsafe fn fine<Q: Quants, const R: usize, const B: usize, const PART: u8>(
+        q: *const u8,
+        high: *const u8,
+        low: *const u8,
+        sums: &mut [[__m256i; B]; R],
+    ) {
+        macro_rules! multiply {
+            ($acts:ident, $steps:tt) => {
+                steps!(J in $steps => {
+                    let values = step::<Pairs, Q, B>(q, J);
+                    multiply!($acts, J, values, even_bytes, 0);
+                    multiply!($acts, J, values, odd_bytes, 4);
+                });
+            };
+            ($acts:ident, $j:ident, $values:ident, $of:ident, $at:literal) => {
+                let mut w = $values;
+                for b in 0..B {
+                    w[b] = $of(w[b]);
+                }
+                for r in 0..R {
+                    let a = four::<Ymm>($acts.add(r * GROUP + $j % 4 * 8 + $at));
+                    for b in 0..B {
+                        sums[r][b] = _mm256_add_epi32(sums[r][b], _mm256_madd_epi16(w[b], a));
+                    }
+                }
+            };
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            if PART != SECOND {
+                multiply!(high, [0, 1, 2, 3]);
+            }
+            if PART != FIRST {
+                multiply!(low, [4, 5, 6, 7]);
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -203,4 +243,24 @@ unsafe fn low_nibbles(v: __m256i) -> __m256i {
 unsafe fn high_nibbles(v: __m256i) -> __m256i {
     // SAFETY: the caller's promise.
     unsafe { low_nibbles(_mm256_srli_epi16::<4>(v)) }
+}
+
+/// Bytes 0 and 2 of each lane.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn even_bytes(v: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_and_si256(v, _mm256_set1_epi16(255)) }
+}
+
+/// Bytes 1 and 3 of each lane.
+///
+/// # Safety
+/// AVX2.
+#[inline(always)]
+unsafe fn odd_bytes(v: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_srli_epi16::<8>(v) }
 }

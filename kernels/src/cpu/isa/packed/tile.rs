@@ -104,24 +104,17 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
             let low = low.add(g * low_bytes(height) + row * GROUP);
             let field = |field: Field, r: usize| group.add(field.at(height) + 4 * (row + r));
             let fine = *group.add(Field::Fine.at(height)).cast::<u32>() != 0;
-            // The steps of a part of the group with one scale: high bytes, low bytes if there are some, offset, sum.
+            // The steps of a part of the group with one scale: offset, products, sum.
             macro_rules! add {
                 ($part:literal, $steps:expr, $sum:expr) => {
                     let mut dots = [[D::V::word(0); B]; R];
+                    for r in 0..R {
+                        dots[r] = [begin::<D>(S::OFFSET, field($sum, r)); B];
+                    }
                     if fine {
-                        D::products::<Q, R, B, { $steps }>(q, high, &mut dots);
-                        for r in 0..R {
-                            let begin = begin::<D>(S::OFFSET, field($sum, r));
-                            for b in 0..B {
-                                dots[r][b] = D::V::add32(D::V::left32::<8>(dots[r][b]), begin);
-                            }
-                        }
-                        D::products::<Q, R, B, { $steps }>(q, low, &mut dots);
+                        D::fine::<Q, R, B, { $steps }>(q, high, low, &mut dots);
                     } else {
-                        for r in 0..R {
-                            dots[r] = [begin::<D>(S::OFFSET, field($sum, r)); B];
-                        }
-                        D::products::<Q, R, B, { $steps }>(q, high, &mut dots);
+                        D::coarse::<Q, R, B, { $steps }>(q, high, &mut dots);
                     }
                     let mut d = [D::V::float(0.0); B];
                     for b in 0..B {
