@@ -106,6 +106,7 @@ macro_rules! steps {
         })*
     };
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use steps;
 
 /// Instruction sets that add the products of 4 bytes of each lane to a 32-bit sum.

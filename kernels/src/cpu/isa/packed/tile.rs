@@ -190,11 +190,7 @@ macro_rules! packed_dot {
         }
 
         #[target_feature(enable = $features)]
-        pub fn dot(
-            strip: &crate::cpu::packed::Strip<'_>,
-            acts: &crate::cpu::packed::ActTile<'_>,
-            out: &mut [f32],
-        ) {
+        pub fn dot(strip: &crate::cpu::packed::Strip<'_>, acts: &crate::cpu::packed::ActTile<'_>, out: &mut [f32]) {
             use crate::cpu::quant::QuantType;
             use packed::{Affine, AffineK, EightBits, FiveBits, FourBits, HalvesK, SixBits, Symmetric};
             match strip.ty {
