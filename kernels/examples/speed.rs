@@ -98,11 +98,14 @@ fn main() {
     }
 }
 
-/// Multiply-adds a second of `vpdpbusd` on all threads, with nothing to load, in 10^9.
+/// Multiply-adds a second of `vpdpbusd` on all threads, with nothing to load, in 10^9. NaN for instruction sets without its widest form.
 #[cfg(target_arch = "x86_64")]
 fn integer_roof(cpu: &Cpu) -> f64 {
     use std::arch::x86_64::*;
     const TURNS: usize = 100_000;
+    if cpu.isa != Isa::Avx512Vnni {
+        return f64::NAN;
+    }
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn chains() {
         let (a, b) = (_mm512_set1_epi8(black_box(3)), _mm512_set1_epi8(black_box(5)));
@@ -115,7 +118,7 @@ fn integer_roof(cpu: &Cpu) -> f64 {
         black_box(sums);
     }
     let threads = cpu.pool.threads();
-    // SAFETY: called only where `Isa::packs` says that the features are there.
+    // SAFETY: the instruction set is AVX-512 with VNNI, which `Isa::from_name` and `Isa::detect` have checked.
     let seconds = best(20, || cpu.pool.run(threads, &|_| unsafe { chains() }));
     (threads * TURNS * 16 * 64) as f64 / seconds / 1e9
 }
@@ -127,9 +130,11 @@ fn integer_roof(_: &Cpu) -> f64 {
 
 fn packed(cpu: &Cpu, bandwidth: f64, only: Option<&str>) {
     let roof = integer_roof(cpu);
-    println!("packed: vpdpbusd {roof:.0} GMAC/s");
+    if !roof.is_nan() {
+        println!("packed: vpdpbusd {roof:.0} GMAC/s");
+    }
     println!(
-        "{:6} {:>9} {:>10} {:>8} {:>9} | GMAC/s (of roof) with 1 row cached, 8, 32, 64 and 512; 64 exact",
+        "{:6} {:>9} {:>10} {:>8} {:>9} | GMAC/s (of roof) with 1 row cached, 8, 32, 64 and 512; 1 and 64 exact",
         "format", "pack GB/s", "m=1 GB/s", "of roof", "GMAC/s"
     );
     for ty in QuantType::ALL {
@@ -162,17 +167,18 @@ fn packed(cpu: &Cpu, bandwidth: f64, only: Option<&str>) {
                 packed_matmul(cpu, &[&part], &x[..m * k], m, &mut [&mut *out], &mut scratch, precision);
             });
             let rate = (m * n * k) as f64 / seconds / 1e9;
-            format!("{rate:.0} ({:.0}%)", 100.0 * rate / roof)
+            if roof.is_nan() { format!("{rate:.0}") } else { format!("{rate:.0} ({:.0}%)", 100.0 * rate / roof) }
         };
         let rates: Vec<String> = [1, 8, 32, 64, 512].into_iter().map(|m| rate(m, Precision::Int8)).collect();
         let speed = pieces[0].bytes() as f64 / gemv / 1e9;
         println!(
-            "{:6} {:9.2} {speed:10.1} {:7.0}% {:9.1} | {}; {}",
+            "{:6} {:9.2} {speed:10.1} {:7.0}% {:9.1} | {}; {}, {}",
             ty.name(),
             data.len() as f64 / packing / 1e9,
             100.0 * speed / bandwidth,
             (rows * k) as f64 / gemv / 1e9,
             rates.join(", "),
+            rate(1, Precision::Exact),
             rate(64, Precision::Exact)
         );
     }

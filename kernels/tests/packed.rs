@@ -119,7 +119,7 @@ fn a_row_has_the_same_bits_in_any_batch_on_any_number_of_threads_and_instruction
         let pools = [cpu(isa, 1), cpu(isa, 2), cpu(isa, 3)];
         for ty in TYPES {
             for &k in widths(ty) {
-                let (rows, m) = (37, if isa == Isa::Avx512Vnni { 50 } else { 16 });
+                let (rows, m) = (37, if isa == Isa::Scalar { 16 } else { 50 });
                 let mut rng = Rng(k as u64);
                 let data = rng.matrix(ty, rows, k);
                 let x = activations(&mut rng, m, k);
@@ -189,6 +189,45 @@ fn integer_parts_are_exact_at_the_extremes() {
                     let got = product(&cpu, &w, &vec![sign * max; k], 1, precision);
                     let want = k as f32 * f32::from(weight) * sign * max;
                     assert_eq!(got, [want; 3], "{isa:?} {precision:?} weight {weight}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_values_of_every_format_give_the_scalar_tables_bits() {
+    // Every quant at its largest, and activations whose bytes are the largest in magnitude, with either sign: sums in 16 bits must not
+    // overflow. 32384 is 127 * 256 - 128.
+    let (reference, k) = (cpu(Isa::Scalar, 1), 256);
+    for isa in isas() {
+        let cpu = cpu(isa, 1);
+        for ty in TYPES {
+            let mut data = vec![0xff; 16 * ty.row_bytes(k).unwrap()];
+            let halves: &[usize] = if ty == QuantType::Q6K { &[208] } else { &[0, 2] };
+            for block in data.chunks_exact_mut(ty.block_bytes()) {
+                let scales = if [QuantType::Q4_0, QuantType::Q5_0, QuantType::Q8_0].contains(&ty) {
+                    &halves[..1]
+                } else {
+                    halves
+                };
+                scales.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&half::f16::ONE.to_le_bytes()));
+                if ty == QuantType::Q8_0 {
+                    block[2..].fill(127);
+                }
+            }
+            let w = pack(&cpu, ty, 16, k, &data);
+            for (precision, value, largest) in [
+                (Precision::Int8, 127.0, 127.0),
+                (Precision::Exact, 32512.0, 32512.0),
+                (Precision::Exact, 32384.0, 32512.0),
+            ] {
+                for sign in [1.0, -1.0] {
+                    let row: Vec<f32> = (0..k).map(|i| sign * if i % 32 == 5 { largest } else { value }).collect();
+                    let x = row.repeat(12);
+                    let want = product(&reference, &w, &x, 12, precision);
+                    let got = product(&cpu, &w, &x, 12, precision);
+                    assert_eq!(bits(&got), bits(&want), "{} {isa:?} {precision:?} {value}", ty.name());
                 }
             }
         }

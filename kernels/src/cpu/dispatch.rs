@@ -14,9 +14,13 @@ use std::fmt;
 pub enum Isa {
     /// Plain Rust, any processor. Also the reference the others are tested against.
     Scalar,
+    /// 64-bit Arm with the dot product extension.
+    NeonDot,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// The same with AVX-512 F, BW, DQ and VL, and VNNI's integer dot products.
+    /// The same with AVX-VNNI: integer dot products in 256 bits, for processors that have no AVX-512.
+    AvxVnni,
+    /// AVX2 with AVX-512 F, BW, DQ and VL, and VNNI's integer dot products.
     Avx512Vnni,
 }
 
@@ -52,7 +56,7 @@ impl std::error::Error for IsaError {}
 
 impl Isa {
     /// Every instruction set, from the plainest to the fastest.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::NeonDot, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
 
     /// The fastest instruction set of this processor.
     pub fn detect() -> Isa {
@@ -63,10 +67,16 @@ impl Isa {
     pub fn available(self) -> bool {
         match self {
             Isa::Scalar => true,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::NeonDot => false,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.available() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => {
                 Isa::Avx2.available()
@@ -77,7 +87,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512Vnni => false,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => false,
         }
     }
 
@@ -97,15 +107,17 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::NeonDot => "neondot",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
         }
     }
 
     /// Whether it has kernels for packed matrices that are faster than those for matrices as they are in the file. (All instruction sets
-    /// can multiply packed matrices.)
+    /// can multiply packed matrices; in plain Rust it takes twice as long.)
     pub fn packs(self) -> bool {
-        matches!(self, Isa::Avx512Vnni)
+        matches!(self, Isa::NeonDot | Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni)
     }
 
     /// Its kernels.
@@ -115,8 +127,12 @@ impl Isa {
     pub(crate) fn table(self) -> &'static KernelTable {
         assert!(self.available(), "{}", IsaError::Unavailable { isa: self });
         match self {
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => &isa::neondot::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &isa::avx2::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => &isa::avxvnni::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => &isa::avx512::TABLE,
             _ => &isa::scalar::TABLE,
@@ -180,7 +196,8 @@ pub struct PackedKernels {
     /// The root of the mean square of a row, summed in 16 lanes.
     pub root_mean_square: unsafe fn(x: &[f32]) -> f32,
     /// Quantises some groups of a tile of activations; `groups` has [`super::packed::group_bytes`] for each, `low` has
-    /// [`super::packed::low_bytes`], which are written only where the group is fine.
+    /// [`super::packed::low_bytes`], which are written only where the group is fine. Only the table's own `dot` knows how the values of a
+    /// fine group are laid out.
     pub quantize: unsafe fn(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]),
     /// The products of 16 rows of a matrix with a tile: `out[16 * row + lane]`.
     pub dot: unsafe fn(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]),

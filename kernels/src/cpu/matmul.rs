@@ -3,6 +3,8 @@
 //! Activations are quantised once for all matrices of a call (see [`super::panel`]). A few activation rows are multiplied straight from
 //! the blocks; more rows unpack a handful of weight rows once and reuse them. Both give the same bits: the instruction set's tile code is
 //! one and the same, only the source of the 16-bit weights differs.
+//!
+//! Where the instruction set packs ([`super::dispatch::Isa::packs`]), models come here with the formats that are not packed only.
 
 use super::Cpu;
 use super::dispatch::{KernelTable, TILE_ROWS, WeightRows};

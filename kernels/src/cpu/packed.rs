@@ -2,7 +2,8 @@
 //!
 //! 16 rows of a matrix make a *strip*: one row for each 32-bit lane of a 512-bit register. A strip holds the quants of all its groups of
 //! 32 columns, then their scales. The 32 values of a group are 8 *steps* of 4: a step of a strip is 64 bytes, 4 unsigned values for each
-//! of the 16 rows, which is what one `vpdpbusd` multiplies with 4 activations. Bits stay as few as the file has:
+//! of the 16 rows, which is what one `vpdpbusd` multiplies with 4 activations; narrower registers take a step in parts. Bits stay as few as
+//! the file has:
 //!
 //! | formats | quants of a group | scales |
 //! |---|---|---|
@@ -20,6 +21,8 @@ mod matmul;
 mod pack;
 
 pub use acts::{ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, group_bytes, low_bytes};
+#[cfg(all(test, target_arch = "x86_64"))]
+pub(crate) use matmul::matmul_with;
 pub use matmul::{PackedScratch, packed_matmul};
 
 use super::Cpu;
@@ -246,21 +249,21 @@ impl Strip<'_> {
     pub fn row_group(&self, lane: usize, g: usize) -> RowGroup {
         let packing = Packing::of(self.ty).expect("a strip of a format that is not packed is a bug");
         let quants = &self.quants[g * packing.quant_bytes()..(g + 1) * packing.quant_bytes()];
+        // The 4 values of a step are the bytes of a word.
+        let word = |line: usize| {
+            let at = line * LINE + 4 * lane;
+            u32::from_le_bytes([quants[at], quants[at + 1], quants[at + 2], quants[at + 3]])
+        };
         let mut q = [0; GROUP];
-        for (i, q) in q.iter_mut().enumerate() {
-            let (step, byte) = (i / 4, 4 * lane + i % 4);
-            let line = |n: usize| quants[n * LINE + byte];
-            *q = match (packing.low_lines, packing.high_lines) {
-                (8, _) => line(step),
-                (_, high) => {
-                    let low = line(step % 4) >> (4 * (step / 4)) & 15;
-                    low | match high {
-                        0 => 0,
-                        1 => (line(4) >> step & 1) << 4,
-                        _ => (line(4 + step / 4) >> (2 * (step % 4)) & 3) << 4,
-                    }
-                }
+        for (j, q) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let low = || word(j % 4) >> (4 * (j / 4)) & 0x0f0f_0f0f;
+            let step = match (packing.low_lines, packing.high_lines) {
+                (8, _) => word(j),
+                (_, 0) => low(),
+                (_, 1) => low() | (word(4) >> j & 0x0101_0101) << 4,
+                _ => low() | (word(4 + j / 4) >> (2 * (j % 4)) & 0x0303_0303) << 4,
             };
+            *q = step.to_le_bytes();
         }
         let record = &self.scales[g / packing.record_groups * packing.record_bytes..][..packing.record_bytes];
         let sub = |at: usize| record[at + g % packing.record_groups * 2 * LANES + lane];

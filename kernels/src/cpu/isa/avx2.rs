@@ -8,10 +8,10 @@
 mod attend;
 mod dense;
 mod formats;
+pub mod packed;
 mod panels;
 mod quantized;
 
-use super::scalar::PACKED;
 use crate::cpu::dispatch::KernelTable;
 use crate::cpu::elementwise::{Activation, add_row, gated_row, rms_norm_row, sin_cos_row};
 use crate::cpu::rope::rotate_head;
@@ -33,7 +33,7 @@ pub const TABLE: KernelTable = KernelTable {
     gated,
     sin_cos,
     rotate,
-    packed: PACKED,
+    packed: packed::PACKED,
 };
 
 #[target_feature(enable = "avx2,fma,f16c")]

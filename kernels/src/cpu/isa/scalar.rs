@@ -36,7 +36,6 @@ pub static TABLE: KernelTable = KernelTable {
     packed: PACKED,
 };
 
-/// Also for instruction sets without packed kernels of their own.
 pub const PACKED: PackedKernels =
     PackedKernels { root_mean_square: packed::root_mean_square, quantize: packed::quantize, dot: packed::dot };
 

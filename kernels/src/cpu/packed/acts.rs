@@ -107,14 +107,17 @@ impl<'a> ActTile<'a> {
         [self.groups[at], self.groups[at + 1], self.groups[at + 2], self.groups[at + 3]]
     }
 
-    /// Value `i` of `row` in group `g`.
-    pub fn value(&self, g: usize, row: usize, i: usize) -> i32 {
-        let byte = |bytes: &[u8], at: usize| i32::from(bytes[at + row * GROUP + i] as i8);
-        let high = byte(self.groups, g * group_bytes(self.height));
+    /// The values of `row` in group `g`: at most 32639 in magnitude.
+    pub fn values(&self, g: usize, row: usize, out: &mut [i16; GROUP]) {
+        let bytes = |bytes: &'a [u8], group_bytes: usize| &bytes[g * group_bytes + row * GROUP..][..GROUP];
+        let high = bytes(self.groups, group_bytes(self.height));
         if self.field(g, 0, Field::Fine) == [0; 4] {
-            high
+            out.iter_mut().zip(high).for_each(|(out, &high)| *out = i16::from(high as i8));
         } else {
-            256 * high + byte(self.low, g * low_bytes(self.height))
+            let low = bytes(self.low, low_bytes(self.height));
+            for ((out, &high), &low) in out.iter_mut().zip(high).zip(low) {
+                *out = 256 * i16::from(high as i8) + i16::from(low as i8);
+            }
         }
     }
 }

@@ -57,9 +57,23 @@ pub fn packed_matmul(
     scratch: &mut PackedScratch,
     precision: Precision,
 ) {
+    matmul_with(cpu, &cpu.isa.table().packed, ws, x, m, outs, scratch, precision);
+}
+
+/// [`packed_matmul`] with the kernels of any table that this processor can run.
+#[allow(clippy::too_many_arguments)] // those of `packed_matmul` and the kernels
+pub(crate) fn matmul_with(
+    cpu: &Cpu,
+    kernels: &PackedKernels,
+    ws: &[&PackedMatrix],
+    x: &[f32],
+    m: usize,
+    outs: &mut [&mut [f32]],
+    scratch: &mut PackedScratch,
+    precision: Precision,
+) {
     let shapes = ws.iter().map(|w| (w.rows, w.cols));
     let Some(k) = product::columns("packed_matmul", shapes, x, m, outs) else { return };
-    let kernels = &cpu.isa.table().packed;
     let outs: Vec<SharedSlice<'_, f32>> = outs.iter_mut().map(|out| SharedSlice::new(out)).collect();
     let row_bytes = k / GROUP * group_bytes(1);
     let chunk = (CHUNK_BYTES / row_bytes / WIDEST_TILE).max(4) * WIDEST_TILE;

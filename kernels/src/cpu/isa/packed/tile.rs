@@ -1,0 +1,210 @@
+//! The products of a strip with a tile of activations.
+//!
+//! A tile is cut into passes of as many rows as the registers hold. For each group of a pass, a step of the strip is unpacked once and
+//! multiplied with every row. Then the sums become floats and are multiplied into the row's accumulator: lanes are rows of the matrix, so
+//! nothing is ever summed across them, and a row's bits depend on no other row.
+
+#![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
+
+use super::{Dots, FIRST, Quants, SECOND, Scales, Vector, WHOLE, four};
+use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Strip, group_bytes, low_bytes};
+
+/// How far ahead of a few rows weights are asked for, as in AVX-512's tiles.
+const AHEAD: usize = 4096;
+
+/// Where a strip and some rows of a tile are.
+pub struct Pass {
+    groups: usize,
+    quants: *const u8,
+    scales: *const u8,
+    /// Height of the tile, and the first row to take.
+    height: usize,
+    row: usize,
+    acts: *const u8,
+    low: *const u8,
+    out: *mut f32,
+}
+
+impl Pass {
+    /// The whole tile, as checked as it can be.
+    ///
+    /// # Panics
+    /// If the sizes do not fit together.
+    pub fn new<Q: Quants>(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]) -> Pass {
+        let (groups, height) = (strip.groups, acts.height);
+        let fits = strip.quants.len() == groups * Q::BYTES
+            && strip.quants.as_ptr().addr().is_multiple_of(LINE)
+            && Packing::of(strip.ty).is_some_and(|p| strip.scales.len() >= groups / p.record_groups * p.record_bytes)
+            && acts.groups.len() == groups * group_bytes(height)
+            && acts.low.len() == groups * low_bytes(height)
+            && acts.groups.as_ptr().addr().is_multiple_of(4)
+            && acts.low.as_ptr().addr().is_multiple_of(4)
+            && out.len() == LANES * height;
+        assert!(fits, "a strip or a tile has the wrong size: this is a bug");
+        Pass {
+            groups,
+            quants: strip.quants.as_ptr(),
+            scales: strip.scales.as_ptr(),
+            height,
+            row: 0,
+            acts: acts.groups.as_ptr(),
+            low: acts.low.as_ptr(),
+            out: out.as_mut_ptr(),
+        }
+    }
+
+    /// The next rows to take: as many as `most` allows, in passes of about the same size. `None` when the tile is done.
+    pub fn next(&mut self, taken: usize, most: usize) -> Option<usize> {
+        self.row += taken;
+        let left = self.height - self.row;
+        (left > 0).then(|| left.div_ceil(left.div_ceil(most)))
+    }
+}
+
+/// What the sums of a row begin with: minus the format's offset times the sum of the activations.
+///
+/// # Safety
+/// As for [`four`]; there is minus 8 times the sum.
+#[inline(always)]
+unsafe fn begin<D: Dots>(offset: u32, at: *const u8) -> <D::V as Vector>::Int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match offset {
+            0 => D::V::word(0),
+            128 if D::SIGNED => D::V::word(0),
+            8 => four::<D::V>(at),
+            16 => D::V::left32::<1>(four::<D::V>(at)),
+            32 => D::V::left32::<2>(four::<D::V>(at)),
+            _ => D::V::left32::<4>(four::<D::V>(at)),
+        }
+    }
+}
+
+/// `R` rows of activations with 16 rows of weights in `B` registers.
+///
+/// # Safety
+/// The pass has `R` more rows and is of `Q` and its `S`; the processor has the instructions of `D`.
+#[inline(always)]
+pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize>(pass: &Pass) {
+    const { assert!(B * D::V::LANES == LANES) };
+    let &Pass { groups, quants, scales, height, row, acts, low, out } = pass;
+    // SAFETY: `Pass::new` has checked the sizes: group g of each begins at g times its size. Prefetched addresses may lie anywhere.
+    unsafe {
+        let mut sums = [[D::V::float(0.0); B]; R];
+        for g in 0..groups {
+            let q = quants.add(g * Q::BYTES);
+            let group = acts.add(g * group_bytes(height));
+            if R <= 4 {
+                for at in (0..Q::BYTES).step_by(LINE) {
+                    D::V::prefetch(q.wrapping_add(AHEAD + at));
+                }
+                D::V::prefetch(scales.wrapping_add(S::record(g) + AHEAD));
+            }
+            let high = group.add(row * GROUP);
+            let low = low.add(g * low_bytes(height) + row * GROUP);
+            let field = |field: Field, r: usize| group.add(field.at(height) + 4 * (row + r));
+            let fine = *group.add(Field::Fine.at(height)).cast::<u32>() != 0;
+            // The steps of a part of the group with one scale: offset, products, sum.
+            macro_rules! add {
+                ($part:literal, $steps:expr, $sum:expr) => {
+                    let mut dots = [[D::V::word(0); B]; R];
+                    for r in 0..R {
+                        dots[r] = [begin::<D>(S::OFFSET, field($sum, r)); B];
+                    }
+                    if fine {
+                        D::fine::<Q, R, B, { $steps }>(q, high, low, &mut dots);
+                    } else {
+                        D::coarse::<Q, R, B, { $steps }>(q, high, &mut dots);
+                    }
+                    let mut d = [D::V::float(0.0); B];
+                    for b in 0..B {
+                        d[b] = S::scale::<D::V>(scales, g, $part, b * D::V::LANES);
+                    }
+                    for r in 0..R {
+                        let scale = D::V::float(*field(Field::Scale, r).cast::<f32>());
+                        for b in 0..B {
+                            sums[r][b] = D::V::fma(D::V::to_float(dots[r][b]), D::V::mul(d[b], scale), sums[r][b]);
+                        }
+                    }
+                };
+            }
+            if S::PARTS == 1 {
+                add!(0, WHOLE, Field::Sum);
+            } else {
+                add!(0, FIRST, Field::FirstHalf);
+                add!(1, SECOND, Field::SecondHalf);
+            }
+            if S::MIN {
+                let mut min = [D::V::float(0.0); B];
+                for b in 0..B {
+                    min[b] = S::min::<D::V>(scales, g, b * D::V::LANES);
+                }
+                for r in 0..R {
+                    let sum = D::V::float(*field(Field::ScaledSum, r).cast::<f32>());
+                    for b in 0..B {
+                        sums[r][b] = D::V::fma(min[b], sum, sums[r][b]);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            for b in 0..B {
+                D::V::store(sums[r][b], out.add((row + r) * LANES + b * D::V::LANES));
+            }
+        }
+    }
+}
+
+/// The function `dot` of a table, compiled for the features that `$dots` needs; a register holds 1 / `$blocks` of a strip's lanes.
+macro_rules! packed_dot {
+    ($features:literal, $dots:ty, $blocks:literal) => {
+        /// One function for each format and number of rows, so that each is compiled on its own.
+        #[inline(never)]
+        #[target_feature(enable = $features)]
+        fn rows_of<Q: packed::Quants, S: packed::Scales, const R: usize>(pass: &packed::tile::Pass) {
+            // SAFETY: `dot_of` passes a format's own quants and scales and as many rows as are left, and the features are those that this
+            // function is compiled for and called with.
+            unsafe { packed::tile::rows::<$dots, Q, S, R, $blocks>(pass) }
+        }
+
+        #[target_feature(enable = $features)]
+        fn dot_of<Q: packed::Quants, S: packed::Scales>(
+            strip: &crate::cpu::packed::Strip<'_>,
+            acts: &crate::cpu::packed::ActTile<'_>,
+            out: &mut [f32],
+        ) {
+            let mut pass = packed::tile::Pass::new::<Q>(strip, acts, out);
+            let mut rows = 0;
+            while let Some(next) = pass.next(rows, <$dots as packed::Dots>::ROWS) {
+                rows = next;
+                match rows {
+                    1 => rows_of::<Q, S, 1>(&pass),
+                    2 => rows_of::<Q, S, 2>(&pass),
+                    3 => rows_of::<Q, S, 3>(&pass),
+                    4 => rows_of::<Q, S, 4>(&pass),
+                    5 => rows_of::<Q, S, 5>(&pass),
+                    6 => rows_of::<Q, S, 6>(&pass),
+                    rows => panic!("a pass of {rows} rows: this is a bug"),
+                }
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        pub fn dot(strip: &crate::cpu::packed::Strip<'_>, acts: &crate::cpu::packed::ActTile<'_>, out: &mut [f32]) {
+            use crate::cpu::quant::QuantType;
+            use packed::{Affine, AffineK, EightBits, FiveBits, FourBits, HalvesK, SixBits, Symmetric};
+            match strip.ty {
+                QuantType::Q4_0 => dot_of::<FourBits, Symmetric<8>>(strip, acts, out),
+                QuantType::Q4_1 => dot_of::<FourBits, Affine>(strip, acts, out),
+                QuantType::Q5_0 => dot_of::<FiveBits, Symmetric<16>>(strip, acts, out),
+                QuantType::Q5_1 => dot_of::<FiveBits, Affine>(strip, acts, out),
+                QuantType::Q8_0 => dot_of::<EightBits, Symmetric<128>>(strip, acts, out),
+                QuantType::Q4K => dot_of::<FourBits, AffineK>(strip, acts, out),
+                QuantType::Q5K => dot_of::<FiveBits, AffineK>(strip, acts, out),
+                QuantType::Q6K => dot_of::<SixBits, HalvesK>(strip, acts, out),
+                ty => panic!("{} is not packed: this is a bug", ty.name()),
+            }
+        }
+    };
+}
+pub(in crate::cpu::isa) use packed_dot;
