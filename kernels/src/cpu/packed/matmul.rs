@@ -168,6 +168,7 @@ fn multiply(
     let acts = scratch.acts.bytes();
     let next = AtomicUsize::new(0);
     cpu.pool.run(threads.min(tickets), &|_| {
+        let mut products = [0.0; LANES * WIDEST_TILE];
         loop {
             let ticket = next.fetch_add(1, Ordering::Relaxed);
             if ticket >= tickets {
@@ -182,14 +183,18 @@ fn multiply(
                 let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
                 let acts = ActTile::new(tile.height, groups, bytes);
                 for s in start..end {
-                    let mut products = [0.0; LANES * WIDEST_TILE];
                     // SAFETY: the table is this processor's.
                     unsafe { (kernels.dot)(&matrix.strip(s), &acts, &mut products[..LANES * tile.height]) }
                     let lanes = LANES.min(matrix.rows - s * LANES);
-                    for (r, products) in products.chunks_exact(LANES).take(tile.rows).enumerate() {
+                    for (r, products) in products.as_chunks::<LANES>().0.iter().take(tile.rows).enumerate() {
                         let at = (first_row + tile.first_row + r) * matrix.rows + s * LANES;
                         // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
-                        unsafe { outs[i].slice(at, lanes) }.copy_from_slice(&products[..lanes]);
+                        let out = unsafe { outs[i].slice(at, lanes) };
+                        match out.first_chunk_mut() {
+                            // Of a known length: no call.
+                            Some(out) => *out = *products,
+                            None => out.copy_from_slice(&products[..lanes]),
+                        }
                     }
                 }
             }

@@ -16,8 +16,9 @@ pub fn root_mean_square(x: &[f32]) -> f32 {
 pub fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
     let height = source.height;
     let low = low.chunks_exact_mut(low_bytes(height));
+    // Rows that the source does not have stay zeros.
+    let mut rows = [Row::ZERO; WIDEST_TILE];
     for (g, (out, low)) in groups.chunks_exact_mut(group_bytes(height)).zip(low).enumerate() {
-        let mut rows = [Row::ZERO; WIDEST_TILE];
         let mut fine = false;
         for ((row, x), &limit) in rows.iter_mut().zip(source.rows(g)).zip(source.limits) {
             *row = quantize_row(x.first_chunk().expect("a group of fewer values is a bug"), limit);
