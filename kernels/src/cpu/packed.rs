@@ -20,7 +20,9 @@ mod acts;
 mod matmul;
 mod pack;
 
-pub use acts::{ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, group_bytes, low_bytes};
+pub use acts::{
+    ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, group_bytes, low_bytes,
+};
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use matmul::matmul_with;
 pub use matmul::{PackedScratch, packed_matmul};

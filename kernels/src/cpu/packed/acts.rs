@@ -51,12 +51,17 @@ fn first_tile(rows: usize) -> (usize, usize) {
 }
 
 /// Bytes of one group of a tile: for each row its high bytes; scales, `scale * sum`, and three exact sums times -8: of the group and of its
-/// halves (i32, from which a shift makes what a format's offset adds to a product); and whether the group is fine.
+/// halves (i32, from which a shift makes what a format's offset adds to a product); and which rows have low bytes.
 ///
-/// A group is fine for a tile if it is for one of its rows. The values of the other rows are multiplied by 256 then, and their scale is
-/// divided by it: both exactly, so that a row's products do not depend on the tile.
+/// Low bytes have the rows whose group is fine; or all of them, where kernels make more of that: the values of the others are multiplied by
+/// 256 then, and their scale is divided by it, both exactly, so that a row's products do not depend on the tile.
 pub const fn group_bytes(height: usize) -> usize {
     height * (GROUP + 5 * 4) + 4
+}
+
+/// [`Field::Fine`] of a group in which all rows have low bytes.
+pub const fn all_fine(height: usize) -> u32 {
+    (1 << height) - 1
 }
 
 /// Bytes of the low bytes of a group, which are behind all groups of the tile: few are ever touched, and they stay out of the caches.
@@ -72,7 +77,7 @@ pub enum Field {
     Sum,
     FirstHalf,
     SecondHalf,
-    /// One for the group: a u32, 1 if it is fine and otherwise 0.
+    /// One for the group: a u32, in which bit `r` says whether row `r` has low bytes.
     Fine,
 }
 
@@ -111,7 +116,7 @@ impl<'a> ActTile<'a> {
     pub fn values(&self, g: usize, row: usize, out: &mut [i16; GROUP]) {
         let bytes = |bytes: &'a [u8], group_bytes: usize| &bytes[g * group_bytes + row * GROUP..][..GROUP];
         let high = bytes(self.groups, group_bytes(self.height));
-        if self.field(g, 0, Field::Fine) == [0; 4] {
+        if u32::from_le_bytes(self.field(g, 0, Field::Fine)) >> row & 1 == 0 {
             out.iter_mut().zip(high).for_each(|(out, &high)| *out = i16::from(high as i8));
         } else {
             let low = bytes(self.low, low_bytes(self.height));

@@ -1,7 +1,9 @@
 //! Quantising activations to tiles: the same arithmetic, to the bit, as the scalar table's.
 
 use crate::cpu::elementwise::mean_square;
-use crate::cpu::packed::{COARSE_MAX, FINE_MAX, Field, GROUP, GroupSource, WIDEST_TILE, group_bytes, low_bytes};
+use crate::cpu::packed::{
+    COARSE_MAX, FINE_MAX, Field, GROUP, GroupSource, WIDEST_TILE, all_fine, group_bytes, low_bytes,
+};
 use crate::cpu::panel::SMALLEST_AMAX;
 use std::arch::x86_64::*;
 
@@ -19,13 +21,17 @@ pub fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
     // Rows that the source does not have stay zeros.
     let mut rows = [Row::ZERO; WIDEST_TILE];
     for (g, (out, low)) in groups.chunks_exact_mut(group_bytes(height)).zip(low).enumerate() {
-        let mut fine = false;
-        for ((row, x), &limit) in rows.iter_mut().zip(source.rows(g)).zip(source.limits) {
+        let mut fine = 0u32;
+        for (r, ((row, x), &limit)) in rows.iter_mut().zip(source.rows(g)).zip(source.limits).enumerate() {
             *row = quantize_row(x.first_chunk().expect("a group of fewer values is a bug"), limit);
-            fine |= row.fine;
+            fine |= u32::from(row.fine) << r;
+        }
+        // `dot` multiplies the low bytes of a few rows one by one.
+        if 2 * fine.count_ones() as usize > height {
+            fine = all_fine(height);
         }
         let (high, fields) = out.split_at_mut(height * GROUP);
-        fields[Field::Fine.at(height) - height * GROUP..].copy_from_slice(&u32::from(fine).to_le_bytes());
+        fields[Field::Fine.at(height) - height * GROUP..].copy_from_slice(&fine.to_le_bytes());
         for (r, row) in rows[..height].iter().enumerate() {
             let high: &mut [u8; GROUP] = high[r * GROUP..].first_chunk_mut().expect("a group of fewer bytes is a bug");
             let (mut scale, mut sums) = (row.scale, row.sums);
@@ -35,7 +41,7 @@ pub fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
                 store(row.q, low);
             } else {
                 store(row.q, high);
-                if fine {
+                if fine >> r & 1 == 1 {
                     low[r * GROUP..(r + 1) * GROUP].fill(0);
                     scale /= 256.0;
                     sums = sums.map(|sum| 256 * sum);

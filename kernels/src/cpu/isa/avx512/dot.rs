@@ -1,13 +1,13 @@
 //! The products of a strip with a tile of activations.
 //!
 //! For each group, a step of the strip is unpacked once and multiplied with every row of the tile: `vpdpbusd` with 4 activations that are
-//! broadcast while they are loaded. Offsets of symmetric formats are what the sums begin with. Then the sums become floats and are
+//! broadcast while they are loaded. Low bytes take a second pass: over all rows, or over each of the few that have some. Offsets of symmetric formats are what the sums begin with. Then the sums become floats and are
 //! multiplied into the row's accumulator: lanes are rows of the matrix, so nothing is ever summed across them.
 
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 use super::formats::{Affine, AffineK, EightBits, FiveBits, FourBits, HalvesK, Quants, Scales, SixBits, Symmetric};
-use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Strip, group_bytes, low_bytes};
+use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Strip, all_fine, group_bytes, low_bytes};
 use crate::cpu::quant::QuantType;
 use std::arch::x86_64::*;
 
@@ -88,7 +88,8 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                 _mm_prefetch::<_MM_HINT_T1>(scales.wrapping_add(S::record(g) + AHEAD).cast());
             }
             let field = |field: Field, r: usize| a.add(field.at(R) + 4 * r);
-            let fine = *field(Field::Fine, 0).cast::<u32>() != 0;
+            let fine = *field(Field::Fine, 0).cast::<u32>();
+            let low = low.add(g * low_bytes(R));
             let mut dots = [_mm512_setzero_si512(); R];
             // In the order of pairs that share a line of nibbles, where the whole group has one scale.
             macro_rules! multiply {
@@ -105,19 +106,39 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
             // The steps of a part of the group with one scale: high bytes, low bytes if there are some, offset, sum.
             macro_rules! add {
                 ($part:literal, $sum:expr, $steps:tt) => {
-                    if fine {
+                    if fine == 0 {
+                        for r in 0..R {
+                            dots[r] = begin(S::OFFSET, field($sum, r));
+                        }
+                        multiply!(a, $steps);
+                    } else if fine == all_fine(R) {
                         dots = [_mm512_setzero_si512(); R];
                         multiply!(a, $steps);
                         for r in 0..R {
                             dots[r] =
                                 _mm512_add_epi32(_mm512_slli_epi32::<8>(dots[r]), begin(S::OFFSET, field($sum, r)));
                         }
-                        multiply!(low.add(g * low_bytes(R)), $steps);
+                        multiply!(low, $steps);
                     } else {
-                        for r in 0..R {
-                            dots[r] = begin(S::OFFSET, field($sum, r));
-                        }
+                        dots = [_mm512_setzero_si512(); R];
                         multiply!(a, $steps);
+                        // In memory, so that a row can be chosen by number; the sums stay in registers.
+                        let mut lows = [_mm512_setzero_si512(); R];
+                        let mut rest = fine;
+                        while rest != 0 {
+                            let r = rest.trailing_zeros() as usize;
+                            rest &= rest - 1;
+                            let mut dot = _mm512_setzero_si512();
+                            steps!(J in $steps => {
+                                dot = _mm512_dpbusd_epi32(dot, Q::step(q, J), broadcast(low.add(r * GROUP + 4 * J)));
+                            });
+                            lows[r] = dot;
+                        }
+                        for r in 0..R {
+                            let whole = 0u16.wrapping_sub((fine >> r & 1) as u16);
+                            let high = _mm512_mask_slli_epi32::<8>(dots[r], whole, dots[r]);
+                            dots[r] = _mm512_add_epi32(_mm512_add_epi32(high, begin(S::OFFSET, field($sum, r))), lows[r]);
+                        }
                     }
                     let d = S::scale(scales, g, $part);
                     for r in 0..R {

@@ -1,7 +1,9 @@
 //! Quantising activations to tiles in plain Rust, for compilers to vectorise: the reference, to the bit, for all instruction sets.
 
 use crate::cpu::math::ROUND;
-use crate::cpu::packed::{COARSE_MAX, FINE_MAX, Field, GROUP, GroupSource, WIDEST_TILE, group_bytes, low_bytes};
+use crate::cpu::packed::{
+    COARSE_MAX, FINE_MAX, Field, GROUP, GroupSource, WIDEST_TILE, all_fine, group_bytes, low_bytes,
+};
 use crate::cpu::panel::SMALLEST_AMAX;
 
 /// Quantises groups of a tile. Inlined into each instruction set.
@@ -21,7 +23,8 @@ pub fn quantize<const WORDS: bool>(source: &GroupSource<'_>, groups: &mut [u8], 
             fine |= row.fine;
         }
         let (high, fields) = out.split_at_mut(height * GROUP);
-        fields[Field::Fine.at(height) - height * GROUP..].copy_from_slice(&u32::from(fine).to_le_bytes());
+        let which = if fine { all_fine(height) } else { 0 };
+        fields[Field::Fine.at(height) - height * GROUP..].copy_from_slice(&which.to_le_bytes());
         let high = high.as_chunks_mut::<GROUP>().0;
         let low = low.as_chunks_mut::<GROUP>().0;
         for (r, ((row, high), low)) in rows.iter().zip(high).zip(low).enumerate() {
