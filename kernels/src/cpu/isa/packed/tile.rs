@@ -9,7 +9,7 @@
 use super::{Dots, FIRST, Quants, SECOND, Scales, Vector, WHOLE, four};
 use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Strip, group_bytes, low_bytes};
 
-/// How far ahead of a few rows weights are asked for, as in AVX-512's tiles.
+/// How far ahead weights are asked for, as in AVX-512's tiles.
 const AHEAD: usize = 4096;
 
 /// Where a strip and some rows of a tile are.
@@ -94,12 +94,10 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
         for g in 0..groups {
             let q = quants.add(g * Q::BYTES);
             let group = acts.add(g * group_bytes(height));
-            if R <= 4 {
-                for at in (0..Q::BYTES).step_by(LINE) {
-                    D::V::prefetch(q.wrapping_add(AHEAD + at));
-                }
-                D::V::prefetch(scales.wrapping_add(S::record(g) + AHEAD));
+            for at in (0..Q::BYTES).step_by(LINE) {
+                D::V::prefetch(q.wrapping_add(AHEAD + at));
             }
+            D::V::prefetch(scales.wrapping_add(S::record(g) + AHEAD));
             let high = group.add(row * GROUP);
             let low = low.add(g * low_bytes(height) + row * GROUP);
             let field = |field: Field, r: usize| group.add(field.at(height) + 4 * (row + r));
