@@ -80,7 +80,7 @@ fn safetensors_of_smollm2_135m_are_near_the_reference() {
     convert::to_safetensors(&pulled("smollm2-135m"), folder.path(), QuantType::F32, QuantType::F32);
     let names = ["one_word", "python", "chinese", "numbers", "json", "french", "chat_system"];
     let reference = Reference::read("smollm2-135m", &names);
-    let engine = Engine::start(folder.path(), Setup { kv: KvDtype::F32, ..Setup::default() });
+    let engine = Engine::start(folder.path(), Setup { kv: Some(KvDtype::F32), ..Setup::default() });
     reference.distance(&engine).assert_within("smollm2-135m, f32 safetensors", 0.001);
 }
 

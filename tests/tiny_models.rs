@@ -13,10 +13,9 @@ use wick_kernels::{Isa, Precision, QuantType};
 
 /// Kernels against candle's operations, f32 weights and cache: both sum in f32, in different orders.
 const REFERENCE_TOLERANCE: f32 = 2e-4;
-/// An f16 cache rounds keys and values to 11 bits.
-const F16_CACHE_TOLERANCE: f32 = 2e-2;
-/// Behind it an 8-bit activation may round to its neighbour.
-const F16_CACHE_INT8_TOLERANCE: f32 = 4e-2;
+/// An f16 cache rounds keys and values to 11 bits; behind it an 8-bit activation may round to its neighbour.
+const CACHE_TOLERANCES: [(KvDtype, f32, f32); 3] =
+    [(KvDtype::F16, 2e-2, 4e-2), (KvDtype::Bf16, 2e-1, 2e-1), (KvDtype::I8, 2e-1, 2e-1)];
 
 /// Formats of the tested ones that are packed, and so depend on how activations are rounded.
 const PACKED: [QuantType; 3] = [QuantType::Q8_0, QuantType::Q4_0, QuantType::Q5_1];
@@ -148,18 +147,21 @@ fn only_the_wanted_rows_come_back() {
 }
 
 #[test]
-fn an_f16_cache_keeps_the_same_bytes_rule_and_stays_near_f32() {
+fn a_rounded_cache_keeps_the_same_bytes_rule_and_stays_near_f32() {
     for (name, model) in models() {
         let tokens = prompt(3, 33);
         let exact = model.runner().rows_of(&tokens, &[33]);
-        let f16 = model.clone().kv(KvDtype::F16);
-        let whole = f16.runner().rows_of(&tokens, &[33]);
-        let chunks = [1, 15, 2, 1, 14];
-        assert_same_bits(&f16.runner().rows_of(&tokens, &chunks), &whole, &format!("{name}, f16 cache, chunks"));
-        let worst = harness::worst_difference(&whole, &exact);
-        let tolerance = if name.ends_with("int8") { F16_CACHE_INT8_TOLERANCE } else { F16_CACHE_TOLERANCE };
-        assert!(worst < tolerance, "{name}: an f16 cache moves logits by {worst}");
-        assert!(worst > 0.0, "{name}: the f16 cache was not used");
+        for (dtype, tolerance, int8_tolerance) in CACHE_TOLERANCES {
+            let Some(rounded) = model.clone().holding(dtype) else { continue };
+            let whole = rounded.runner().rows_of(&tokens, &[33]);
+            let chunks = [1, 15, 2, 1, 14];
+            let cut = rounded.runner().rows_of(&tokens, &chunks);
+            assert_same_bits(&cut, &whole, &format!("{name}, {dtype} cache, chunks"));
+            let worst = harness::worst_difference(&whole, &exact);
+            let tolerance = if name.ends_with("int8") { int8_tolerance } else { tolerance };
+            assert!(worst < tolerance, "{name}: the {dtype} cache moves logits by {worst}");
+            assert!(worst > 0.0, "{name}: the {dtype} cache was not used");
+        }
     }
 }
 

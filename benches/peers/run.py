@@ -78,7 +78,7 @@ def roofs(threads):
     """Read bandwidth in GB/s and int8 multiply-adds in 10^9/s, as the kernels' own bench measures them."""
     flags = pathlib.Path("/proc/cpuinfo").read_text()
     isa = "avx512vnni" if "avx512_vnni" in flags else "avx2" if "avx2" in flags else "scalar"
-    command = ["cargo", "run", "--quiet", "--release", "-p", "wick-kernels", "--example", "speed", "--"]
+    command = ["cargo", "bench", "--quiet", "-p", "wick-kernels", "--bench", "products", "--"]
     # No format has this name: only the roofs are measured.
     done = subprocess.run([*command, str(threads), isa, "roofs", "packed"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:

@@ -15,7 +15,7 @@ pub use cpu::Cpu;
 pub use cpu::attention::{AttentionArgs, AttentionScratch, SeqSpan, paged_attention};
 pub use cpu::dispatch::{Isa, IsaError};
 pub use cpu::elementwise::{Activation, add_rms_norm, gated_activation, rms_norm};
-pub use cpu::kv::{KvSlice, KvSliceMut, write_kv};
+pub use cpu::kv::{KV_GROUP, KV_PIECE, KvSlice, KvSliceMut, write_kv};
 pub use cpu::matmul::{MatmulScratch, MatrixRef, matmul};
 pub use cpu::packed::{PackedMatrix, PackedScratch, Precision, packed_matmul};
 pub use cpu::pool::ThreadPool;

@@ -6,7 +6,7 @@ use common::{Rng, bits, cpu, isas};
 use half::f16;
 use proptest::prelude::*;
 use wick_kernels::{
-    AttentionArgs, AttentionScratch, Cpu, Isa, KvSlice, KvSliceMut, SeqSpan, paged_attention, write_kv,
+    AttentionArgs, AttentionScratch, Cpu, Isa, KV_GROUP, KvSlice, KvSliceMut, SeqSpan, paged_attention, write_kv,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -17,11 +17,21 @@ struct Shape {
     block_size: usize,
     window: Option<usize>,
     softcap: Option<f32>,
-    f16: bool,
+    cached: Cached,
 }
 
+/// What a cache is made of. Values are such that it holds them exactly.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cached {
+    F32,
+    F16,
+    Bf16,
+    I8,
+}
+use Cached::{Bf16, F16, F32, I8};
+
 const PLAIN: Shape =
-    Shape { heads: 6, kv_heads: 2, head_dim: 64, block_size: 16, window: None, softcap: None, f16: false };
+    Shape { heads: 6, kv_heads: 2, head_dim: 64, block_size: 16, window: None, softcap: None, cached: F32 };
 
 /// A cache with the tokens of some sequences in shuffled blocks; unused slots are NaN.
 struct Case {
@@ -35,6 +45,12 @@ struct Case {
     v32: Vec<f32>,
     k16: Vec<f16>,
     v16: Vec<f16>,
+    k_pairs: Vec<u32>,
+    v_pairs: Vec<u32>,
+    k8: Vec<i8>,
+    v8: Vec<i8>,
+    k_scales: Vec<f32>,
+    v_scales: Vec<f32>,
 }
 
 impl Case {
@@ -56,19 +72,29 @@ impl Case {
             v32: vec![f32::NAN; size],
             k16: vec![f16::NAN; size],
             v16: vec![f16::NAN; size],
+            // NaN twice.
+            k_pairs: vec![0x7fc0_7fc0; size / 2],
+            v_pairs: vec![0x7fc0_7fc0; size / 2],
+            k8: vec![99; size],
+            v8: vec![99; size],
+            k_scales: vec![f32::NAN; size / head_dim * head_dim.div_ceil(KV_GROUP)],
+            v_scales: vec![f32::NAN; size / head_dim * head_dim.div_ceil(KV_GROUP)],
         };
         for &context in contexts {
             let table: Vec<u32> =
                 (0..context.div_ceil(block_size)).map(|_| free.swap_remove(order.below(free.len()))).collect();
             let slots: Vec<u32> =
                 (0..context).map(|t| table[t / block_size] * block_size as u32 + (t % block_size) as u32).collect();
-            let mut make = |n: usize| {
-                let values = (0..n).map(|_| 2.0 * rng.float());
-                if shape.f16 {
-                    values.map(|v| f16::from_f32(v).to_f32()).collect()
-                } else {
-                    values.collect::<Vec<f32>>()
-                }
+            let mut make = |n: usize| -> Vec<f32> {
+                let value = |i: usize| match shape.cached {
+                    F32 => 2.0 * rng.float(),
+                    F16 => f16::from_f32(2.0 * rng.float()).to_f32(),
+                    Bf16 => f32::from_bits((2.0 * rng.float()).to_bits() & 0xffff_0000),
+                    // The scale of every group is 1/64.
+                    I8 if i % head_dim % KV_GROUP == 0 => 127.0 / 64.0,
+                    I8 => (rng.below(255) as f32 - 127.0) / 64.0,
+                };
+                (0..n).map(value).collect()
             };
             let (k, v) = (make(context * kv_heads * head_dim), make(context * kv_heads * head_dim));
             case.q.push(make(context * heads * head_dim));
@@ -95,6 +121,13 @@ impl Case {
                 KvSliceMut::F16(&mut case.k16),
                 KvSliceMut::F16(&mut case.v16),
             );
+            if head_dim.is_multiple_of(16) && block_size.is_multiple_of(16) {
+                let (k_cache, v_cache) = (KvSliceMut::Bf16(&mut case.k_pairs), KvSliceMut::Bf16(&mut case.v_pairs));
+                write_kv(&cpu, &k, &v, &slots, kv_heads, head_dim, block_size, k_cache, v_cache);
+            }
+            let k_cache = KvSliceMut::I8 { values: &mut case.k8, scales: &mut case.k_scales };
+            let v_cache = KvSliceMut::I8 { values: &mut case.v8, scales: &mut case.v_scales };
+            write_kv(&cpu, &k, &v, &slots, kv_heads, head_dim, block_size, k_cache, v_cache);
             case.k.push(k);
             case.v.push(v);
             case.tables.push(table);
@@ -104,7 +137,7 @@ impl Case {
 
     /// Attention of the last `counts[s]` rows of the first `ends[s]` tokens of each sequence.
     fn run(&self, cpu: &Cpu, ends: &[usize], counts: &[usize]) -> Vec<Vec<f32>> {
-        let Shape { heads, kv_heads, head_dim, block_size, window, softcap, f16 } = self.shape;
+        let Shape { heads, kv_heads, head_dim, block_size, window, softcap, cached } = self.shape;
         let width = heads * head_dim;
         let mut q = Vec::new();
         let mut seqs = Vec::new();
@@ -112,10 +145,14 @@ impl Case {
             seqs.push(SeqSpan { q_start: q.len() / width, q_len: count, context_len: end, blocks: &self.tables[s] });
             q.extend_from_slice(&self.q[s][(end - count) * width..end * width]);
         }
-        let (k, v) = if f16 {
-            (KvSlice::F16(&self.k16), KvSlice::F16(&self.v16))
-        } else {
-            (KvSlice::F32(&self.k32), KvSlice::F32(&self.v32))
+        let (k, v) = match cached {
+            F32 => (KvSlice::F32(&self.k32), KvSlice::F32(&self.v32)),
+            F16 => (KvSlice::F16(&self.k16), KvSlice::F16(&self.v16)),
+            Bf16 => (KvSlice::Bf16(&self.k_pairs), KvSlice::Bf16(&self.v_pairs)),
+            I8 => (
+                KvSlice::I8 { values: &self.k8, scales: &self.k_scales },
+                KvSlice::I8 { values: &self.v8, scales: &self.v_scales },
+            ),
         };
         let scale = 1.0 / (head_dim as f32).sqrt();
         let args =
@@ -163,8 +200,11 @@ impl Case {
         let got = self.run(cpu, &self.contexts, &self.contexts);
         for (s, got) in got.iter().enumerate() {
             for (i, (got, want)) in got.iter().zip(self.naive(s)).enumerate() {
+                // Of values up to 2: bfloat16 has 8 bits.
+                let rounds = self.shape.cached == Bf16 && cpu.isa == Isa::Avx512Bf16;
+                let tolerance = if rounds { 2e-2 } else { 3e-6 };
                 assert!(
-                    (f64::from(*got) - want).abs() < 3e-6,
+                    (f64::from(*got) - want).abs() < tolerance,
                     "{:?} {:?} sequence {s} value {i}: {got} not {want}",
                     cpu.isa,
                     self.shape
@@ -175,18 +215,22 @@ impl Case {
 }
 
 fn shapes() -> Vec<Shape> {
-    vec![
+    let shapes = [
         PLAIN,
-        Shape { f16: true, ..PLAIN },
+        Shape { cached: F16, ..PLAIN },
+        Shape { cached: I8, ..PLAIN },
         Shape { window: Some(5), ..PLAIN },
-        Shape { window: Some(33), softcap: Some(2.0), f16: true, ..PLAIN },
+        Shape { window: Some(33), softcap: Some(2.0), cached: F16, ..PLAIN },
         Shape { softcap: Some(50.0), heads: 4, kv_heads: 4, ..PLAIN },
-        Shape { heads: 9, kv_heads: 3, head_dim: 20, block_size: 5, ..PLAIN },
+        Shape { heads: 9, kv_heads: 3, head_dim: 20, block_size: 5, cached: I8, ..PLAIN },
         Shape { heads: 2, kv_heads: 1, head_dim: 256, block_size: 32, window: Some(1), ..PLAIN },
-        Shape { heads: 7, kv_heads: 1, head_dim: 80, block_size: 48, f16: true, ..PLAIN },
-        Shape { heads: 14, kv_heads: 2, head_dim: 8, block_size: 1, f16: true, ..PLAIN },
+        Shape { heads: 7, kv_heads: 1, head_dim: 80, block_size: 48, cached: I8, ..PLAIN },
+        Shape { heads: 14, kv_heads: 2, head_dim: 8, block_size: 1, cached: F16, ..PLAIN },
         Shape { heads: 1, kv_heads: 1, head_dim: 96, block_size: 200, window: Some(130), ..PLAIN },
-    ]
+    ];
+    let paired = |s: &Shape| s.head_dim.is_multiple_of(16) && s.block_size.is_multiple_of(16);
+    let pairs = shapes.into_iter().filter(paired).map(|shape| Shape { cached: Bf16, ..shape });
+    shapes.into_iter().chain(pairs).collect()
 }
 
 /// Around the ends of the spans in which keys are taken.
@@ -256,36 +300,51 @@ fn same_in_chunks(case: &Case, cpu: &Cpu, chunk: usize, start: usize, whole: &[V
 fn neither_the_size_of_a_block_nor_the_width_of_its_values_changes_bits() {
     for isa in isas() {
         for (head_dim, window) in [(64, None), (20, Some(150))] {
-            // Values that half precision holds exactly.
-            let shape = Shape { head_dim, window, f16: true, ..PLAIN };
-            let whole = Case::new(shape, &[290], 6).run(&cpu(isa, 2), &[290], &[290]);
-            for block_size in [1, 5, 8, 17, 32, 48, 64, 400] {
-                for f16 in [false, true] {
-                    let mut case = Case::new(Shape { block_size, ..shape }, &[290], 6);
-                    case.shape.f16 = f16;
-                    let got = case.run(&cpu(isa, 2), &[290], &[290]);
-                    assert!(bits(&got[0]) == bits(&whole[0]), "{isa:?} {head_dim} {block_size} {f16}");
-                }
-            }
+            // Values that all formats but the last hold exactly.
+            let shape = Shape { head_dim, window, cached: I8, ..PLAIN };
+            same_in_blocks(isa, shape, &[F32, F16, I8], &[1, 5, 8, 17, 32, 48, 64, 400]);
+        }
+        // Attention over bfloat16 may be another computation.
+        for (head_dim, window) in [(64, None), (48, Some(151))] {
+            same_in_blocks(isa, Shape { head_dim, window, cached: Bf16, ..PLAIN }, &[Bf16], &[16, 32, 48, 400]);
+        }
+    }
+}
+
+fn same_in_blocks(isa: Isa, shape: Shape, formats: &[Cached], sizes: &[usize]) {
+    let whole = Case::new(shape, &[290], 6).run(&cpu(isa, 2), &[290], &[290]);
+    for &block_size in sizes {
+        for &cached in formats {
+            let mut case = Case::new(Shape { block_size, ..shape }, &[290], 6);
+            case.shape.cached = cached;
+            let got = case.run(&cpu(isa, 2), &[290], &[290]);
+            assert!(bits(&got[0]) == bits(&whole[0]), "{isa:?} {shape:?} {block_size} {cached:?}");
         }
     }
 }
 
 #[test]
 fn a_row_that_meets_nan_or_infinity_does_not_reach_others() {
-    let shape = Shape { heads: 3, kv_heads: 1, head_dim: 16, ..PLAIN };
-    let width = shape.heads * shape.head_dim;
-    for isa in isas() {
+    let plain = Shape { heads: 3, kv_heads: 1, head_dim: 16, ..PLAIN };
+    let width = plain.heads * plain.head_dim;
+    for (isa, cached) in isas().into_iter().flat_map(|isa| [(isa, F32), (isa, Bf16)]) {
+        let shape = Shape { cached, ..plain };
         for bad in [3, 130, 140] {
             for (poison, in_k) in [(f32::NAN, true), (f32::NAN, false), (f32::INFINITY, false)] {
                 let clean = Case::new(shape, &[150], 7);
                 let mut case = Case::new(shape, &[150], 7);
                 let block = case.tables[0][bad / 16] as usize * 16 * 16;
                 // One key's first dimension, or one value's.
-                if in_k {
-                    case.k32[block + bad % 16] = poison;
-                } else {
-                    case.v32[block + bad % 16 * 16] = poison;
+                let (k, v) = (block + bad % 16, block + bad % 16 * 16);
+                let half = |pair: &mut u32, high: bool| {
+                    let shift = if high { 16 } else { 0 };
+                    *pair = *pair & !(0xffff << shift) | poison.to_bits() >> 16 << shift;
+                };
+                match (cached, in_k) {
+                    (F32, true) => case.k32[k] = poison,
+                    (F32, false) => case.v32[v] = poison,
+                    (_, true) => half(&mut case.k_pairs[block / 2 + bad % 16], false),
+                    (_, false) => half(&mut case.v_pairs[block / 2 + bad % 16 / 2 * 16], bad % 2 == 1),
                 }
                 let (got, want) = (case.run(&cpu(isa, 2), &[150], &[150]), clean.run(&cpu(isa, 2), &[150], &[150]));
                 let (before, from) = got[0].split_at(bad * width);
@@ -315,14 +374,36 @@ fn a_slot_outside_the_cache_is_refused() {
     write_kv(&cpu(Isa::Scalar, 1), &[0.0; 8], &[0.0; 8], &[64], 1, 8, 16, KvSliceMut::F32(k), KvSliceMut::F32(v));
 }
 
+#[test]
+fn eight_bits_round_to_the_nearest_and_pass_on_what_is_not_finite() {
+    let cpu = cpu(Isa::detect(), 1);
+    let (d, block_size) = (40, 2);
+    let mut rng = Rng(9);
+    let mut row: Vec<f32> = (0..d).map(|_| rng.float()).collect();
+    row[35] = f32::INFINITY;
+    let (mut k, mut v) = (vec![0; 2 * d], vec![0; 2 * d]);
+    let (mut k_scales, mut v_scales) = (vec![0.0; 4], vec![0.0; 4]);
+    let k_cache = KvSliceMut::I8 { values: &mut k, scales: &mut k_scales };
+    let v_cache = KvSliceMut::I8 { values: &mut v, scales: &mut v_scales };
+    write_kv(&cpu, &row, &row, &[1], 1, d, block_size, k_cache, v_cache);
+    let amax = row[..KV_GROUP].iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    // The key's dimensions and groups are two slots apart; the value's lie behind those of slot 0.
+    assert_eq!([k_scales[1], v_scales[2]], [amax / 127.0; 2]);
+    assert!(k_scales[3].is_nan() && v_scales[3].is_nan());
+    for (i, x) in row[..KV_GROUP].iter().enumerate() {
+        assert_eq!([k[2 * i + 1], v[d + i]], [(x * (127.0 / amax)).round_ties_even() as i8; 2], "dimension {i}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
     fn any_shape(
         kv_heads in 1..4usize, group in 1..5usize, head_dim in 1..40usize, block_size in 1..20usize,
-        window in proptest::option::of(1..40usize), f16: bool, contexts in proptest::collection::vec(1..50usize, 1..4), seed: u64,
+        window in proptest::option::of(1..40usize), cached in prop::sample::select(vec![F32, F16, I8]),
+        contexts in proptest::collection::vec(1..50usize, 1..4), seed: u64,
     ) {
-        let shape = Shape { heads: kv_heads * group, kv_heads, head_dim, block_size, window, softcap: None, f16 };
+        let shape = Shape { heads: kv_heads * group, kv_heads, head_dim, block_size, window, softcap: None, cached };
         let case = Case::new(shape, &contexts, seed);
         for isa in isas() {
             case.check(&cpu(isa, 2));

@@ -59,6 +59,10 @@ pub(super) async fn plan_models(
     let isa = engine.isa.as_deref().map(Isa::from_name).transpose()?;
     let (machine, why) = Machine::choose(DeviceChoice::parse(&engine.device)?, isa)?;
     tracing::info!(device = %why, "device");
+    anyhow::ensure!(
+        machine.device.is_cpu() || engine.kv_dtype != KvDtypeArg::Int8,
+        "--kv-dtype int8 is for the CPU only: choose f16, or --device cpu"
+    );
     for name in names {
         if let (Some(asked), Some(context)) = (engine.context, hub::known_context(name, &fetch.options())?) {
             fits(asked, context, name)?;
@@ -95,14 +99,25 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, machine: Machine, room: Roo
     };
     let block_size = usize::from(args.block_size);
     let logit_rows_max = (PROMPT_LOGITS_BYTES / (spec.vocab * size_of::<f32>())).max(1);
-    let kv_dtype = match args.kv_dtype {
-        KvDtypeArg::F16 => KvDtype::F16,
-        KvDtypeArg::F32 => KvDtype::F32,
-    };
     let activations = match args.activations {
         ActivationsArg::Int8 => Precision::Int8,
         ActivationsArg::Exact => Precision::Exact,
     };
+    let head_dims: Vec<usize> = spec.layers.iter().map(|layer| layer.attn.head_dim).collect();
+    let kv_dtype = match args.kv_dtype {
+        KvDtypeArg::Auto => machine.kv_dtype(activations, &head_dims, block_size),
+        KvDtypeArg::F16 => KvDtype::F16,
+        KvDtypeArg::Bf16 => KvDtype::Bf16,
+        KvDtypeArg::F32 => KvDtype::F32,
+        KvDtypeArg::Int8 => KvDtype::I8,
+    };
+    if let Some(head_dim) =
+        head_dims.iter().find(|&&head_dim| machine.device.is_cpu() && !kv_dtype.holds(head_dim, block_size))
+    {
+        anyhow::bail!(
+            "--kv-dtype bf16 needs blocks and heads of a multiple of 16, but the blocks have {block_size} tokens and the model's heads {head_dim} dimensions: choose f16"
+        );
+    }
     let limits = PlanLimits {
         block_size,
         context_max,

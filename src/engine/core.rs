@@ -176,7 +176,9 @@ impl EngineCore {
     }
 
     fn step(&mut self) {
-        self.scheduler.set_prefill_chunk(self.pace.chunk(self.shared.pending_tokens(), self.prefill_chunk_max));
+        let waiting = self.live.values().filter(|seq| seq.generated == 0).count();
+        let chunk = self.pace.chunk(self.shared.pending_tokens(), waiting, self.prefill_chunk_max);
+        self.scheduler.set_prefill_chunk(chunk);
         let step = self.scheduler.schedule();
         if step.is_empty() {
             // Making room may take a step of its own, but not many in a row.
@@ -276,7 +278,10 @@ impl EngineCore {
                 let read = catch_unwind(AssertUnwindSafe(|| seq.read_rows(&step.seqs[index], rows)));
                 part.1 = read.map_err(|panic| format!("sampling panicked: {}", panic_message(&*panic)));
             });
-            Ok(parts.into_iter().map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner).1).collect())
+            let results =
+                parts.into_iter().map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner).1).collect();
+            runner.recycle(logits);
+            Ok(results)
         }));
         outcome.unwrap_or_else(|panic| Err(format!("it panicked: {}", panic_message(&*panic))))
     }

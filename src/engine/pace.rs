@@ -1,10 +1,11 @@
 //! How much of the waiting prompts a step may compute beside sequences that decode.
 //!
 //! Decoding sequences wait for the whole step, so a prompt's part in it is bounded by time: the step may take a few times
-//! what it takes without the prompt. What a step and a prompt token take is learnt from the last steps. Only the speed of
+//! what it takes without the prompt. Where more sequences wait for their first token than decode, it may take that many
+//! times longer: everybody's waiting counts the same. What a step and a prompt token take is learnt from the last steps. Only the speed of
 //! the answers depends on it: how a prompt is cut into chunks changes no byte of any output.
 
-/// How many times as long as without prompts a step may take.
+/// How many times as long as without prompts a step may take, where as many sequences decode as wait, or more.
 const STRETCH_MAX: f64 = 2.0;
 /// Steps shorter than this are left alone: nobody sees the difference, and short steps measure the machine's other work.
 const STEP_SECONDS_MIN: f64 = 0.005;
@@ -39,12 +40,13 @@ impl Pace {
     }
 
     /// Prompt tokens for the next step if sequences decode in it: at most `most`, and that as long as nothing was learnt.
-    /// `queued`: prompt tokens that wait.
-    pub(super) fn chunk(&self, queued: usize, most: usize) -> usize {
+    /// `queued`: prompt tokens that wait; `waiting`: sequences that have no token yet.
+    pub(super) fn chunk(&self, queued: usize, waiting: usize, most: usize) -> usize {
         let (Some(step), Some(token)) = (self.decode_seconds(self.decodes), self.prompt_token.median()) else {
             return most;
         };
-        let seconds = (STRETCH_MAX * step).max(STEP_SECONDS_MIN) - step;
+        let stretch = STRETCH_MAX * (waiting as f64 / self.decodes.max(1) as f64).max(1.0);
+        let seconds = (stretch * step).max(STEP_SECONDS_MIN) - step;
         // A cast saturates: tokens that take no time may all come.
         let in_time = (seconds / token.max(1e-12)) as usize;
         in_time.max(queued.div_ceil(QUEUE_STEPS_MAX)).max(CHUNK_MIN).min(most)
@@ -103,25 +105,32 @@ mod tests {
     #[test]
     fn without_a_measurement_the_bound_is_the_configuration() {
         let mut pace = Pace::default();
-        assert_eq!(pace.chunk(5000, 128), 128);
+        assert_eq!(pace.chunk(5000, 1, 128), 128);
         pace.observe(8, 0, 0.01);
-        assert_eq!(pace.chunk(5000, 128), 128);
+        assert_eq!(pace.chunk(5000, 1, 128), 128);
     }
 
     #[test]
     fn a_prompt_lengthens_a_step_to_no_more_than_its_multiple() {
         // Another 10 ms are left, for 0.25 ms a token.
-        assert_eq!(pace(10.0, 0.25).chunk(100, 128), 40);
-        assert_eq!(pace(10.0, 0.01).chunk(100, 128), 128, "the configured bound stands");
-        assert_eq!(pace(10.0, 5.0).chunk(100, 128), CHUNK_MIN);
-        assert_eq!(pace(10.0, 5.0).chunk(100, 8), 8, "the configured bound stands, however small");
-        assert_eq!(pace(0.1, 0.04).chunk(100, 128), 122, "5 ms are always there");
+        assert_eq!(pace(10.0, 0.25).chunk(100, 1, 128), 40);
+        assert_eq!(pace(10.0, 0.01).chunk(100, 1, 128), 128, "the configured bound stands");
+        assert_eq!(pace(10.0, 5.0).chunk(100, 1, 128), CHUNK_MIN);
+        assert_eq!(pace(10.0, 5.0).chunk(100, 1, 8), 8, "the configured bound stands, however small");
+        assert_eq!(pace(0.1, 0.04).chunk(100, 1, 128), 122, "5 ms are always there");
+    }
+
+    #[test]
+    fn the_more_wait_the_longer_others_do() {
+        // 8 decode. 2 * 3 times 10 ms less the step itself are left.
+        assert_eq!(pace(10.0, 0.26).chunk(100, 24, 512), 192);
+        assert_eq!(pace(10.0, 0.25).chunk(100, 8, 512), 40);
     }
 
     #[test]
     fn a_long_queue_gets_larger_chunks() {
-        assert_eq!(pace(10.0, 0.25).chunk(128 * 70, 128), 70);
-        assert_eq!(pace(10.0, 0.25).chunk(1 << 30, 128), 128);
+        assert_eq!(pace(10.0, 0.25).chunk(128 * 70, 1, 128), 70);
+        assert_eq!(pace(10.0, 0.25).chunk(1 << 30, 1, 128), 128);
     }
 
     #[test]
@@ -129,17 +138,17 @@ mod tests {
         let mut pace = pace(10.0, 0.25);
         pace.observe(8, 48, 2.0);
         pace.observe(8, 0, 1.0);
-        assert_eq!(pace.chunk(100, 128), 40);
+        assert_eq!(pace.chunk(100, 1, 128), 40);
     }
 
     #[test]
     fn batches_are_told_apart() {
         let mut pace = pace(10.0, 0.25);
         pace.observe(32, 0, 0.03);
-        assert_eq!(pace.chunk(100, 256), 120, "the larger batch's own time");
+        assert_eq!(pace.chunk(100, 1, 256), 120, "the larger batch's own time");
         pace.observe(16, 20, 0.015);
-        assert_eq!(pace.chunk(100, 256), 40, "the nearest smaller batch's time");
+        assert_eq!(pace.chunk(100, 1, 256), 40, "the nearest smaller batch's time");
         pace.observe(1, 20, 0.015);
-        assert_eq!(pace.chunk(100, 256), 40, "the nearest larger one's where there is none");
+        assert_eq!(pace.chunk(100, 1, 256), 40, "the nearest larger one's where there is none");
     }
 }

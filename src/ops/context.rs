@@ -141,6 +141,13 @@ impl ExecContext {
         }
     }
 
+    /// Takes back the memory of values that an op has returned.
+    pub fn give_back(&self, values: Vec<f32>) {
+        if let Some(kernels) = self.kernels() {
+            kernels.give_back(values);
+        }
+    }
+
     /// The CPU arm's tools; `None` sends an op to its `reference()`.
     pub(super) fn kernels(&self) -> Option<&CpuKernels> {
         self.kernels.as_ref()

@@ -1,8 +1,10 @@
 //! The paged keys and values of one layer, and writing to them.
+use std::fmt;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::f16;
 use half::vec::HalfBitsVecExt;
-use wick_kernels::{KvSlice, KvSliceMut};
+use wick_kernels::{KV_GROUP, KV_PIECE, KvSlice, KvSliceMut};
 
 use super::batch::Indices;
 use super::context::ExecContext;
@@ -14,17 +16,39 @@ pub enum KvDtype {
     /// Two bytes a value; keys and values are rounded to nearest even when written.
     #[default]
     F16,
+    /// Two bytes a value, for CPUs that multiply pairs of them: attention then rounds queries and softmax weights to bfloat16 too.
+    Bf16,
     F32,
+    /// Bytes with a scale for each 32 dimensions of a head; only with the CPU kernels.
+    I8,
 }
 
 impl KvDtype {
-    /// Bytes of one value.
+    /// Bytes of one head's key, or of its value.
     #[must_use]
-    pub fn bytes(self) -> usize {
+    pub fn head_bytes(self, head_dim: usize) -> usize {
         match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2 * head_dim,
+            Self::F32 => 4 * head_dim,
+            Self::I8 => head_dim + head_dim.div_ceil(KV_GROUP) * size_of::<f32>(),
         }
+    }
+
+    /// Whether the CPU kernels can keep heads and blocks of this size so.
+    #[must_use]
+    pub fn holds(self, head_dim: usize, block_size: usize) -> bool {
+        self != Self::Bf16 || head_dim.is_multiple_of(KV_PIECE) && block_size.is_multiple_of(KV_PIECE)
+    }
+}
+
+impl fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+            Self::I8 => "int8",
+        })
     }
 }
 
@@ -40,7 +64,12 @@ pub struct LayerKvShape {
 
 impl LayerKvShape {
     fn elements(self) -> usize {
-        self.num_blocks * self.kv_heads * self.block_size * self.head_dim
+        self.heads() * self.head_dim
+    }
+
+    /// Keys of single heads that fit.
+    fn heads(self) -> usize {
+        self.num_blocks * self.kv_heads * self.block_size
     }
 }
 
@@ -54,6 +83,11 @@ pub struct LayerKv {
 enum KvStore {
     HostF16(Vec<f16>),
     HostF32(Vec<f32>),
+    HostBf16(Vec<u32>),
+    HostI8 {
+        values: Vec<i8>,
+        scales: Vec<f32>,
+    },
     /// What `reference()` works on, `[num_blocks, kv_heads, block_size, head_dim]`.
     Tensor(Tensor),
 }
@@ -63,14 +97,25 @@ impl LayerKv {
     /// a block costs nothing until it is first written.
     ///
     /// # Errors
-    /// The device has no room.
+    /// The device has no room, or cannot keep heads or blocks of this size so.
     pub fn new(cx: &ExecContext, shape: LayerKvShape, dtype: KvDtype) -> Result<Self> {
+        if cx.kernels().is_some() && !dtype.holds(shape.head_dim, shape.block_size) {
+            bail!("a {dtype} KV cache cannot hold heads of {} in blocks of {}", shape.head_dim, shape.block_size)
+        }
         let store = || -> Result<KvStore> {
             Ok(match (cx.kernels(), dtype) {
                 (Some(_), KvDtype::F32) => KvStore::HostF32(vec![0.0; shape.elements()]),
                 // `vec![0u16; n]` asks the system for zeroed pages; `vec![f16::ZERO; n]` would write every one of them.
                 (Some(_), KvDtype::F16) => KvStore::HostF16(vec![0_u16; shape.elements()].reinterpret_into()),
-                (None, _) => KvStore::Tensor(zeros(cx.device(), shape, dtype)?),
+                (Some(_), KvDtype::Bf16) => KvStore::HostBf16(vec![0; shape.elements() / 2]),
+                (Some(_), KvDtype::I8) => KvStore::HostI8 {
+                    values: vec![0; shape.elements()],
+                    scales: vec![0.0; shape.heads() * shape.head_dim.div_ceil(KV_GROUP)],
+                },
+                (None, KvDtype::F16) => KvStore::Tensor(zeros(cx.device(), shape, DType::F16)?),
+                (None, KvDtype::Bf16) => KvStore::Tensor(zeros(cx.device(), shape, DType::BF16)?),
+                (None, KvDtype::F32) => KvStore::Tensor(zeros(cx.device(), shape, DType::F32)?),
+                (None, KvDtype::I8) => bail!("an 8-bit KV cache exists on the CPU only: choose f16"),
             })
         };
         Ok(Self { shape, k: store()?, v: store()? })
@@ -95,11 +140,7 @@ impl LayerKv {
     }
 }
 
-fn zeros(device: &Device, shape: LayerKvShape, dtype: KvDtype) -> Result<Tensor> {
-    let dtype = match dtype {
-        KvDtype::F16 => DType::F16,
-        KvDtype::F32 => DType::F32,
-    };
+fn zeros(device: &Device, shape: LayerKvShape, dtype: DType) -> Result<Tensor> {
     Tensor::zeros((shape.num_blocks, shape.kv_heads, shape.block_size, shape.head_dim), dtype, device)
 }
 
@@ -108,6 +149,8 @@ impl KvStore {
         match self {
             Self::HostF16(values) => Ok(KvSlice::F16(values)),
             Self::HostF32(values) => Ok(KvSlice::F32(values)),
+            Self::HostBf16(pairs) => Ok(KvSlice::Bf16(pairs)),
+            Self::HostI8 { values, scales } => Ok(KvSlice::I8 { values, scales }),
             Self::Tensor(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
         }
     }
@@ -116,6 +159,8 @@ impl KvStore {
         match self {
             Self::HostF16(values) => Ok(KvSliceMut::F16(values)),
             Self::HostF32(values) => Ok(KvSliceMut::F32(values)),
+            Self::HostBf16(pairs) => Ok(KvSliceMut::Bf16(pairs)),
+            Self::HostI8 { values, scales } => Ok(KvSliceMut::I8 { values, scales }),
             Self::Tensor(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
         }
     }

@@ -8,7 +8,8 @@ use super::slices::f32_slice;
 use crate::weights::Matrix;
 
 /// Logits of the normed rows `x` `[rows, hidden]` on the host, `rows · vocab` values; with a `softcap`, `cap · tanh(logit / cap)`.
-/// `x` is taken by value, for its memory, and must not be shared.
+/// `x` is taken by value, for its memory, and must not be shared. The values are many: give their memory back with
+/// [`ExecContext::give_back`].
 ///
 /// # Errors
 /// A shape does not fit, or candle failed.
@@ -16,7 +17,7 @@ pub fn logits(cx: &ExecContext, matrix: &Matrix, x: Tensor, softcap: Option<f32>
     let Some(kernels) = cx.kernels() else { return reference(matrix, &x, softcap) };
     let (rows, width) = x.dims2()?;
     // Errors of `x` show in the log-probabilities undamped here, and a prompt needs one row of this product: always the finest rounding.
-    let mut values = vec![0.0; rows * cpu_shape(matrix)?.0];
+    let mut values = kernels.buffer(rows * cpu_shape(matrix)?.0);
     product(kernels, &[matrix], &f32_slice(&x)?, width, &mut [&mut values], Precision::Exact)?;
     kernels.recycle(x);
     if let Some(cap) = softcap {

@@ -215,14 +215,18 @@ fn attention_over_written_blocks() {
     let (q, k, v) = (values(11, 64, 1), values(11, 32, 2), values(11, 32, 3));
     for (window, softcap) in [(None, None), (Some(3), None), (None, Some(1.5)), (Some(1), Some(1.5))] {
         let params = AttentionParams { heads: 4, scale: 0.25, window, softcap };
-        for dtype in [KvDtype::F32, KvDtype::F16] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::I8] {
             let run = |cx: &ExecContext| {
+                // Candle's operations have no 8-bit cache.
+                let exact = dtype == KvDtype::I8 && cx.kernels().is_none();
+                let dtype = if exact { KvDtype::F32 } else { dtype };
                 let mut kv = LayerKv::new(cx, shape, dtype).unwrap();
                 write_kv(cx, own(&k), own(&v), &batch.slots, &mut kv).unwrap();
                 paged_attention(cx, own(&q), &kv, params, &batch).unwrap()
             };
             let expected = run(&reference());
-            contexts().iter().for_each(|cx| assert_close(&run(cx), &expected, 1e-5));
+            let tolerance = if dtype == KvDtype::I8 { 2e-2 } else { 1e-5 };
+            contexts().iter().for_each(|cx| assert_close(&run(cx), &expected, tolerance));
         }
     }
 }
@@ -288,4 +292,14 @@ fn an_f16_cache_halves_the_memory_and_starts_at_zero() {
     }
     let tensors = LayerKv::new(&reference(), shape, KvDtype::F16).unwrap();
     assert_eq!(tensors.tensors().unwrap().0.dtype(), DType::F16);
+}
+
+#[test]
+fn caches_that_cannot_be_are_errors() {
+    let shape = LayerKvShape { num_blocks: 2, kv_heads: 1, block_size: 16, head_dim: 24 };
+    let error = |cx: &ExecContext, dtype| LayerKv::new(cx, shape, dtype).err().unwrap().to_string();
+    for cx in contexts() {
+        assert!(error(&cx, KvDtype::Bf16).contains("heads of 24 in blocks of 16"));
+    }
+    assert!(error(&reference(), KvDtype::I8).contains("on the CPU only"));
 }

@@ -3,7 +3,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_core::Device;
-use wick_kernels::Isa;
+use wick_kernels::{Isa, Precision};
+
+use crate::ops::KvDtype;
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,6 +95,14 @@ impl Machine {
     #[must_use]
     pub fn packs(&self) -> bool {
         self.device.is_cpu() && self.isa.packs()
+    }
+
+    /// The KV format for a model with heads of such sizes that is fastest here and as exact as activations of this precision.
+    #[must_use]
+    pub fn kv_dtype(&self, activations: Precision, head_dims: &[usize], block_size: usize) -> KvDtype {
+        let pairs = self.device.is_cpu() && self.isa.pairs() && activations == Precision::Int8;
+        let fit = head_dims.iter().all(|&head_dim| KvDtype::Bf16.holds(head_dim, block_size));
+        if pairs && fit { KvDtype::Bf16 } else { KvDtype::F16 }
     }
 }
 

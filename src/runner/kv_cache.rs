@@ -9,6 +9,7 @@ use crate::ops::{ExecContext, KvDtype, LayerKv, LayerKvShape};
 /// still holds stays complete for whoever finds it.
 pub struct KvCache {
     layers: Vec<LayerKv>,
+    dtype: KvDtype,
 }
 
 impl KvCache {
@@ -25,7 +26,12 @@ impl KvCache {
             let (kv_heads, head_dim) = (layer.attn.kv_heads, layer.attn.head_dim);
             LayerKv::new(cx, LayerKvShape { num_blocks, kv_heads, block_size, head_dim }, dtype)
         });
-        Ok(Self { layers: layers.collect::<candle_core::Result<_>>()? })
+        Ok(Self { layers: layers.collect::<candle_core::Result<_>>()?, dtype })
+    }
+
+    #[must_use]
+    pub fn dtype(&self) -> KvDtype {
+        self.dtype
     }
 
     /// One entry per layer.
@@ -37,5 +43,5 @@ impl KvCache {
 /// Bytes that one token takes in the cache, over all layers.
 #[must_use]
 pub fn bytes_per_token(spec: &DecoderSpec, dtype: KvDtype) -> u64 {
-    spec.layers.iter().map(|layer| (2 * layer.attn.kv_heads * layer.attn.head_dim * dtype.bytes()) as u64).sum()
+    spec.layers.iter().map(|layer| (2 * layer.attn.kv_heads * dtype.head_bytes(layer.attn.head_dim)) as u64).sum()
 }

@@ -45,6 +45,12 @@ pub enum RunnerError {
 pub trait Runner: Send {
     fn execute(&mut self, step: &SchedulerOutput) -> Result<Logits, RunnerError>;
 
+    /// Takes back the memory of a step's logits, for the next step. Who does not give them back only makes the next step
+    /// allocate.
+    fn recycle(&mut self, logits: Logits) {
+        drop(logits);
+    }
+
     /// Runs `f(0)` to `f(tasks - 1)`, each once and in any order, on the threads that steps run on: they have nothing else
     /// to do between two steps. By default on the caller's.
     fn spread(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {

@@ -92,10 +92,10 @@ impl ModelRunner {
         self.decoder.spec()
     }
 
-    /// One line for the log: which arithmetic runs, on how many threads.
+    /// One line for the log: which arithmetic runs, on how many threads, over which KV cache.
     #[must_use]
     pub fn describe(&self) -> String {
-        self.cx.describe()
+        format!("{}, {} KV", self.cx.describe(), self.kv.dtype())
     }
 
     /// One token at position 0 of block 0. Nobody reads what it leaves there: a block is written before it is read.
@@ -123,6 +123,10 @@ impl Runner for ModelRunner {
         let batch = forward_batch(step, self.limits)?;
         let data = self.decoder.forward(&self.cx, &batch, self.kv.layers_mut())?;
         Ok(Logits { data, vocab })
+    }
+
+    fn recycle(&mut self, logits: Logits) {
+        self.cx.give_back(logits.data);
     }
 
     fn spread(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {

@@ -9,11 +9,13 @@ use wick::engine::{
     EngineHandle, EngineStats, GenerationRequest, GenerationStream, QueueLimits, SeqEvent, StepObserver, StepReport,
 };
 use wick::kv::CacheSalt;
+use wick::model::registry;
 use wick::ops::KvDtype;
+use wick::runner::device::Machine;
 use wick::runner::{ModelRunner, RunnerOptions};
 use wick::sampling::{SamplingParams, TokenLogprobs};
 use wick::scheduler::{SchedulerConfig, StopLimits};
-use wick_kernels::Precision;
+use wick_kernels::{Isa, Precision};
 
 pub const BLOCK_SIZE: usize = 16;
 
@@ -21,7 +23,8 @@ pub const BLOCK_SIZE: usize = 16;
 #[derive(Debug, Clone, Copy)]
 pub struct Setup {
     pub threads: usize,
-    pub kv: KvDtype,
+    /// `None`: what the server takes.
+    pub kv: Option<KvDtype>,
     /// How activations are rounded.
     pub activations: Precision,
     pub num_blocks: usize,
@@ -35,7 +38,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             threads: cores(),
-            kv: KvDtype::F16,
+            kv: None,
             activations: Precision::Exact,
             num_blocks: 2048,
             chunk: 512,
@@ -81,12 +84,15 @@ impl Engine {
         static ONE: Mutex<()> = Mutex::new(());
         let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let files = wick::weights::open(model).unwrap_or_else(|error| panic!("{}: {error}", model.display()));
+        let machine = Machine { device: Device::Cpu, isa: Isa::detect() };
+        let spec = registry::spec(&files.config).unwrap();
+        let head_dims: Vec<usize> = spec.layers.iter().map(|layer| layer.attn.head_dim).collect();
         let options = RunnerOptions {
             device: Device::Cpu,
             threads: NonZeroUsize::new(setup.threads).unwrap(),
             isa: None,
             activations: setup.activations,
-            kv_dtype: setup.kv,
+            kv_dtype: setup.kv.unwrap_or_else(|| machine.kv_dtype(setup.activations, &head_dims, BLOCK_SIZE)),
             block_size: BLOCK_SIZE,
             num_blocks: setup.num_blocks,
         };

@@ -49,9 +49,14 @@ impl Model {
         self
     }
 
-    pub fn kv(mut self, dtype: KvDtype) -> Self {
+    /// With a cache of this format, in blocks that it can have; `None` if it cannot hold the model's heads.
+    pub fn holding(mut self, dtype: KvDtype) -> Option<Self> {
         self.options.kv_dtype = dtype;
-        self
+        if dtype == KvDtype::Bf16 {
+            self.options.block_size = 16;
+        }
+        let holds = self.spec.layers.iter().all(|layer| dtype.holds(layer.attn.head_dim, self.options.block_size));
+        holds.then_some(self)
     }
 
     /// Through candle's generic operations instead of the kernels.

@@ -5,15 +5,17 @@
 //! in FlashAttention; spread over threads as in Flash-Decoding, Dao and others 2023). What a row gets depends on its position and its
 //! context only, so chunking, batch, threads and the size of a block never change its bits.
 
+pub mod pairs;
 mod plan;
 pub(crate) mod span;
 
 use super::Cpu;
 use super::dispatch::KernelTable;
-use super::kv::KvSlice;
+use super::kv::{self, KvSlice};
 use super::shared::SharedSlice;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use pairs::{PairKernels, PairRows, SPAN_PAIRS};
 use plan::{Item, Plan, Tile};
 use span::{PIECE, Piece, ROWS, SCORES, SPAN, SpanKv, SpanRows, Visible, empty_state, state_len};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,6 +84,9 @@ struct Lane {
     scores: Vec<f32>,
     part: Vec<f32>,
     total: Vec<f32>,
+    /// Where attention works on pairs of bfloat16: see [`PairRows`].
+    q_pairs: Vec<u32>,
+    weights: Vec<u32>,
 }
 
 /// Attention of every sequence's query rows over its cached keys and values; grouped queries, causal. `out` is laid out as `args.q`.
@@ -99,8 +104,15 @@ pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scr
     if lanes.len() < threads {
         lanes.resize_with(threads, Mutex::default);
     }
-    let task =
-        Task { table: cpu.isa.table(), args, plan, out: SharedSlice::new(out), states: SharedSlice::new(states) };
+    let table = cpu.isa.table();
+    let task = Task {
+        table,
+        pairs: table.pairs.filter(|_| matches!((args.k, args.v), (KvSlice::Bf16(_), KvSlice::Bf16(_)))),
+        args,
+        plan,
+        out: SharedSlice::new(out),
+        states: SharedSlice::new(states),
+    };
     let next = AtomicUsize::new(0);
     cpu.pool.run(threads, &|lane| {
         let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,6 +138,15 @@ fn check(args: &AttentionArgs<'_>, out: usize) {
     let block = kv_heads * block_size * head_dim;
     let blocks = args.k.len().min(args.v.len()) / block;
     let tokens = out / width;
+    for (cache, name) in [(&args.k, "K"), (&args.v, "V")] {
+        if matches!(cache, KvSlice::Bf16(_)) {
+            kv::check_pairs(head_dim, block_size);
+        }
+        if let KvSlice::I8 { values, scales } = cache {
+            let wanted = values.len() / head_dim * kv::groups(head_dim);
+            assert!(scales.len() == wanted, "attention: the {name} cache has {} scales, not {wanted}", scales.len());
+        }
+    }
     let mut free = 0;
     for span in args.seqs {
         let end = span.q_start.checked_add(span.q_len).filter(|&end| end <= tokens);
@@ -160,6 +181,8 @@ fn first_key(window: Option<usize>, position: usize) -> usize {
 /// Everything that the threads share.
 struct Task<'a> {
     table: &'static KernelTable,
+    /// If attention works on pairs.
+    pairs: Option<&'static PairKernels>,
     args: &'a AttentionArgs<'a>,
     plan: &'a Plan,
     out: SharedSlice<'a, f32>,
@@ -212,13 +235,24 @@ impl Task<'_> {
     /// Scales and reorders the queries of a tile.
     fn take_queries(&self, tile: &Tile, lane: &mut Lane) {
         let d = self.args.head_dim;
-        lane.q.resize(tile.len(self.args) * d, 0.0);
-        for (first, rows) in groups(tile.len(self.args)) {
-            let packed = &mut lane.q[first * d..(first + rows) * d];
+        let len = tile.len(self.args);
+        match self.pairs {
+            Some(_) => lane.q_pairs.resize(len * d / 2, 0),
+            None => lane.q.resize(len * d, 0.0),
+        }
+        for (first, rows) in groups(len) {
             for r in 0..rows {
                 let at = tile.row_at(self.args, first + r);
-                for (to, q) in packed[r..].iter_mut().step_by(rows).zip(&self.args.q[at..at + d]) {
-                    *to = q * self.args.scale;
+                let q = &self.args.q[at..at + d];
+                if let Some(pairs) = self.pairs {
+                    let packed = &mut lane.q_pairs[first * d / 2..(first + rows) * d / 2];
+                    // SAFETY: the table is this processor's.
+                    unsafe { (pairs.take_query)(q, self.args.scale, &mut packed[r..], rows) }
+                } else {
+                    let packed = &mut lane.q[first * d..(first + rows) * d];
+                    for (to, q) in packed[r..].iter_mut().step_by(rows).zip(q) {
+                        *to = q * self.args.scale;
+                    }
                 }
             }
         }
@@ -238,7 +272,7 @@ impl Task<'_> {
     fn attend(&self, tile: &Tile, span: usize, end: usize, lane: &mut Lane, mut states: Option<&mut [f32]>) {
         let d = self.args.head_dim;
         let width = d.next_multiple_of(PIECE);
-        let Lane { q, k, v, pieces, ahead, scores, part, total } = lane;
+        let Lane { q, k, v, pieces, ahead, scores, part, total, q_pairs, weights } = lane;
         let (k_fits, v_fits) = self.readable();
         std::mem::swap(pieces, ahead);
         if pieces.is_empty() {
@@ -257,14 +291,15 @@ impl Task<'_> {
             ahead: &[],
         };
         if !k_fits {
-            copy_keys(&self.args.k, self.args.block_size, d, pieces, k);
+            self.copy_keys(pieces, k);
             (kv.k, kv.k_stride) = (KvSlice::F32(k), PIECE);
         }
         if !v_fits {
-            copy_values(&self.args.v, d, pieces, v);
+            self.copy_values(pieces, v);
             (kv.v, kv.v_stride) = (KvSlice::F32(v), width);
         }
         (kv.pieces, kv.ahead) = (pieces, ahead);
+        weights.resize(ROWS * SPAN_PAIRS, 0);
         for (first, rows) in groups(tile.len(self.args)) {
             let mut visible = [(0, 0); ROWS];
             let visible = &mut visible[..rows];
@@ -277,11 +312,31 @@ impl Task<'_> {
                 Some(states) => &mut states[at.clone()],
                 None => &mut part[..state_len(rows, width)],
             };
-            let q = &q[first * d..(first + rows) * d];
             let softcap = self.args.softcap;
             // SAFETY: the table is this processor's; `check` has seen that the blocks are inside the cache.
             unsafe {
-                (self.table.attend)(&mut SpanRows { q, kv, visible, softcap, scores, state });
+                if let (Some(pairs), KvSlice::Bf16(k), KvSlice::Bf16(v)) = (self.pairs, kv.k, kv.v) {
+                    let q = &q_pairs[first * d / 2..(first + rows) * d / 2];
+                    let (head_dim, block_size) = (d, self.args.block_size);
+                    let (pieces, ahead) = (kv.pieces, kv.ahead);
+                    (pairs.attend)(&mut PairRows {
+                        q,
+                        k,
+                        v,
+                        head_dim,
+                        block_size,
+                        pieces,
+                        ahead,
+                        visible,
+                        softcap,
+                        scores,
+                        weights,
+                        state,
+                    });
+                } else {
+                    let q = &q[first * d..(first + rows) * d];
+                    (self.table.attend)(&mut SpanRows { q, kv, visible, softcap, scores, state });
+                }
                 if states.is_none() {
                     (self.table.fold)(&mut total[at], &part[..state_len(rows, width)], visible);
                 }
@@ -294,7 +349,12 @@ impl Task<'_> {
     /// Whether the kernel can read keys and values where they are. Other sizes of blocks and heads, and formats that it is slow to read, are
     /// copied.
     fn readable(&self) -> (bool, bool) {
-        let wide = |cache: &KvSlice<'_>| matches!(cache, KvSlice::F32(_)) || self.table.attends_halves;
+        let wide = |cache: &KvSlice<'_>| match cache {
+            KvSlice::F32(_) => true,
+            KvSlice::F16(_) => self.table.attends_halves,
+            KvSlice::Bf16(_) => self.pairs.is_some(),
+            KvSlice::I8 { .. } => false,
+        };
         let AttentionArgs { head_dim, block_size, k, v, .. } = self.args;
         (block_size.is_multiple_of(PIECE) && wide(k), head_dim.is_multiple_of(PIECE) && wide(v))
     }
@@ -311,8 +371,69 @@ impl Task<'_> {
             let offset = position % block_size;
             let len = PIECE.min(block_size - offset).min(end - position);
             let block = (blocks[position / block_size] as usize * kv_heads + tile.kv_head) * block_size * d;
-            pieces.push(Piece { k: block + offset, v: block + offset * d, first: position - start, len });
+            let of = |cache: &KvSlice<'_>, at: usize| match cache {
+                KvSlice::Bf16(_) => (block + at) / 2,
+                _ => block + at,
+            };
+            // Keys of pairs lie as close as others: it is the dimensions that are half as many.
+            let k_offset = if matches!(self.args.k, KvSlice::Bf16(_)) { 2 * offset } else { offset };
+            pieces.push(Piece {
+                k: of(&self.args.k, k_offset),
+                v: of(&self.args.v, offset * d),
+                first: position - start,
+                len,
+            });
             position += len;
+        }
+    }
+
+    /// Copies the keys of pieces as floats, `[head_dim, PIECE]` a piece, and points the pieces there.
+    fn copy_keys(&self, pieces: &mut [Piece], to: &mut Vec<f32>) {
+        let AttentionArgs { head_dim, block_size, ref k, .. } = *self.args;
+        let size = PIECE * head_dim;
+        to.resize(to.len().max(pieces.len() * size), 0.0);
+        for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
+            if let KvSlice::I8 { values, scales } = k {
+                let (block, offset) = (piece.k / (block_size * head_dim), piece.k % (block_size * head_dim));
+                let scales = &scales[block * block_size * kv::groups(head_dim) + offset..];
+                // SAFETY: the table is this processor's.
+                unsafe { (self.table.widen_keys)(&values[piece.k..], scales, block_size, piece.len, to) }
+            } else if let KvSlice::Bf16(pairs) = k {
+                for (i, to) in to.chunks_exact_mut(PIECE).enumerate() {
+                    kv::widen_halves(&pairs[piece.k + i / 2 * block_size..][..piece.len], i % 2 == 1, to);
+                }
+            } else {
+                for (i, to) in to.chunks_exact_mut(PIECE).enumerate() {
+                    widen(k, piece.k + i * block_size, &mut to[..piece.len]);
+                }
+            }
+            piece.k = n * size;
+        }
+    }
+
+    /// Copies the values of pieces as floats, [`PIECE`] rows for each, and points the pieces there.
+    fn copy_values(&self, pieces: &mut [Piece], to: &mut Vec<f32>) {
+        let AttentionArgs { head_dim, ref v, .. } = *self.args;
+        let width = head_dim.next_multiple_of(PIECE);
+        let size = PIECE * width;
+        to.resize(to.len().max(pieces.len() * size), 0.0);
+        for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
+            if let KvSlice::I8 { values, scales } = v {
+                let groups = kv::groups(head_dim);
+                let values = &values[piece.v..][..piece.len * head_dim];
+                let scales = &scales[piece.v / head_dim * groups..][..piece.len * groups];
+                // SAFETY: the table is this processor's.
+                unsafe { (self.table.widen_values)(values, scales, head_dim, width, to) }
+            } else if let KvSlice::Bf16(pairs) = v {
+                for (j, to) in to.chunks_exact_mut(width).take(piece.len).enumerate() {
+                    kv::widen_halves(&pairs[piece.v + j / 2 * head_dim..][..head_dim], j % 2 == 1, to);
+                }
+            } else {
+                for (j, to) in to.chunks_exact_mut(width).take(piece.len).enumerate() {
+                    widen(v, piece.v + j * head_dim, &mut to[..head_dim]);
+                }
+            }
+            piece.v = n * size;
         }
     }
 
@@ -340,31 +461,6 @@ fn groups(rows: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).map(move |i| (i * rows / count, (i + 1) * rows / count - i * rows / count))
 }
 
-/// Copies the keys of pieces, `[head_dim, PIECE]` a piece, and points the pieces there.
-fn copy_keys(cache: &KvSlice<'_>, block_size: usize, head_dim: usize, pieces: &mut [Piece], to: &mut Vec<f32>) {
-    let size = PIECE * head_dim;
-    to.resize(to.len().max(pieces.len() * size), 0.0);
-    for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
-        for (i, to) in to.chunks_exact_mut(PIECE).enumerate() {
-            widen(cache, piece.k + i * block_size, &mut to[..piece.len]);
-        }
-        piece.k = n * size;
-    }
-}
-
-/// Copies the values of pieces, [`PIECE`] rows for each, and points the pieces there.
-fn copy_values(cache: &KvSlice<'_>, head_dim: usize, pieces: &mut [Piece], to: &mut Vec<f32>) {
-    let width = head_dim.next_multiple_of(PIECE);
-    let size = PIECE * width;
-    to.resize(to.len().max(pieces.len() * size), 0.0);
-    for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
-        for (j, to) in to.chunks_exact_mut(width).take(piece.len).enumerate() {
-            widen(cache, piece.v + j * head_dim, &mut to[..head_dim]);
-        }
-        piece.v = n * size;
-    }
-}
-
 /// Values of a cache from `at` on as floats.
 fn widen(cache: &KvSlice<'_>, at: usize, to: &mut [f32]) {
     match cache {
@@ -373,5 +469,6 @@ fn widen(cache: &KvSlice<'_>, at: usize, to: &mut [f32]) {
             let s: &[f16] = &s[at..at + to.len()];
             s.convert_to_f32_slice(to);
         }
+        KvSlice::Bf16(_) | KvSlice::I8 { .. } => unreachable!("these caches have kernels of their own"),
     }
 }

@@ -1,5 +1,6 @@
 //! The instruction sets, and the table of kernels each one has.
 
+use super::attention::pairs::PairKernels;
 use super::attention::span::{SpanRows, Visible};
 use super::elementwise::Activation;
 use super::isa;
@@ -22,6 +23,8 @@ pub enum Isa {
     AvxVnni,
     /// AVX2 with AVX-512 F, BW, DQ and VL, and VNNI's integer dot products.
     Avx512Vnni,
+    /// The same with BF16's dot products.
+    Avx512Bf16,
 }
 
 /// Why an instruction set cannot be used.
@@ -56,7 +59,7 @@ impl std::error::Error for IsaError {}
 
 impl Isa {
     /// Every instruction set, from the plainest to the fastest.
-    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::NeonDot, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 6] = [Isa::Scalar, Isa::NeonDot, Isa::Avx2, Isa::AvxVnni, Isa::Avx512Vnni, Isa::Avx512Bf16];
 
     /// The fastest instruction set of this processor.
     pub fn detect() -> Isa {
@@ -86,8 +89,10 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Isa::Avx512Vnni.available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni => false,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni | Isa::Avx512Bf16 => false,
         }
     }
 
@@ -111,13 +116,19 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512Vnni => "avx512vnni",
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 
     /// Whether it has kernels for packed matrices that are faster than those for matrices as they are in the file. (All instruction sets
     /// can multiply packed matrices; in plain Rust it takes twice as long.)
     pub fn packs(self) -> bool {
-        matches!(self, Isa::NeonDot | Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni)
+        self != Isa::Scalar
+    }
+
+    /// Whether it multiplies pairs of bfloat16, so that a cache of them is the fastest for attention.
+    pub fn pairs(self) -> bool {
+        self == Isa::Avx512Bf16
     }
 
     /// Its kernels.
@@ -135,6 +146,8 @@ impl Isa {
             Isa::AvxVnni => &isa::avxvnni::TABLE,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => &isa::avx512::TABLE,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => &isa::avx512::BF16_TABLE,
             _ => &isa::scalar::TABLE,
         }
     }
@@ -177,6 +190,12 @@ pub struct KernelTable {
     pub fold: unsafe fn(total: &mut [f32], part: &[f32], visible: &[Visible]),
     /// Whether `attend` reads half precision as fast as floats: it gets floats otherwise.
     pub attends_halves: bool,
+    /// Attention on pairs of bfloat16, where that is faster.
+    pub pairs: Option<&'static PairKernels>,
+    /// See [`super::kv::widen_keys`].
+    pub widen_keys: unsafe fn(values: &[i8], scales: &[f32], stride: usize, len: usize, out: &mut [f32]),
+    /// See [`super::kv::widen_values`].
+    pub widen_values: unsafe fn(values: &[i8], scales: &[f32], head_dim: usize, width: usize, out: &mut [f32]),
     /// One row of RMS normalisation: `x`, `weight`, `eps`, `out`.
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     /// `residual += x`.

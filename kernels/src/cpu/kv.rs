@@ -3,10 +3,18 @@
 //! So a vector register holds one dimension of several keys, or several dimensions of one value: attention never sums across a register.
 
 use super::Cpu;
+use super::attention::span::PIECE as KEYS;
 use super::elementwise::PIECE;
+use super::math::ROUND;
 use super::shared::SharedSlice;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+
+/// Dimensions of a head that share a scale in an 8-bit cache; the last ones may be fewer.
+pub const KV_GROUP: usize = 32;
+
+/// What the tokens of a block and the dimensions of a head must be a multiple of in a cache of bfloat16 pairs.
+pub const KV_PIECE: usize = KEYS;
 
 /// K or V of one layer, to read.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +23,19 @@ pub enum KvSlice<'a> {
     F32(&'a [f32]),
     /// Half precision: half the memory; values beyond 65504 become infinite.
     F16(&'a [f16]),
+    /// Pairs of bfloat16, the first in the low half: K `[num_blocks, kv_heads, head_dim / 2, block_size]` with two dimensions in a pair, V
+    /// `[num_blocks, kv_heads, block_size / 2, head_dim]` with two tokens in a pair. Blocks have a multiple of [`KV_PIECE`] tokens, heads
+    /// one of as many dimensions. Where the instruction set multiplies such pairs ([`crate::Isa::Avx512Bf16`]), attention does, and rounds queries and
+    /// softmax weights to bfloat16 too.
+    Bf16(&'a [u32]),
+    /// Integers of -127 to 127 times the scale of their group: 1.125 bytes a value. Where a group has a value that is not finite, all are
+    /// NaN.
+    I8 {
+        /// The integers.
+        values: &'a [i8],
+        /// Laid out as the values, with the groups of [`KV_GROUP`] dimensions in place of the dimensions.
+        scales: &'a [f32],
+    },
 }
 
 /// K or V of one layer, to write.
@@ -24,6 +45,15 @@ pub enum KvSliceMut<'a> {
     F32(&'a mut [f32]),
     /// Half precision, rounded to nearest even.
     F16(&'a mut [f16]),
+    /// See [`KvSlice::Bf16`]; rounded to nearest even.
+    Bf16(&'a mut [u32]),
+    /// See [`KvSlice::I8`]; rounded to nearest even.
+    I8 {
+        /// The integers.
+        values: &'a mut [i8],
+        /// Their scales.
+        scales: &'a mut [f32],
+    },
 }
 
 impl KvSlice<'_> {
@@ -32,17 +62,110 @@ impl KvSlice<'_> {
         match self {
             KvSlice::F32(s) => s.len(),
             KvSlice::F16(s) => s.len(),
+            KvSlice::Bf16(s) => 2 * s.len(),
+            KvSlice::I8 { values, .. } => values.len(),
         }
     }
+}
+
+/// Scales of a head.
+pub(crate) const fn groups(head_dim: usize) -> usize {
+    head_dim.div_ceil(KV_GROUP)
+}
+
+/// Widens up to [`KEYS`] consecutive 8-bit keys of one block: dimension i of key j is at `i * stride + j` of `values`, its scale at
+/// `i / KV_GROUP * stride + j` of `scales`. `out` is `[head_dim, KEYS]`.
+#[inline(always)]
+pub(crate) fn widen_keys(values: &[i8], scales: &[f32], stride: usize, len: usize, out: &mut [f32]) {
+    for (i, out) in out.as_chunks_mut::<KEYS>().0.iter_mut().enumerate() {
+        let (values, scales) = (&values[i * stride..], &scales[i / KV_GROUP * stride..]);
+        match (values.first_chunk::<KEYS>(), scales.first_chunk::<KEYS>()) {
+            // Of a known length: a register.
+            (Some(values), Some(scales)) if len == KEYS => widen(values, scales, out),
+            _ => widen(&values[..len], &scales[..len], &mut out[..len]),
+        }
+    }
+}
+
+#[inline(always)]
+fn widen(values: &[i8], scales: &[f32], out: &mut [f32]) {
+    for ((out, &value), &scale) in out.iter_mut().zip(values).zip(scales) {
+        *out = f32::from(value) * scale;
+    }
+}
+
+/// Widens consecutive 8-bit values of one head, `[keys, head_dim]` with their scales, to rows of `width` floats.
+#[inline(always)]
+pub(crate) fn widen_values(values: &[i8], scales: &[f32], head_dim: usize, width: usize, out: &mut [f32]) {
+    let rows = values.chunks_exact(head_dim).zip(scales.chunks_exact(groups(head_dim)));
+    for ((values, scales), out) in rows.zip(out.chunks_exact_mut(width)) {
+        for ((values, &scale), out) in values.chunks(KV_GROUP).zip(scales).zip(out.chunks_mut(KV_GROUP)) {
+            for (out, &value) in out.iter_mut().zip(values) {
+                *out = f32::from(value) * scale;
+            }
+        }
+    }
+}
+
+/// The bits of the nearest bfloat16, ties to even; NaN stays NaN.
+fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
+}
+
+/// Widens the low or the high halves of pairs.
+pub(crate) fn widen_halves(pairs: &[u32], high: bool, out: &mut [f32]) {
+    for (out, &pair) in out.iter_mut().zip(pairs) {
+        *out = f32::from_bits(if high { pair & 0xffff_0000 } else { pair << 16 });
+    }
+}
+
+pub(crate) fn check_pairs(head_dim: usize, block_size: usize) {
+    assert!(
+        head_dim.is_multiple_of(KEYS) && block_size.is_multiple_of(KEYS),
+        "a bfloat16 cache: heads of {head_dim} in blocks of {block_size}, but both must be multiples of {KEYS}"
+    );
+}
+
+/// Rounds the values of a group to 8 bits; returns their scale.
+fn quantize(x: &[f32], out: &mut [i8; KV_GROUP]) -> f32 {
+    // Among magnitudes the order is that of their bits, with infinity and NaN on top.
+    let amax = f32::from_bits(x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff)));
+    if !amax.is_finite() {
+        return f32::NAN;
+    }
+    let scale = amax / 127.0;
+    // A magnitude so small that its scale has few bits, or whose inverse overflows, counts as zero.
+    if scale < 1e-30 {
+        return 0.0;
+    }
+    let inverse = 127.0 / amax;
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = (x * inverse + ROUND - ROUND) as i8;
+    }
+    scale
+}
+
+/// Where a token's head goes.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The block times the KV heads, plus the head.
+    head_block: usize,
+    /// The slot in the block.
+    offset: usize,
+    block_size: usize,
 }
 
 enum Target<'a> {
     F32(SharedSlice<'a, f32>),
     F16(SharedSlice<'a, f16>),
+    Bf16(SharedSlice<'a, u32>),
+    I8 { values: SharedSlice<'a, i8>, scales: SharedSlice<'a, f32> },
 }
 
 impl<'a> Target<'a> {
-    fn new(slice: KvSliceMut<'a>, block: usize, name: &str) -> (Self, usize) {
+    fn new(slice: KvSliceMut<'a>, block: usize, head_dim: usize, name: &str) -> (Self, usize) {
         let (target, len) = match slice {
             KvSliceMut::F32(s) => {
                 let len = s.len();
@@ -52,6 +175,19 @@ impl<'a> Target<'a> {
                 let len = s.len();
                 (Target::F16(SharedSlice::new(s)), len)
             }
+            KvSliceMut::Bf16(s) => {
+                let len = 2 * s.len();
+                (Target::Bf16(SharedSlice::new(s)), len)
+            }
+            KvSliceMut::I8 { values, scales } => {
+                let len = values.len();
+                assert!(
+                    scales.len() == len / head_dim * groups(head_dim),
+                    "write_kv: the {name} cache has {} scales for {len} values in heads of {head_dim}",
+                    scales.len()
+                );
+                (Target::I8 { values: SharedSlice::new(values), scales: SharedSlice::new(scales) }, len)
+            }
         };
         assert!(
             len.is_multiple_of(block),
@@ -60,27 +196,44 @@ impl<'a> Target<'a> {
         (target, len)
     }
 
-    /// Stores a row of values, one after another.
+    /// Stores a head's value.
     ///
     /// # Safety
-    /// No other thread may touch `at..at + row.len()`.
-    unsafe fn store(&self, at: usize, row: &[f32]) {
+    /// No other thread may touch the head's part of the block.
+    unsafe fn store_value(&self, place: Place, row: &[f32]) {
+        let token = place.head_block * place.block_size + place.offset;
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Target::F32(s) => s.slice(at, row.len()).copy_from_slice(row),
-                Target::F16(s) => s.slice(at, row.len()).convert_from_f32_slice(row),
+                Target::F32(s) => s.slice(token * row.len(), row.len()).copy_from_slice(row),
+                Target::F16(s) => s.slice(token * row.len(), row.len()).convert_from_f32_slice(row),
+                Target::Bf16(s) => {
+                    let shift = token % 2 * 16;
+                    for (pair, &x) in s.slice(token / 2 * row.len(), row.len()).iter_mut().zip(row) {
+                        *pair = *pair & !(0xffff << shift) | bf16_bits(x) << shift;
+                    }
+                }
+                Target::I8 { values, scales } => {
+                    let values = values.slice(token * row.len(), row.len());
+                    let scales = scales.slice(token * groups(row.len()), groups(row.len()));
+                    for ((row, values), scale) in row.chunks(KV_GROUP).zip(values.chunks_mut(KV_GROUP)).zip(scales) {
+                        let mut bytes = [0; KV_GROUP];
+                        *scale = quantize(row, &mut bytes);
+                        values.copy_from_slice(&bytes[..row.len()]);
+                    }
+                }
             }
         }
     }
 
-    /// Stores a row, value i at `at + i * stride`.
+    /// Stores a head's key: each dimension `block_size` behind the one before it.
     ///
     /// # Safety
-    /// No other thread may touch anything from the first to the last of these places.
-    unsafe fn scatter(&self, at: usize, stride: usize, row: &[f32]) {
-        let Some(last) = row.len().checked_sub(1) else { return };
-        let len = last * stride + 1;
+    /// No other thread may touch the head's part of the block.
+    unsafe fn store_key(&self, place: Place, row: &[f32]) {
+        let Place { head_block, offset, block_size: stride } = place;
+        let at = head_block * stride * row.len() + offset;
+        let len = (row.len() - 1) * stride + 1;
         // SAFETY: the caller's promise.
         unsafe {
             match self {
@@ -97,6 +250,25 @@ impl<'a> Target<'a> {
                         halves[..row.len()].convert_from_f32_slice(row);
                         for (half, to) in halves[..row.len()].iter().zip(to.by_ref()) {
                             *to = *half;
+                        }
+                    }
+                }
+                Target::Bf16(s) => {
+                    let at = head_block * stride * (row.len() / 2) + offset;
+                    let pairs = s.slice(at, (row.len() / 2 - 1) * stride + 1);
+                    for (pair, x) in pairs.iter_mut().step_by(stride).zip(row.as_chunks::<2>().0) {
+                        *pair = bf16_bits(x[0]) | bf16_bits(x[1]) << 16;
+                    }
+                }
+                Target::I8 { values, scales } => {
+                    let groups = groups(row.len());
+                    let mut to = values.slice(at, len).iter_mut().step_by(stride);
+                    let scales = scales.slice(head_block * stride * groups + offset, (groups - 1) * stride + 1);
+                    for (row, scale) in row.chunks(KV_GROUP).zip(scales.iter_mut().step_by(stride)) {
+                        let mut bytes = [0; KV_GROUP];
+                        *scale = quantize(row, &mut bytes);
+                        for (byte, to) in bytes[..row.len()].iter().zip(to.by_ref()) {
+                            *to = *byte;
                         }
                     }
                 }
@@ -132,8 +304,11 @@ pub fn write_kv(
         v.len(),
         slots.len()
     );
-    let (k_cache, k_len) = Target::new(k_cache, block, "K");
-    let (v_cache, v_len) = Target::new(v_cache, block, "V");
+    if matches!((&k_cache, &v_cache), (KvSliceMut::Bf16(_), _) | (_, KvSliceMut::Bf16(_))) {
+        check_pairs(head_dim, block_size);
+    }
+    let (k_cache, k_len) = Target::new(k_cache, block, head_dim, "K");
+    let (v_cache, v_len) = Target::new(v_cache, block, head_dim, "V");
     let capacity = k_len.min(v_len) / width;
     if let Some(slot) = slots.iter().find(|&&slot| slot as usize >= capacity) {
         panic!("write_kv: slot {slot} is outside a cache of {capacity} tokens");
@@ -145,11 +320,11 @@ pub fn write_kv(
             let (b, offset) = (slot as usize / block_size, slot as usize % block_size);
             for head in start..end {
                 let from = t * width + head * head_dim;
-                let block = (b * kv_heads + head) * block_size * head_dim;
+                let place = Place { head_block: b * kv_heads + head, offset, block_size };
                 // SAFETY: a head's part of the cache is touched by the one piece that holds the head.
                 unsafe {
-                    k_cache.scatter(block + offset, block_size, &k[from..from + head_dim]);
-                    v_cache.store(block + offset * head_dim, &v[from..from + head_dim]);
+                    k_cache.store_key(place, &k[from..from + head_dim]);
+                    v_cache.store_value(place, &v[from..from + head_dim]);
                 }
             }
         }

@@ -124,6 +124,7 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
                 vec![token.id]
             })
             .collect();
+        runner.recycle(logits);
         scheduler.commit(&step, &sampled);
         if prefilled.is_none() && generated.iter().all(|&g| g > 0) {
             prefilled = Some((started.elapsed().as_secs_f64(), generated.iter().sum::<usize>()));

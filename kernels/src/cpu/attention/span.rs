@@ -18,7 +18,7 @@ pub const PIECE: usize = 16;
 /// Most query rows that are computed together.
 pub const ROWS: usize = 6;
 /// Floats between the scores of two rows: a piece of few keys is written with what lies behind it.
-const STRIDE: usize = SPAN + PIECE;
+pub const STRIDE: usize = SPAN + PIECE;
 /// Floats for the scores of [`ROWS`] rows.
 pub const SCORES: usize = ROWS * STRIDE;
 
@@ -166,6 +166,7 @@ unsafe fn rows<V: Vector, const R: usize, const W: usize>(b: &mut SpanRows<'_>) 
         match b.kv.k {
             KvSlice::F32(k) => score_all::<V, f32, R, W>(k.as_ptr(), b, from, to),
             KvSlice::F16(k) => score_all::<V, f16, R, W>(k.as_ptr(), b, from, to),
+            KvSlice::Bf16(_) | KvSlice::I8 { .. } => unreachable!("other keys are widened before"),
         }
         for r in 0..R {
             let (low, high) = b.visible[r];
@@ -177,6 +178,7 @@ unsafe fn rows<V: Vector, const R: usize, const W: usize>(b: &mut SpanRows<'_>) 
         match b.kv.v {
             KvSlice::F32(v) => weigh_all::<V, f32, R, W>(v.as_ptr(), b),
             KvSlice::F16(v) => weigh_all::<V, f16, R, W>(v.as_ptr(), b),
+            KvSlice::Bf16(_) | KvSlice::I8 { .. } => unreachable!("other values are widened before"),
         }
     }
 }
@@ -262,8 +264,16 @@ unsafe fn score<V: Vector, T: Element, const R: usize, const W: usize>(
 }
 
 /// Turns the scores of the keys `low..high` of one row into weights, e^(score - maximum), and returns the maximum and the weights' sum.
+///
+/// # Safety
+/// The processor has the instruction set of `V`; `scores` has [`STRIDE`] floats, and `low < high <= SPAN`.
 #[inline(always)]
-unsafe fn soften<V: Vector>(scores: &mut [f32], low: usize, high: usize, softcap: Option<f32>) -> (f32, f32) {
+pub(crate) unsafe fn soften<V: Vector>(
+    scores: &mut [f32],
+    low: usize,
+    high: usize,
+    softcap: Option<f32>,
+) -> (f32, f32) {
     let (from, to) = (low / PIECE * PIECE, high.next_multiple_of(PIECE));
     if let Some(cap) = softcap {
         for s in &mut scores[from..to] {

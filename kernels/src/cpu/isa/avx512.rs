@@ -5,14 +5,17 @@ mod attend;
 mod dot;
 mod elementwise;
 mod formats;
+mod pairs;
 
 use super::avx2;
 use crate::cpu::dispatch::{KernelTable, PackedKernels};
 
 /// The AVX-512 table. Its functions need a processor with AVX-512 F, BW, DQ, VL and VNNI beside AVX2, FMA and F16C.
-pub static TABLE: KernelTable = KernelTable {
+pub const TABLE: KernelTable = KernelTable {
     attend: attend::attend,
     fold: attend::fold,
+    widen_keys: attend::widen_keys,
+    widen_values: attend::widen_values,
     rms_norm: elementwise::rms_norm,
     add: elementwise::add,
     gated: elementwise::gated,
@@ -21,3 +24,6 @@ pub static TABLE: KernelTable = KernelTable {
     packed: PackedKernels { root_mean_square: acts::root_mean_square, quantize: acts::quantize, dot: dot::dot },
     ..avx2::TABLE
 };
+
+/// The same with BF16, which attention can be rounded to.
+pub static BF16_TABLE: KernelTable = KernelTable { pairs: Some(&pairs::PAIRS), ..TABLE };

@@ -8,6 +8,7 @@ mod packed;
 
 use crate::cpu::dispatch::{KernelTable, PackedKernels, TILE_ROWS, WeightRows};
 use crate::cpu::elementwise::{add_row, gated_row, rms_norm_row, sin_cos_row};
+use crate::cpu::kv::{widen_keys, widen_values};
 use crate::cpu::math::ROUND;
 use crate::cpu::panel::{ACT_MAX, ActPanel, GROUP, GROUPS, PANEL, SMALLEST_AMAX, WeightPanel, unpack_panel};
 use crate::cpu::quant::{Mins, QuantType, dequantize};
@@ -24,10 +25,13 @@ pub static TABLE: KernelTable = KernelTable {
     dot_panels,
     dot_dense,
     dot_wide,
-    // SAFETY (of the five closures' bodies): they need no processor feature.
+    // SAFETY (of the closures' bodies): they need no processor feature.
     attend: attend::attend,
     fold: attend::fold,
     attends_halves: false,
+    pairs: None,
+    widen_keys: |values, scales, stride, len, out| widen_keys(values, scales, stride, len, out),
+    widen_values: |values, scales, head_dim, width, out| widen_values(values, scales, head_dim, width, out),
     rms_norm: |x, w, eps, out| rms_norm_row(x, w, eps, out),
     add: |to, x| add_row(to, x),
     gated: |act, gate, up, out| gated_row(act, gate, up, out),

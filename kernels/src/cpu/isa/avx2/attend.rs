@@ -2,6 +2,7 @@
 
 use super::total;
 use crate::cpu::attention::span::{self, SpanRows, Vector, Visible};
+use crate::cpu::kv;
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -16,6 +17,16 @@ pub fn attend(rows: &mut SpanRows<'_>) {
 pub fn fold(total: &mut [f32], part: &[f32], visible: &[Visible]) {
     // SAFETY: as above.
     unsafe { span::fold::<Avx2>(total, part, visible) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn widen_keys(values: &[i8], scales: &[f32], stride: usize, len: usize, out: &mut [f32]) {
+    kv::widen_keys(values, scales, stride, len, out);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn widen_values(values: &[i8], scales: &[f32], head_dim: usize, width: usize, out: &mut [f32]) {
+    kv::widen_values(values, scales, head_dim, width, out);
 }
 
 /// 256-bit registers.

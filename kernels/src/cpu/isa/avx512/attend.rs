@@ -1,6 +1,7 @@
 //! Attention, 16 keys or dimensions in a register.
 
 use crate::cpu::attention::span::{self, SpanRows, Vector, Visible};
+use crate::cpu::kv;
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -17,8 +18,18 @@ pub fn fold(total: &mut [f32], part: &[f32], visible: &[Visible]) {
     unsafe { span::fold::<Avx512>(total, part, visible) }
 }
 
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub fn widen_keys(values: &[i8], scales: &[f32], stride: usize, len: usize, out: &mut [f32]) {
+    kv::widen_keys(values, scales, stride, len, out);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub fn widen_values(values: &[i8], scales: &[f32], head_dim: usize, width: usize, out: &mut [f32]) {
+    kv::widen_values(values, scales, head_dim, width, out);
+}
+
 /// 512-bit registers.
-struct Avx512;
+pub(super) struct Avx512;
 
 impl Vector for Avx512 {
     type Reg = __m512;

@@ -1,0 +1,67 @@
+//! What the benchmarks share: arguments, timing, and the machine's limits, which are measured before anything is compared with them.
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::time::Instant;
+use wick_kernels::{Cpu, Isa, ThreadPool};
+
+/// What `cargo bench` was asked for.
+pub struct Setup {
+    pub cpu: Cpu,
+    /// What follows the number of threads and the instruction set.
+    pub words: Vec<String>,
+    /// `--test`: everything runs once, and the figures mean nothing.
+    pub smoke: bool,
+}
+
+impl Setup {
+    /// `[threads] [isa] [words]`, among cargo's own options.
+    pub fn from_args() -> Self {
+        let (options, mut words): (Vec<String>, Vec<String>) =
+            std::env::args().skip(1).partition(|a| a.starts_with("--"));
+        let mut next = || (!words.is_empty()).then(|| words.remove(0));
+        let threads = next().map_or(2, |a| a.parse().expect("threads: a number"));
+        let isa = next().map_or(Isa::detect(), |a| Isa::from_name(&a).unwrap_or_else(|e| panic!("{e}")));
+        let cpu = Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(threads).expect("at least one thread")) };
+        Setup { cpu, words, smoke: options.iter().any(|a| a == "--test") }
+    }
+
+    /// Seconds of the fastest of some runs: the others met something else that the machine does.
+    pub fn best(&self, runs: usize, mut f: impl FnMut()) -> f64 {
+        let runs = if self.smoke { 1 } else { runs };
+        let time = |_| {
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        };
+        (0..runs).map(time).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Bytes a second of reading memory on all threads, in 10^9: pieces of 4 MB of a buffer that no cache holds.
+    pub fn bandwidth(&self) -> f64 {
+        let data = vec![1u64; 32 << 20];
+        let mut pieces = data.chunks_exact(1 << 19).cycle();
+        let seconds = self.best(320, || {
+            let piece = pieces.next().expect("a cycle does not end");
+            let part = piece.len() / 16;
+            self.cpu.pool.run(16, &|t| {
+                let mut sums = [0u64; 16];
+                for chunk in piece[t * part..(t + 1) * part].chunks_exact(16) {
+                    for (s, v) in sums.iter_mut().zip(chunk) {
+                        *s ^= v;
+                    }
+                }
+                black_box(sums);
+            });
+        });
+        (4 << 20) as f64 / seconds / 1e9
+    }
+
+    /// Runs `chain`, which does `per_thread` of something, on all threads; how many a second, in 10^9.
+    #[cfg(target_arch = "x86_64")]
+    pub fn rate(&self, per_thread: usize, chain: impl Fn() + Sync) -> f64 {
+        let threads = self.cpu.pool.threads();
+        let seconds = self.best(20, || self.cpu.pool.run(threads, &|_| chain()));
+        (threads * per_thread) as f64 / seconds / 1e9
+    }
+}

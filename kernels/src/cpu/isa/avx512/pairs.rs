@@ -1,0 +1,256 @@
+//! Attention over pairs of bfloat16: `vdpbf16ps`, which multiplies and adds two for each of 16 lanes.
+
+#![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
+
+use super::attend::Avx512;
+use crate::cpu::attention::pairs::{PairKernels, PairRows, SPAN_PAIRS};
+use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SPAN, STRIDE, empty_state, soften};
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+/// The kernels. They need AVX-512 F, BW, DQ, VL and BF16.
+pub static PAIRS: PairKernels = PairKernels { take_query, attend };
+
+/// Registers of sums of a row: with 6 rows, 4 of keys or values and one that is broadcast, 29 of the 32.
+const WIDE: usize = 4;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
+    let scale = _mm512_set1_ps(scale);
+    for (at, q) in q.chunks(32).enumerate() {
+        // SAFETY: masked loads of what is left of the slice.
+        let half = |first: usize| unsafe {
+            let left = q.len().saturating_sub(first).min(16);
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(((1_u32 << left) - 1) as u16, q.as_ptr().wrapping_add(first)), scale)
+        };
+        let mut pairs = [0_u32; 16];
+        // SAFETY: 64 bytes; all bits are integers.
+        unsafe {
+            _mm512_storeu_si512(
+                pairs.as_mut_ptr().cast(),
+                transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(half(16), half(0))),
+            )
+        };
+        let places = out[16 * at * stride..].iter_mut().step_by(stride);
+        places.zip(&pairs[..q.len().div_ceil(2)]).for_each(|(to, pair)| *to = *pair);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+fn attend(b: &mut PairRows<'_>) {
+    let count = b.visible.len();
+    let fits = b.scores.len() >= SCORES
+        && b.weights.len() >= ROWS * SPAN_PAIRS
+        && b.q.len() == b.head_dim / 2 * count
+        && b.head_dim.is_multiple_of(PIECE)
+        && b.state.len() == count * (2 + b.head_dim)
+        && b.pieces.iter().all(|piece| {
+            piece.k + (b.head_dim / 2 - 1) * b.block_size + PIECE <= b.k.len()
+                && piece.v + PIECE / 2 * b.head_dim <= b.v.len()
+                && piece.first.is_multiple_of(PIECE)
+        });
+    assert!(fits, "attention: buffers of the wrong size: this is a bug");
+    // SAFETY: this function is compiled for, and only called with, the features that it needs.
+    unsafe {
+        match b.visible.len() {
+            1 => rows::<1>(b),
+            2 => rows::<2>(b),
+            3 => rows::<3>(b),
+            4 => rows::<4>(b),
+            5 => rows::<5>(b),
+            6 => rows::<6>(b),
+            n => unreachable!("{n} rows at once: this is a bug"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rows<const R: usize>(b: &mut PairRows<'_>) {
+    empty_state(R, b.state);
+    let seen = b.visible.iter().filter(|(low, high)| low < high);
+    let Some((from, to)) = seen.copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else { return };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let first = b.pieces[0].first / PIECE;
+        let (mut index, end) = (from / PIECE - first, to.div_ceil(PIECE) - first);
+        while index + WIDE <= end {
+            score::<R, WIDE>(b, index);
+            index += WIDE;
+        }
+        while index < end {
+            score::<R, 1>(b, index);
+            index += 1;
+        }
+        for r in 0..R {
+            let (low, high) = b.visible[r];
+            if low < high {
+                let scores = &mut b.scores[r * STRIDE..(r + 1) * STRIDE];
+                b.state[r] = soften::<Avx512>(scores, low, high, b.softcap).0;
+                let weights = &mut b.weights[r * SPAN_PAIRS..(r + 1) * SPAN_PAIRS];
+                b.state[R + r] = round_weights(scores, low, high, weights);
+            }
+        }
+        // Pairs that all rows see are weighed for all rows at once, those before and behind row by row.
+        let low = b.visible.iter().map(|v| v.0).fold(0, usize::max).div_ceil(2);
+        let high = b.visible.iter().map(|v| v.1).fold(SPAN, usize::min) / 2;
+        let (low, high) = if low < high { (low, high) } else { (SPAN_PAIRS, SPAN_PAIRS) };
+        for r in 0..R {
+            weigh_columns::<1, true>(b, r, 0, low);
+        }
+        weigh_columns::<R, false>(b, 0, low, high);
+        for r in 0..R {
+            weigh_columns::<1, true>(b, r, high, SPAN_PAIRS);
+        }
+    }
+}
+
+/// Scores of all rows for the keys of `W` pieces from number `first` on.
+#[inline(always)]
+unsafe fn score<const R: usize, const W: usize>(b: &mut PairRows<'_>, first: usize) {
+    let base = b.k.as_ptr();
+    let mut keys = [base; W];
+    let mut ahead = [base; W];
+    for w in 0..W {
+        keys[w] = base.wrapping_add(b.pieces[first + w].k);
+        ahead[w] = base.wrapping_add(b.ahead.get(first + w).unwrap_or(&b.pieces[first + w]).k);
+    }
+    // SAFETY: the caller's promise: each piece has `PIECE` readable keys.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); W]; R];
+        for q in b.q.chunks_exact(R) {
+            let mut x = [_mm512_setzero_si512(); W];
+            for w in 0..W {
+                x[w] = _mm512_loadu_si512(keys[w].cast());
+                keys[w] = keys[w].wrapping_add(b.block_size);
+            }
+            if !b.ahead.is_empty() {
+                for w in 0..W {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead[w].cast());
+                    ahead[w] = ahead[w].wrapping_add(b.block_size);
+                }
+            }
+            for r in 0..R {
+                let q = _mm512_set1_epi32(q[r].cast_signed());
+                for w in 0..W {
+                    sums[r][w] = multiply_add(x[w], q, sums[r][w]);
+                }
+            }
+        }
+        let scores = b.scores.as_mut_ptr();
+        for r in 0..R {
+            for w in 0..W {
+                _mm512_storeu_ps(scores.add(r * STRIDE + b.pieces[first + w].first), sums[r][w]);
+            }
+        }
+    }
+}
+
+/// `sum + a . b` in each lane, of two bfloat16s.
+///
+/// # Safety
+/// AVX-512 BF16.
+#[inline(always)]
+unsafe fn multiply_add(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
+    // SAFETY: the caller's promise; all bits are bfloat16s.
+    unsafe { _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
+}
+
+/// Rounds the weights of the keys `low..high`; returns their sum, of what is left of them. Those before and behind, in the same registers,
+/// are 0.
+#[inline(always)]
+unsafe fn round_weights(weights: &[f32], low: usize, high: usize, out: &mut [u32]) -> f32 {
+    // SAFETY: keys of a span.
+    unsafe {
+        let mut sum = _mm512_setzero_ps();
+        for at in (low / PIECE * PIECE..high.next_multiple_of(PIECE)).step_by(PIECE) {
+            let rounded = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(weights.as_ptr().add(at))));
+            _mm256_storeu_si256(out.as_mut_ptr().add(at / 2).cast(), rounded);
+            let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded));
+            sum = _mm512_add_ps(sum, _mm512_castsi512_ps(wide));
+        }
+        _mm512_reduce_add_ps(sum)
+    }
+}
+
+/// Adds the weighted values of the pairs `from..to` to `N` rows, first to last. `PARTLY`: of the one row's own keys only.
+#[inline(always)]
+unsafe fn weigh_columns<const N: usize, const PARTLY: bool>(b: &mut PairRows<'_>, row: usize, from: usize, to: usize) {
+    let (low, high) = b.visible[row];
+    let (from, to) = if PARTLY { (from.max(low / 2), to.min(high.div_ceil(2))) } else { (from, to) };
+    if from >= to || PARTLY && low >= high {
+        return;
+    }
+    let width = b.head_dim;
+    let mut column = 0;
+    // SAFETY: columns are inside a row of values.
+    unsafe {
+        while column + WIDE * PIECE <= width {
+            weigh::<N, WIDE, PARTLY>(b, row, column, from, to);
+            column += WIDE * PIECE;
+        }
+        while column < width {
+            weigh::<N, 1, PARTLY>(b, row, column, from, to);
+            column += PIECE;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn weigh<const N: usize, const W: usize, const PARTLY: bool>(
+    b: &mut PairRows<'_>,
+    row: usize,
+    column: usize,
+    from: usize,
+    to: usize,
+) {
+    let rows = b.visible.len();
+    let width = b.head_dim;
+    let (low, high) = b.visible[row];
+    let weights = &b.weights[row * SPAN_PAIRS..];
+    let out = b.state[2 * rows + row * width + column..].as_mut_ptr();
+    // SAFETY: the pairs from..to have weights and are in pieces, `column` and the W registers behind it are inside a row.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); W]; N];
+        for r in 0..N {
+            for w in 0..W {
+                sums[r][w] = _mm512_loadu_ps(out.add(r * width + w * PIECE));
+            }
+        }
+        for (index, piece) in b.pieces.iter().enumerate() {
+            let ahead = b.ahead.get(index).map_or(0, |ahead| ahead.v.wrapping_sub(piece.v));
+            let start = piece.first / 2;
+            let (first, end) = (from.max(start), to.min(start + PIECE / 2));
+            let mut values = b.v.as_ptr().wrapping_add(piece.v + first.saturating_sub(start) * width + column);
+            for pair in first..end {
+                let mut x = [_mm512_setzero_si512(); W];
+                for w in 0..W {
+                    x[w] = _mm512_loadu_si512(values.add(w * PIECE).cast());
+                    if PARTLY {
+                        // A key that the row does not see is not even multiplied by 0, which would let an infinite value through.
+                        let sees = |key: usize| low <= key && key < high;
+                        let mask = if sees(2 * pair) { 0x5555_5555 } else { 0 }
+                            | if sees(2 * pair + 1) { 0xaaaa_aaaa } else { 0 };
+                        x[w] = _mm512_maskz_mov_epi16(mask, x[w]);
+                    }
+                }
+                if ahead != 0 {
+                    for w in 0..W {
+                        _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(ahead.wrapping_add(w * PIECE)).cast());
+                    }
+                }
+                values = values.wrapping_add(width);
+                for r in 0..N {
+                    let p = _mm512_set1_epi32(weights[r * SPAN_PAIRS + pair].cast_signed());
+                    for w in 0..W {
+                        sums[r][w] = multiply_add(x[w], p, sums[r][w]);
+                    }
+                }
+            }
+        }
+        for r in 0..N {
+            for w in 0..W {
+                _mm512_storeu_ps(out.add(r * width + w * PIECE), sums[r][w]);
+            }
+        }
+    }
+}
