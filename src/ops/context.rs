@@ -1,5 +1,6 @@
 //! Where and how ops run.
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -22,6 +23,8 @@ pub(super) struct CpuKernels {
     pub(super) matmul: RefCell<MatmulScratch>,
     pub(super) packed: RefCell<PackedScratch>,
     pub(super) attention: RefCell<AttentionScratch>,
+    /// Matrices that stay as they are in the file, by their format: there are no packed kernels for them.
+    in_place: RefCell<BTreeMap<&'static str, usize>>,
     /// Memory of activations that are no longer needed.
     buffers: RefCell<Vec<Vec<f32>>>,
 }
@@ -75,6 +78,7 @@ impl ExecContext {
             matmul: RefCell::default(),
             packed: RefCell::default(),
             attention: RefCell::default(),
+            in_place: RefCell::default(),
             buffers: RefCell::default(),
         };
         Self { device: Device::Cpu, kernels: Some(kernels) }
@@ -111,11 +115,20 @@ impl ExecContext {
                         mapped.bytes.release();
                         Matrix::Packed(Arc::new(packed))
                     }
-                    None => Matrix::Mapped(mapped),
+                    None => {
+                        *k.in_place.borrow_mut().entry(mapped.ty.name()).or_default() += 1;
+                        Matrix::Mapped(mapped)
+                    }
                 }
             }
             (_, matrix) => matrix,
         }
+    }
+
+    /// How many matrices of which formats [`Self::place`] has left as they are in the file, for lack of packed kernels.
+    #[must_use]
+    pub fn left_in_place(&self) -> BTreeMap<&'static str, usize> {
+        self.kernels().map_or_else(BTreeMap::new, |k| k.in_place.borrow().clone())
     }
 
     /// One line for the log: which arithmetic runs, on how many threads.

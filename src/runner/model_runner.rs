@@ -83,6 +83,13 @@ impl ModelRunner {
         }
         let limits = StepLimits { vocab: spec.vocab, block_size: options.block_size, num_blocks: options.num_blocks };
         let decoder = Decoder::load(spec, weights, &cx)?;
+        for (format, matrices) in cx.left_in_place() {
+            tracing::info!(
+                format,
+                matrices,
+                "no packed kernels for this format or width: read as in the file, which is slower"
+            );
+        }
         let kv = KvCache::new(&cx, decoder.spec(), options.num_blocks, options.block_size, options.kv_dtype)?;
         Ok(Self { cx, decoder, kv, limits })
     }
