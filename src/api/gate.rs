@@ -54,6 +54,8 @@ pub(crate) struct Tokens {
     pub(crate) prompt: usize,
     pub(crate) cached: usize,
     pub(crate) completion: usize,
+    /// Of the completion, the tokens of thoughts.
+    pub(crate) reasoning: usize,
     /// Of the completion, the tokens that had been guessed.
     pub(crate) accepted: usize,
     /// Guesses that were wrong; they are no part of the completion.

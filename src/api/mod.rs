@@ -6,6 +6,7 @@
 pub mod auth;
 mod body;
 mod chat;
+mod chat_shape;
 mod choice;
 mod completions;
 pub mod error;
@@ -21,6 +22,7 @@ pub mod params;
 mod pipeline;
 mod stream;
 mod tokenize;
+mod tools;
 mod types;
 
 use std::sync::Arc;

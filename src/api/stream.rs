@@ -22,7 +22,8 @@ pub(crate) trait Chunks: Send + 'static {
     type Choice: Serialize + Send;
     /// Sent just before a choice's first token is.
     fn begin(&mut self, choice: usize, prompt: Option<Vec<TokenLogprobs>>) -> Option<Self::Choice>;
-    fn delta(&mut self, choice: usize, delta: Delta) -> Self::Choice;
+    /// Parts of different kinds come one by one.
+    fn delta(&mut self, choice: usize, delta: Delta) -> Vec<Self::Choice>;
     fn finish(&mut self, choice: usize, reason: Finish) -> Self::Choice;
     /// What belongs beside the choices of a choice's first chunk.
     fn prompt_token_ids(&self, choice: usize) -> Option<Vec<u32>>;
@@ -66,7 +67,11 @@ async fn write<C: Chunks>(job: Job, mut chunks: C, streaming: Streaming, out: mp
                 event(&chunk)
             }),
             Ok(Some(Event::Delta { choice, delta, tokens })) => {
-                Some(event(&streaming.chunk(chunks.delta(choice, delta), tokens)))
+                let mut bytes = Vec::new();
+                for chunk in chunks.delta(choice, delta) {
+                    bytes.extend_from_slice(&event(&streaming.chunk(chunk, tokens)));
+                }
+                (!bytes.is_empty()).then(|| bytes.into())
             }
             Ok(Some(Event::Finish { choice, reason, tokens, .. })) => {
                 last = tokens;
