@@ -45,7 +45,7 @@ pub enum CallFormat {
 }
 
 impl CallFormat {
-    /// What opens calls, besides JSON at the beginning of an answer, which every format accepts: small models forget the
+    /// What opens calls, besides JSON at the beginning of a line, which every format accepts: small models forget the
     /// marker.
     fn opening(self) -> Option<&'static str> {
         match self {

@@ -42,13 +42,23 @@ enum Frame {
     Mistral,
     /// `<|python_tag|>` …
     Python,
-    /// Nothing: the answer begins with the JSON.
+    /// Nothing: the JSON begins a line.
     Bare,
     /// A fence of three backticks.
     Fence,
 }
 
 impl Frame {
+    /// What the format's marker opens.
+    fn of(format: CallFormat) -> Self {
+        match format {
+            CallFormat::Hermes => Self::Tag,
+            CallFormat::Mistral => Self::Mistral,
+            CallFormat::Llama => Self::Python,
+            CallFormat::Generic => Self::Bare,
+        }
+    }
+
     fn closer(self) -> &'static str {
         match self {
             Self::Tag => "</tool_call>",
@@ -60,7 +70,7 @@ impl Frame {
 
 #[derive(Debug)]
 enum State {
-    /// Nothing but spaces so far (since the answer or since the thoughts).
+    /// Nothing but spaces so far, and thoughts may open.
     Start,
     Thought {
         begun: bool,
@@ -115,12 +125,13 @@ fn is_spacing(c: char, head: Head) -> bool {
 pub struct OutputParser {
     /// `None`: calls are not looked for.
     calls: Option<(CallFormat, Arc<[Tool]>)>,
-    may_think: bool,
     state: State,
     /// Text whose meaning is open.
     held: String,
     /// Spaces before the next content belong to the format.
     drop_space: bool,
+    /// The content's last line is empty.
+    fresh: bool,
     called: bool,
     out: Vec<Segment>,
 }
@@ -129,16 +140,12 @@ impl OutputParser {
     /// `calls`: the format, and the tools that may be called; `None` leaves calls in the content.
     #[must_use]
     pub fn new(calls: Option<(CallFormat, Arc<[Tool]>)>, thinking: Thinking) -> Self {
-        let state = if thinking == Thinking::Open { State::Thought { begun: false } } else { State::Start };
-        Self {
-            calls,
-            may_think: thinking == Thinking::MayOpen,
-            state,
-            held: String::new(),
-            drop_space: false,
-            called: false,
-            out: Vec::new(),
-        }
+        let state = match thinking {
+            Thinking::Never => State::Content,
+            Thinking::MayOpen => State::Start,
+            Thinking::Open => State::Thought { begun: false },
+        };
+        Self { calls, state, held: String::new(), drop_space: false, fresh: true, called: false, out: Vec::new() }
     }
 
     /// Takes more text; gives what became certain with it.
@@ -206,41 +213,22 @@ impl OutputParser {
         }
     }
 
-    /// The answer's beginning, where a thought or a call without a marker may stand.
+    /// The answer's beginning, where thoughts may open.
     fn start(&mut self, c: char) {
         self.held.push(c);
         let rest = self.held.trim_start();
-        let mut open = rest.is_empty() && self.held.len() <= SPACE_MAX;
-        if self.may_think && !rest.is_empty() {
-            match matching(THINK, rest) {
-                Match::Wholly => {
-                    self.held.clear();
-                    self.may_think = false;
-                    self.state = State::Thought { begun: false };
-                    return;
-                }
-                found => open |= found == Match::Partly,
+        let found = if rest.is_empty() { Match::Partly } else { matching(THINK, rest) };
+        match found {
+            Match::Wholly => {
+                self.held.clear();
+                self.state = State::Thought { begun: false };
+            }
+            Match::Partly if self.held.len() <= SPACE_MAX => self.state = State::Start,
+            _ => {
+                let held = std::mem::take(&mut self.held);
+                self.replay(&held);
             }
         }
-        if let Some((format, _)) = &self.calls
-            && !rest.is_empty()
-        {
-            match bare(rest) {
-                (Match::Wholly, frame) => {
-                    let head = Head { opening: 0, first: true };
-                    self.state = State::Call(frame, head, Box::new(CallScanner::object(frame.closer())));
-                    return;
-                }
-                (found, _) => open |= found == Match::Partly,
-            }
-            open |= format.opening().is_some_and(|marker| matching(marker, rest) == Match::Partly);
-        }
-        if open {
-            self.state = State::Start;
-            return;
-        }
-        let held = std::mem::take(&mut self.held);
-        self.replay(&held);
     }
 
     fn thought(&mut self, c: char, mut begun: bool) {
@@ -258,7 +246,7 @@ impl OutputParser {
                 Match::Wholly => {
                     self.held.clear();
                     self.drop_space = true;
-                    self.state = State::Start;
+                    self.state = State::Content;
                     return;
                 }
                 Match::Partly if !rest.is_empty() => break,
@@ -272,30 +260,33 @@ impl OutputParser {
     }
 
     fn text(&mut self, c: char) {
-        let Some(marker) = self.calls.as_ref().and_then(|(format, _)| format.opening()) else {
-            // Spaces are held back for nothing but the end: after a call they are spacing.
+        let Some((format, _)) = &self.calls else {
             return self.content(c.encode_utf8(&mut [0; 4]));
         };
+        let format = *format;
         self.held.push(c);
         while !self.held.is_empty() {
             let rest = self.held.trim_start();
-            if rest.is_empty() {
-                if self.held.len() <= SPACE_MAX {
+            let spaces = &self.held[..self.held.len() - rest.len()];
+            if rest.is_empty() && spaces.len() <= SPACE_MAX {
+                return;
+            }
+            if !rest.is_empty() {
+                let head = Head { opening: self.held.len(), first: true };
+                let marked = format.opening().map_or(Match::No, |marker| matching(marker, rest));
+                if marked == Match::Wholly {
+                    self.state = State::Gap(Frame::of(format), head);
                     return;
                 }
-            } else {
-                match matching(marker, rest) {
-                    Match::Wholly => {
-                        let frame = match marker {
-                            "<tool_call>" => Frame::Tag,
-                            "[TOOL_CALLS]" => Frame::Mistral,
-                            _ => Frame::Python,
-                        };
-                        self.state = State::Gap(frame, Head { opening: self.held.len(), first: true });
-                        return;
-                    }
-                    Match::Partly => return,
-                    Match::No => {}
+                // JSON without a marker begins a line.
+                let is_fresh = self.fresh || spaces.contains('\n');
+                let (unmarked, frame) = if is_fresh { bare(rest) } else { (Match::No, Frame::Bare) };
+                if unmarked == Match::Wholly {
+                    self.state = State::Call(frame, head, Box::new(CallScanner::object(frame.closer())));
+                    return;
+                }
+                if marked == Match::Partly || unmarked == Match::Partly {
+                    return;
                 }
             }
             let shown = self.take_one();
@@ -397,7 +388,8 @@ impl OutputParser {
         }
     }
 
-    /// What was held is no call. Its opening is content; the rest is read again, as content.
+    /// What was held is no call. Its opening is content (of at least one character, so that this ends); the rest is read
+    /// again.
     fn fail(&mut self, opening: usize) {
         let held = std::mem::take(&mut self.held);
         let (opening, rest) = held.split_at(opening);
@@ -430,6 +422,7 @@ impl OutputParser {
             return;
         }
         self.drop_space = false;
+        self.fresh = text.ends_with('\n');
         match self.out.last_mut() {
             Some(Segment::Content(last)) => last.push_str(text),
             _ => self.out.push(Segment::Content(text.to_owned())),

@@ -133,6 +133,13 @@ fn text_around_calls_is_content_and_spaces_are_not() {
     assert_eq!((content.as_str(), calls.len()), (" Let me look.", 2));
     let (content, _, calls) = read(CallFormat::Hermes, &format!("{call}\nDone. [1] x"));
     assert_eq!((content.as_str(), calls.len()), ("Done. [1] x", 1));
+    // JSON without a marker may follow text, on a line of its own.
+    for json in ["{\"name\": \"time\"}", "```json\n{\n  \"name\": \"time\"\n}\n```", "[{\"name\": \"time\"}]"] {
+        let (content, _, calls) = read(CallFormat::Hermes, &format!("Let me check.\n{json}\n"));
+        assert_eq!((content.as_str(), calls.len()), ("Let me check.", 1), "{json}");
+        let inline = format!("Say {json}");
+        assert_eq!(read(CallFormat::Hermes, &inline.replace('\n', " ")).2.len(), 0, "{json}");
+    }
     let (content, _, calls) = read(CallFormat::Hermes, "{\"name\": \"time\"} [1] is the source");
     assert_eq!((content.as_str(), calls.len()), ("[1] is the source", 1));
 }
@@ -158,6 +165,8 @@ fn nothing_is_lost() {
         "```",
         "<think",
         "x <think>y</think>",
+        "Like this:\n```json\n{\"name\": \"x\"}\n```\nand\n[{\"a\": 1}]\n{\n{\n{ \n[ {",
+        "{\"name\": \"weather\", \"x\": {\n{\"name\": 1",
     ] {
         let (content, reasoning, calls) = read(CallFormat::Hermes, text);
         assert_eq!((content.as_str(), reasoning.as_str(), calls.len()), (text, "", 0));
@@ -248,6 +257,9 @@ fn endless_spaces_and_false_starts_are_linear() {
         "<tool_call>{\"id\": \"",
         "{",
         "[",
+        "\n{\"id\": ",
+        "\n{",
+        "{\"name\": \"time\"}, ",
         "```json\n",
         "<tool_call>{\"name\": \"time\", \"arguments\": {",
     ] {

@@ -25,14 +25,15 @@ TIME = {
         "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}, "required": ["zone"]},
     },
 }
-ASK = "What is the weather in Paris right now?"
+SYSTEM = "You are a helpful assistant. When you have the result of a tool, answer the user in one sentence."
+ASK = say("What is the weather in Paris right now?", SYSTEM)
 GREEDY = {"temperature": 0, "max_tokens": 200}
 
 
 @pytest.fixture(scope="module")
 def first(client, model):
     """The answer to the question, with both tools offered."""
-    return client.chat.completions.create(model=model, messages=say(ASK), tools=[WEATHER, TIME], **GREEDY).choices[0]
+    return client.chat.completions.create(model=model, messages=ASK, tools=[WEATHER, TIME], **GREEDY).choices[0]
 
 
 def test_a_call(first):
@@ -46,7 +47,7 @@ def test_a_call(first):
 
 
 def test_the_stream_has_the_same_call(client, model, first):
-    chunks = client.chat.completions.create(model=model, messages=say(ASK), tools=[WEATHER, TIME], stream=True, **GREEDY)
+    chunks = client.chat.completions.create(model=model, messages=ASK, tools=[WEATHER, TIME], stream=True, **GREEDY)
     parts = [(part, choice.finish_reason) for chunk in chunks for choice in chunk.choices for part in choice.delta.tool_calls or []]
     head, *rest = [part for part, _ in parts]
     assert (head.index, head.type, head.function.name, head.function.arguments) == (0, "function", "get_weather", "")
@@ -57,7 +58,7 @@ def test_the_stream_has_the_same_call(client, model, first):
 
 
 def test_the_stream_helper_puts_it_together(client, model, first):
-    with client.chat.completions.stream(model=model, messages=say(ASK), tools=[WEATHER, TIME], **GREEDY) as stream:
+    with client.chat.completions.stream(model=model, messages=ASK, tools=[WEATHER, TIME], **GREEDY) as stream:
         kinds = {event.type for event in stream}
         answer = stream.get_final_completion().choices[0]
     assert "tool_calls.function.arguments.delta" in kinds
@@ -70,7 +71,7 @@ def test_the_stream_helper_puts_it_together(client, model, first):
 def test_a_second_round_uses_the_result(client, model, first, stream):
     [call] = first.message.tool_calls
     messages = [
-        *say(ASK),
+        *ASK,
         first.message.model_dump(exclude_none=True),
         {"role": "tool", "tool_call_id": call.id, "content": '{"temperature": "17 degrees", "sky": "light rain"}'},
     ]
@@ -86,7 +87,7 @@ def test_a_second_round_uses_the_result(client, model, first, stream):
 
 
 def test_none_calls_nothing(client, model):
-    [choice] = client.chat.completions.create(model=model, messages=say(ASK), tools=[WEATHER], tool_choice="none", **GREEDY).choices
+    [choice] = client.chat.completions.create(model=model, messages=ASK, tools=[WEATHER], tool_choice="none", **GREEDY).choices
     assert choice.finish_reason in ("stop", "length")
     assert choice.message.tool_calls is None
 
@@ -101,7 +102,7 @@ def test_no_call_where_none_is_needed(client, model):
 def test_a_wrong_result_is_refused(client, model):
     import openai
 
-    messages = [*say(ASK), {"role": "tool", "tool_call_id": "call_x", "content": "17"}]
+    messages = [*ASK, {"role": "tool", "tool_call_id": "call_x", "content": "17"}]
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model=model, messages=messages, tools=[WEATHER], **GREEDY)
     assert error.value.param == "messages[1].tool_call_id"
