@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde_json::{Map, Value};
 
-use super::body::JsonBody;
+use super::body::{Claim, JsonBody};
 use super::chat_shape::{ChatChoice, ChatChunks};
 use super::choice::Reading;
 use super::error::ApiError;
@@ -14,7 +14,7 @@ use super::fields::Fields;
 use super::fold::fold;
 use super::gate::RequestContext;
 use super::params::{Common, small};
-use super::pipeline::{Plan, admit, check_choices, check_length};
+use super::pipeline::{Job, Plan, admit, check_choices, check_length};
 use super::stream::{self, Streaming};
 use super::tools::ToolUse;
 use super::types::Envelope;
@@ -34,41 +34,9 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (request, claim) = body.lower(&app, ChatRequest::lower).await?;
-    let ChatRequest { model, input, tools, common, max_tokens, logprobs, hide_reasoning } = request;
-    let continuing = input.continue_final_message;
-    let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
-    let encode = move || {
-        let text = &of.served.text;
-        let rendered = text.render_chat(&input)?;
-        if !truncates {
-            check_length(&of, &rendered.text, "messages")?;
-        }
-        let prompt = text.tokenizer.encode_prompt(&rendered)?;
-        let last = input.messages.last().and_then(|message| message["content"].as_str());
-        let continued = continuing.then(|| last.unwrap_or_default());
-        Ok((prompt, text.output.thinking(&rendered, continued)))
-    };
-    let (prompt, thinking) = claim.work(&app, encode).await?;
-    let per_prompt = common.n;
-    let streaming = common.stream;
-    let prompt_logprobs = common.prompt_logprobs;
-    let return_token_ids = common.return_token_ids;
-    let plan = Plan {
-        model: Arc::clone(&model),
-        common,
-        prompts: vec![prompt],
-        prompt_field: "messages",
-        max_tokens,
-        per_prompt,
-        logprobs,
-        prompt_logprobs,
-        hidden_logprobs: false,
-        rank: false,
-        // A continued message's text is in the prompt.
-        continuing,
-        reading: Reading { tools: tools.tools, parallel: tools.parallel, thinking, hide_reasoning },
-    };
-    let job = admit(&app, &context, plan)?;
+    let (model, logprobs) = (Arc::clone(&request.model), request.logprobs);
+    let (streaming, return_token_ids) = (request.common.stream, request.common.return_token_ids);
+    let job = start(&app, &context, request, claim, "messages").await?;
     let prompt_ids = return_token_ids.then(|| job.prompts[0].to_vec());
     let prompt_tokens = Arc::clone(&job.prompts[0]);
     if let Some(options) = streaming {
@@ -93,15 +61,58 @@ pub(crate) async fn create(
     Ok(Json(body).into_response())
 }
 
-/// A validated request.
+/// A validated request: what every dialect's comes down to.
 pub(crate) struct ChatRequest {
     pub(crate) model: Arc<Model>,
     pub(crate) input: ChatInput,
-    tools: ToolUse,
-    common: Common,
-    max_tokens: Option<usize>,
-    logprobs: Option<u8>,
-    hide_reasoning: bool,
+    pub(crate) tools: ToolUse,
+    pub(crate) common: Common,
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) logprobs: Option<u8>,
+    pub(crate) hide_reasoning: bool,
+}
+
+/// Renders and tokenizes a chat, and hands it to the engine. `field`: what holds the messages, for errors.
+pub(crate) async fn start(
+    app: &AppState,
+    context: &RequestContext,
+    request: ChatRequest,
+    claim: Claim,
+    field: &'static str,
+) -> Result<Job, ApiError> {
+    let ChatRequest { model, input, tools, common, max_tokens, logprobs, hide_reasoning } = request;
+    let continuing = input.continue_final_message;
+    let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
+    let encode = move || {
+        let text = &of.served.text;
+        let rendered = text.render_chat(&input)?;
+        if !truncates {
+            check_length(&of, &rendered.text, field)?;
+        }
+        let prompt = text.tokenizer.encode_prompt(&rendered)?;
+        let last = input.messages.last().and_then(|message| message["content"].as_str());
+        let continued = continuing.then(|| last.unwrap_or_default());
+        Ok((prompt, text.output.thinking(&rendered, continued)))
+    };
+    let (prompt, thinking) = claim.work(app, encode).await?;
+    let per_prompt = common.n;
+    let prompt_logprobs = common.prompt_logprobs;
+    let plan = Plan {
+        model,
+        common,
+        prompts: vec![prompt],
+        prompt_field: field,
+        max_tokens,
+        per_prompt,
+        logprobs,
+        prompt_logprobs,
+        hidden_logprobs: false,
+        rank: false,
+        // A continued message's text is in the prompt.
+        continuing,
+        reading: Reading { tools: tools.tools, parallel: tools.parallel, thinking, hide_reasoning },
+    };
+    admit(app, context, plan)
 }
 
 impl ChatRequest {

@@ -105,6 +105,8 @@ pub(crate) struct Choice {
     parser: Option<OutputParser>,
     detokenizer: Detokenizer,
     matcher: StopMatcher,
+    /// The stop string that was found.
+    stop: Option<String>,
     wanted: Wanted,
     /// Tokens whose log-probabilities are not shown yet, with the byte at which their text starts.
     pending: VecDeque<(usize, TokenEntry)>,
@@ -128,6 +130,7 @@ impl Choice {
             parser: reads.then(|| OutputParser::new(calls, reading.thinking)),
             detokenizer: detokenizer.show_control(!rules.skip_special),
             matcher: StopMatcher::new(Arc::clone(&rules.stops)),
+            stop: None,
             text,
             rules,
             reading,
@@ -151,6 +154,11 @@ impl Choice {
     pub(crate) fn reason(&self, reason: Finish) -> Finish {
         let called = self.parser.as_ref().is_some_and(OutputParser::has_called);
         if called && reason == Finish::Stop { Finish::ToolCalls } else { reason }
+    }
+
+    /// The stop string that ended the text.
+    pub(crate) fn take_stop(&mut self) -> Option<String> {
+        self.stop.take()
     }
 
     /// The mean log-probability of the tokens, if the engine reported them.
@@ -233,13 +241,13 @@ impl Choice {
     fn match_stops(&mut self, text: &str) -> (Delta, bool) {
         self.decode(text);
         let mut step = self.matcher.push(text);
-        let matched = step.matched.is_some();
+        self.stop = step.matched;
         if self.rules.include_stop
-            && let Some(stop) = step.matched
+            && let Some(stop) = &self.stop
         {
-            step.text.push_str(&stop);
+            step.text.push_str(stop);
         }
-        (self.show(&step.text), matched)
+        (self.show(&step.text), self.stop.is_some())
     }
 
     /// Shows text with the tokens that start before its end, and every token id so far.

@@ -22,6 +22,8 @@ pub(crate) struct Folded {
     /// Log-probabilities of the prompt from its second token on.
     pub(crate) prompt: Option<Vec<TokenLogprobs>>,
     pub(crate) mean_logprob: f64,
+    /// The stop string that ended it.
+    pub(crate) stop: Option<String>,
     finish: Option<Finish>,
 }
 
@@ -50,9 +52,14 @@ impl Folded {
         }
     }
 
-    /// OpenAI's word for why the choice ended.
+    /// Why the choice ended.
+    pub(crate) fn finish(&self) -> Finish {
+        self.finish.expect("an unfinished choice in a complete response is a bug")
+    }
+
+    /// OpenAI's word for it.
     pub(crate) fn finish_reason(&self) -> &'static str {
-        self.finish.expect("an unfinished choice in a complete response is a bug").name()
+        self.finish().name()
     }
 }
 
@@ -70,7 +77,8 @@ pub(crate) async fn fold(job: Job) -> Result<(Vec<Folded>, Tokens), ApiError> {
                 folded.logprobs.extend(delta.logprobs);
                 folded.token_ids.extend(delta.token_ids);
             }
-            Event::Finish { choice, reason, mean_logprob, tokens } => {
+            Event::Finish { choice, reason, stop, mean_logprob, tokens } => {
+                choices[choice].stop = stop;
                 choices[choice].finish = Some(reason);
                 choices[choice].mean_logprob = mean_logprob;
                 usage = tokens;

@@ -86,6 +86,8 @@ pub(crate) enum Event {
     Finish {
         choice: usize,
         reason: Finish,
+        /// The stop string that ended it.
+        stop: Option<String>,
         mean_logprob: f64,
         tokens: Tokens,
     },
@@ -392,7 +394,8 @@ impl Drive {
         };
         lane.timer.finished(outcome);
         let mean_logprob = lane.text.mean_logprob();
-        self.send(Event::Finish { choice, reason, mean_logprob, tokens }).await
+        let stop = lane.text.take_stop();
+        self.send(Event::Finish { choice, reason, stop, mean_logprob, tokens }).await
     }
 
     async fn fail(mut self, error: ApiError) {
