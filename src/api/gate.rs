@@ -11,11 +11,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
 
-use super::AppState;
 use super::auth::{Scope, Tenant};
 use super::body::refuse;
 use super::error::ApiError;
 use super::limits;
+use super::{AppState, anthropic};
 use crate::engine::EngineHandle;
 use crate::telemetry::RequestLabels;
 
@@ -94,6 +94,7 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
     let started = Instant::now();
     let path = request.uri().path();
     let rules = rules(path);
+    let anthropic = anthropic::speaks(path);
     let allowed = match (&app.options().auth, rules.scope) {
         (Some(keys), Some(scope)) => keys.authorise(request.headers(), scope),
         _ => Ok(Tenant::ANONYMOUS),
@@ -129,6 +130,7 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
             response
         }
     };
+    let response = if anthropic { anthropic::reshape(response, &record.id) } else { response };
     record.status = Some(response.status());
     let (mut parts, body) = response.into_parts();
     parts.headers.insert(REQUEST_ID, record.id.clone());

@@ -72,26 +72,54 @@ impl ToolUse {
     }
 }
 
+/// Tools of different names, as many as may be.
+pub(crate) struct Distinct {
+    param: String,
+    names: HashSet<String>,
+    tools: Vec<Tool>,
+    given: usize,
+}
+
+impl Distinct {
+    /// `param`: the field that holds them.
+    pub(crate) fn new(param: String) -> Self {
+        Self { param, names: HashSet::new(), tools: Vec::new(), given: 0 }
+    }
+
+    /// Adds a tool, whose name stands at `name_param`.
+    pub(crate) fn add(&mut self, tool: Tool, name_param: String) -> Result<(), ApiError> {
+        self.given += 1;
+        if !self.names.insert(tool.name.clone()) {
+            let message = format!("Two tools are named `{}`; give each tool a name of its own.", tool.name);
+            return Err(ApiError::InvalidValue { param: name_param, message });
+        }
+        if self.tools.len() < TOOLS_MAX {
+            self.tools.push(tool);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn tools(self) -> Result<Vec<Tool>, ApiError> {
+        let Self { param, tools, given, .. } = self;
+        if given > TOOLS_MAX {
+            let message = format!("`{param}` must have at most {TOOLS_MAX} tools, but {given} were given.");
+            return Err(ApiError::InvalidValue { param, message });
+        }
+        Ok(tools)
+    }
+}
+
 fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
     let param = fields.path("tools");
     let items = fields.array("tools")?.unwrap_or_default();
-    if items.len() > TOOLS_MAX {
-        let message = format!("`{param}` must have at most {TOOLS_MAX} tools, but {} were given.", items.len());
-        return Err(ApiError::InvalidValue { param, message });
-    }
-    let mut names = HashSet::new();
-    let mut tools = Vec::with_capacity(items.len());
+    let mut all = Distinct::new(param.clone());
     for (index, item) in items.into_iter().enumerate() {
         let path = format!("{param}[{index}]");
         let tool = tool(path.clone(), item)?;
-        if !names.insert(tool.name.clone()) {
-            let kind = if tool.custom { "custom" } else { "function" };
-            let message = format!("Two tools are named `{}`; give each tool a name of its own.", tool.name);
-            return Err(ApiError::InvalidValue { param: format!("{path}.{kind}.name"), message });
-        }
-        tools.push(tool);
+        let kind = if tool.custom { "custom" } else { "function" };
+        all.add(tool, format!("{path}.{kind}.name"))?;
     }
-    Ok(tools)
+    all.tools()
 }
 
 fn tool(path: String, item: Value) -> Result<Tool, ApiError> {
@@ -114,8 +142,16 @@ fn function(fields: &mut Fields) -> Result<Tool, ApiError> {
     let mut function = Fields::at(fields.path("function"), fields.require("function")?)?;
     let name = name(&mut function)?;
     let description = function.string("description")?;
-    let path = function.path("parameters");
-    let parameters = match function.object("parameters")? {
+    let parameters = parameters(&mut function, "parameters")?;
+    let strict = function.bool("strict")?.unwrap_or(false);
+    function.finish()?;
+    Ok(Tool { name, description, parameters, strict, custom: false })
+}
+
+/// The schema of a function's arguments; without one it takes none.
+pub(crate) fn parameters(function: &mut Fields, field: &str) -> Result<Map<String, Value>, ApiError> {
+    let path = function.path(field);
+    let parameters = match function.object(field)? {
         Some(parameters) => parameters,
         None => Map::from_iter([("type".to_owned(), json!("object")), ("properties".to_owned(), json!({}))]),
     };
@@ -127,9 +163,7 @@ fn function(fields: &mut Fields) -> Result<Tool, ApiError> {
     let schema = Value::Object(parameters);
     check_schema(&path, &schema, 0)?;
     let Value::Object(parameters) = schema else { unreachable!("made of an object above") };
-    let strict = function.bool("strict")?.unwrap_or(false);
-    function.finish()?;
-    Ok(Tool { name, description, parameters, strict, custom: false })
+    Ok(parameters)
 }
 
 fn custom(fields: &mut Fields) -> Result<Tool, ApiError> {
@@ -150,7 +184,7 @@ fn custom(fields: &mut Fields) -> Result<Tool, ApiError> {
     Ok(Tool::custom(name, description))
 }
 
-fn name(fields: &mut Fields) -> Result<String, ApiError> {
+pub(crate) fn name(fields: &mut Fields) -> Result<String, ApiError> {
     let param = fields.path("name");
     let name = fields.string("name")?.ok_or_else(|| ApiError::Missing { param: param.clone() })?;
     let fits = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
