@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 const MODEL: &str = "smollm2-135m";
 /// Calls tools.
 const TOOL_MODEL: &str = "qwen2.5-coder-1.5b";
-/// The suite for it.
-const TOOL_SUITE: &str = "test_tools.py";
+/// The suites for it.
+const TOOL_SUITES: [&str; 2] = ["test_tools.py", "test_messages.py"];
 
 /// A `wick serve` on a free port; ended when dropped.
 struct Server {
@@ -75,8 +75,9 @@ fn official_python_sdk() {
             .env("WICK_MODEL", model)
             .env("PYTHONDONTWRITEBYTECODE", "1"));
     };
-    pytest(MODEL, &["--ignore", TOOL_SUITE, "."]);
-    pytest(TOOL_MODEL, &[TOOL_SUITE]);
+    let [tools, messages] = TOOL_SUITES;
+    pytest(MODEL, &["--ignore", tools, "--ignore", messages, "."]);
+    pytest(TOOL_MODEL, &TOOL_SUITES);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Every response shape, chunk transcript and error body, byte for byte.
 #![recursion_limit = "512"]
+#[path = "wire/messages.rs"]
+mod messages;
 mod support;
 #[path = "wire/tools.rs"]
 mod tools;

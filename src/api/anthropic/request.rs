@@ -209,7 +209,10 @@ fn assistant(path: &str, given: Vec<Value>, calls: &mut Vec<String>) -> Result<V
                 calls.push(id);
             }
             _ => {
-                return Err(ApiError::Unsupported { param: path, hint: ": not a kind of block that models here write" });
+                return Err(ApiError::Unsupported {
+                    param: path,
+                    hint: ": not a kind of block that models here write",
+                });
             }
         }
     }
