@@ -149,6 +149,7 @@ impl Answer {
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": self.tokens.cached,
             "output_tokens": self.tokens.completion,
+            "output_tokens_details": {"thinking_tokens": self.tokens.reasoning},
             "service_tier": "standard",
         })
     }

@@ -17,6 +17,7 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("context_management", ""),
     ("mcp_servers", ": call MCP servers from the client, as tools"),
     ("inference_geo", ""),
+    ("diagnostics", ""),
     ("output_config", " here; use `response_format` of /v1/chat/completions"),
 ];
 
@@ -25,11 +26,13 @@ pub(super) fn lower(mut fields: Fields, app: &AppState) -> Result<ChatRequest, A
     let model = app.named(&mut fields)?;
     let max_tokens = fields.count("max_tokens", 1..=u32::MAX)?;
     let max_tokens = max_tokens.ok_or_else(|| ApiError::Missing { param: fields.path("max_tokens") })?;
-    let (input, tools) = input(&mut fields, &model)?;
+    let (mut input, tools) = input(&mut fields)?;
+    let hide_reasoning = fields.peek("thinking").is_some_and(|thinking| thinking["display"] == "omitted");
+    thinking(&mut fields, &model, &mut input.kwargs)?;
     tools.check_supported()?;
     let common = common(&mut fields, &model)?;
     rest(fields)?;
-    Ok(ChatRequest { model, input, tools, common, max_tokens: Some(max_tokens), logprobs: None, hide_reasoning: false })
+    Ok(ChatRequest { model, input, tools, common, max_tokens: Some(max_tokens), logprobs: None, hide_reasoning })
 }
 
 /// What of a chat its prompt is made of.
@@ -41,7 +44,8 @@ pub(super) struct Counted {
 /// As [`lower`], for a request that asks for nothing but the number of its tokens.
 pub(super) fn lower_count(mut fields: Fields, app: &AppState) -> Result<Counted, ApiError> {
     let model = app.named(&mut fields)?;
-    let (input, _) = input(&mut fields, &model)?;
+    let (mut input, _) = input(&mut fields)?;
+    thinking(&mut fields, &model, &mut input.kwargs)?;
     // Whoever counts sends the request it will make.
     fields.count("max_tokens", 1..=u32::MAX)?;
     common(&mut fields, &model)?;
@@ -62,6 +66,8 @@ fn rest(mut fields: Fields) -> Result<(), ApiError> {
         metadata.finish()?;
     }
     fields.choice("service_tier", &["auto", "standard_only"])?;
+    fields.choice("speed", &["standard"])?;
+    fields.string("user_profile_id")?;
     // Hints about caching: wick's cache is always on.
     fields.take("cache_control");
     fields.finish()
@@ -96,7 +102,7 @@ fn common(fields: &mut Fields, model: &Model) -> Result<Common, ApiError> {
     })
 }
 
-fn input(fields: &mut Fields, model: &Model) -> Result<(ChatInput, ToolUse), ApiError> {
+fn input(fields: &mut Fields) -> Result<(ChatInput, ToolUse), ApiError> {
     let tools = tool_use(fields)?;
     let mut messages = Vec::new();
     if let Some(system) = fields.take("system") {
@@ -126,8 +132,6 @@ fn input(fields: &mut Fields, model: &Model) -> Result<(ChatInput, ToolUse), Api
             user(&content, given, &mut calls, &mut messages)?;
         }
     }
-    let mut kwargs = Map::new();
-    thinking(fields, model, &mut kwargs)?;
     let shown = tools.for_template();
     let input = ChatInput {
         messages,
@@ -135,7 +139,7 @@ fn input(fields: &mut Fields, model: &Model) -> Result<(ChatInput, ToolUse), Api
         // A conversation that ends with the assistant's own words is continued from there.
         add_generation_prompt: !last_is_answer,
         continue_final_message: last_is_answer,
-        kwargs,
+        kwargs: Map::new(),
     };
     Ok((input, tools))
 }
@@ -354,7 +358,7 @@ fn thinking(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>)
     let Some(thinking) = fields.take("thinking") else { return Ok(()) };
     let mut thinking = Fields::at(fields.path("thinking"), thinking)?;
     let param = thinking.path("type");
-    let kind = thinking.choice("type", &["enabled", "disabled", "adaptive"])?;
+    let kind = thinking.choice("type", &["enabled", "disabled", "adaptive", "between_tools"])?;
     let kind = kind.ok_or_else(|| ApiError::Missing { param: param.clone() })?;
     thinking.count("budget_tokens", 1..=u32::MAX)?;
     thinking.choice("display", &["summarized", "omitted"])?;

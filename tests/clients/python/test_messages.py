@@ -17,7 +17,8 @@ WEATHER = {
 }
 ASK = {"role": "user", "content": "What is the weather in Paris right now?"}
 SYSTEM = "You are a helpful assistant. When you have the result of a tool, answer the user in one sentence."
-GREEDY = {"temperature": 0, "max_tokens": 200, "system": SYSTEM}
+# Not among the SDK's arguments any more.
+GREEDY = {"extra_body": {"temperature": 0}, "max_tokens": 200, "system": SYSTEM}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_counting(claude, model, first):
 
 def test_errors_are_the_sdks(claude, model):
     with pytest.raises(anthropic.BadRequestError) as bad:
-        claude.messages.create(model=model, messages=[ASK], max_tokens=10, temperature=7)
+        claude.messages.create(model=model, messages=[ASK], max_tokens=10, extra_body={"temperature": 7})
     assert "temperature" in str(bad.value) and bad.value.request_id
     with pytest.raises(anthropic.NotFoundError):
         claude.messages.create(model="nothing", messages=[ASK], max_tokens=10)
