@@ -297,3 +297,71 @@ pub(crate) fn prompt_entries(
     };
     prompt.iter().enumerate().zip(logprobs).map(entry).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::Map;
+
+    use super::*;
+
+    /// What a choice makes of `said`, tokenized with its control tokens.
+    fn read(tokenizer: &str, template: &str, said: &str, tools: &[&str]) -> Vec<Segment> {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let folder = golden.join("tokenizers/tiny").join(tokenizer);
+        let template = golden.join("templates/src").join(template);
+        let text = Arc::new(TextTools::load(&folder, Some(&template)).unwrap());
+        let tool = |name: &&str| Tool {
+            name: (*name).to_owned(),
+            description: None,
+            parameters: Map::new(),
+            strict: false,
+            custom: false,
+        };
+        let reading = Reading { tools: tools.iter().map(tool).collect(), ..Reading::plain() };
+        let rules = Arc::new(TextRules { skip_special: true, ..TextRules::default() });
+        let wanted = Wanted { logprobs: false, hidden_logprobs: false, token_ids: false, continuing: false };
+        let ids = text.tokenizer.encode_with_special(said, false).unwrap();
+        assert!(text.tokenizer.is_control(ids[0]) || text.tokenizer.is_control(ids[1]), "{said}");
+        let mut choice = Choice::new(text, rules, wanted, reading);
+        let mut segments = Vec::new();
+        for id in ids {
+            let (delta, stopped) = choice.token(&SampledToken { id, logprobs: None });
+            assert!(!stopped);
+            segments.extend(delta.segments);
+        }
+        let (delta, reason) = choice.finish(Finish::Stop);
+        segments.extend(delta.segments);
+        assert_eq!(reason == Finish::ToolCalls, segments.contains(&Segment::CallEnd));
+        segments.dedup_by(|next, last| match (last, next) {
+            (Segment::CallArguments(last), Segment::CallArguments(next)) => {
+                last.push_str(next);
+                true
+            }
+            _ => false,
+        });
+        segments
+    }
+
+    /// Control tokens are hidden from clients; those that mark calls are not hidden from the parser.
+    #[test]
+    fn markers_may_be_control_tokens() {
+        let begin = Segment::CallBegin { name: "f".into(), custom: false };
+        let call = [begin, Segment::CallArguments("{}".into()), Segment::CallEnd];
+        let mistral = "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {}}]";
+        assert_eq!(read("mistral-v3", "mistral-v0.3.jinja", mistral, &["f"]), call);
+        let llama = "<|python_tag|>f.call()";
+        assert_eq!(read("llama3", "llama3.1.jinja", llama, &["f"]), call);
+        let content = |segments: &[Segment]| -> String {
+            let text = |segment: &Segment| match segment {
+                Segment::Content(text) => text.clone(),
+                other => panic!("{other:?}"),
+            };
+            segments.iter().map(text).collect()
+        };
+        // Without tools they stay hidden; what is no call keeps them.
+        assert_eq!(content(&read("llama3", "llama3.1.jinja", "<|python_tag|>x", &[])), "x");
+        assert_eq!(content(&read("llama3", "llama3.1.jinja", "<|python_tag|>x", &["f"])), "<|python_tag|>x");
+    }
+}

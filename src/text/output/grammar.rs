@@ -27,7 +27,7 @@ pub fn call_grammar(
     let required = is_named || *choice == ToolChoice::Required;
     let several = parallel && !is_named;
     let mut grammar = Grammar { format, text: String::new() };
-    grammar.answer(required, several, thinking);
+    grammar.answer(&tools, required, several, thinking);
     grammar.calls(&tools);
     Some(grammar.text)
 }
@@ -49,7 +49,7 @@ impl Grammar<'_> {
     }
 
     /// The rules above `one_call`: thoughts, text and how many calls there are.
-    fn answer(&mut self, required: bool, several: bool, thinking: Thinking) {
+    fn answer(&mut self, tools: &[&Tool], required: bool, several: bool, thinking: Thinking) {
         let thought = match thinking {
             Thinking::Never => "",
             Thinking::MayOpen => "thought? ",
@@ -64,7 +64,8 @@ impl Grammar<'_> {
         let framed = match self.format.calls {
             CallFormat::Hermes => format!("{between} one_call {between} {close}"),
             CallFormat::Mistral => format!(r#""[" one_call {more} "]""#),
-            CallFormat::Generic if several => format!(r#"one_call | "[" one_call {more} "]""#),
+            // The bracket and the first call's head are one literal: beside free text a lexer decides literal by literal.
+            CallFormat::Generic if several => format!(r#"one_call | first_of_many {more} "]""#),
             CallFormat::Llama if several => r#"one_call (";" " "? one_call)*"#.to_owned(),
             CallFormat::Llama | CallFormat::Generic => "one_call".to_owned(),
         };
@@ -73,7 +74,7 @@ impl Grammar<'_> {
             (true, "") => "calls".to_owned(),
             (true, _) if again => format!(r#"{open} calls ("\n" {open} calls)*"#),
             (true, _) => format!("{open} calls"),
-            // JSON at the answer's beginning is a call; any other text is free.
+            // JSON that begins as a call goes on as one; any other text is free.
             (false, "") => "(calls | PLAIN)?".to_owned(),
             (false, _) if again => "(opened calls)* TEXT?".to_owned(),
             (false, _) => "opened calls | TEXT?".to_owned(),
@@ -88,7 +89,10 @@ impl Grammar<'_> {
             }
         }
         if !required && open.is_empty() {
-            self.rule("PLAIN", r"/[^{\[](.|\n)*/");
+            let names: Vec<String> = tools.iter().map(|tool| tool.name.replace('.', "\\.")).collect();
+            let array = if framed.contains("first_of_many") { r"\[?" } else { "" };
+            let call = format!(r#"{array}\{{"name": "({})"(.|\n)*"#, names.join("|"));
+            self.rule("PLAIN", &format!(r"/(.|\n)+/ & ~/{call}/"));
         }
         self.thoughts(thinking);
         if self.text.contains("TEXT") {
@@ -116,12 +120,21 @@ impl Grammar<'_> {
 
     /// `one_call`: one rule per tool, and its arguments' schema.
     fn calls(&mut self, tools: &[&Tool]) {
-        let names: Vec<String> = (0..tools.len()).map(|index| format!("call_{index}")).collect();
-        self.rule("one_call", &names.join(" | "));
+        let names = |prefix: &str| (0..tools.len()).map(|index| format!("{prefix}_{index}")).collect::<Vec<_>>();
+        let (single, listed) = (names("call"), names("listed"));
+        let has_lists = self.text.contains("first_of_many");
+        self.rule("one_call", &single.join(" | "));
+        if has_lists {
+            self.rule("first_of_many", &listed.join(" | "));
+        }
         let key = self.format.calls.arguments_key();
         for (index, tool) in tools.iter().enumerate() {
             let head = format!("{{\"name\": {}, \"{key}\": ", Value::from(tool.name.as_str()));
-            self.rule(&names[index], &format!("{} arguments_{index} \"}}\"", literal(&head)));
+            self.rule(&single[index], &format!("{} arguments_{index} \"}}\"", literal(&head)));
+            if has_lists {
+                let head = format!("[{head}");
+                self.rule(&listed[index], &format!("{} arguments_{index} \"}}\"", literal(&head)));
+            }
             self.rule(&format!("arguments_{index}"), &format!("%json {}", schema(tool)));
         }
     }

@@ -151,7 +151,8 @@ impl OutputFormat {
         match self.calls {
             CallFormat::Generic => generic::prepare(input),
             CallFormat::Mistral => input.messages.iter_mut().for_each(short_ids),
-            CallFormat::Hermes | CallFormat::Llama => {}
+            CallFormat::Llama => input.messages = one_call_each(std::mem::take(&mut input.messages)),
+            CallFormat::Hermes => {}
         }
     }
 }
@@ -201,6 +202,37 @@ pub enum ToolChoice {
     Required,
     /// A call of this tool.
     Named(String),
+}
+
+/// Llama's templates take one call in a message: several become messages of their own, each with its results behind it.
+fn one_call_each(messages: Vec<Value>) -> Vec<Value> {
+    let mut out = Vec::with_capacity(messages.len());
+    let mut messages = messages.into_iter().peekable();
+    while let Some(mut message) = messages.next() {
+        let calls = match message.get_mut("tool_calls").and_then(Value::as_array_mut) {
+            Some(calls) if calls.len() > 1 => std::mem::take(calls),
+            _ => {
+                out.push(message);
+                continue;
+            }
+        };
+        let mut results = Vec::new();
+        while let Some(result) = messages.next_if(|next| next["role"] == "tool") {
+            results.push(result);
+        }
+        for call in calls {
+            let id = call["id"].clone();
+            message["tool_calls"] = json!([call]);
+            out.push(message.clone());
+            // What was said came before the first call.
+            message["content"] = Value::Null;
+            let (own, others) = results.into_iter().partition(|result| result["tool_call_id"] == id);
+            out.extend::<Vec<Value>>(own);
+            results = others;
+        }
+        out.extend(results);
+    }
+    out
 }
 
 /// Mistral's templates want ids of nine letters and digits. A call and its result have the same id, and keep one.

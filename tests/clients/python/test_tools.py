@@ -105,4 +105,4 @@ def test_a_wrong_result_is_refused(client, model):
     messages = [*ASK, {"role": "tool", "tool_call_id": "call_x", "content": "17"}]
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model=model, messages=messages, tools=[WEATHER], **GREEDY)
-    assert error.value.param == "messages[1].tool_call_id"
+    assert error.value.param == "messages[2].tool_call_id"
