@@ -88,7 +88,8 @@ fn said(message: &Map<String, Value>, calls: &[Value], names: &mut HashMap<Strin
         if let (Some(id), Some(name)) = (call["id"].as_str(), function["name"].as_str()) {
             names.insert(id.to_owned(), name.to_owned());
         }
-        json!({"name": function["name"], "arguments": function["arguments"]}).to_string()
+        // Spaced as in the explanation, and as `grammar.rs` has it.
+        format!("{{\"name\": {}, \"arguments\": {}}}", function["name"], function["arguments"])
     });
     let mut written: Vec<String> = written.collect();
     let calls = if written.len() == 1 { written.remove(0) } else { format!("[{}]", written.join(", ")) };

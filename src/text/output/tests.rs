@@ -392,13 +392,13 @@ fn rounds_become_text_where_the_template_knows_no_tools() {
     let text = source("chatml.jinja").render_chat(&rounds()).unwrap().plain();
     assert!(text.starts_with("<|im_start|>system\nYou can use these tools."), "{text}");
     assert!(text.contains("{\"name\":\"weather\",\"parameters\":{\"type\":\"object\""), "{text}");
-    let expected = "<|im_start|>assistant\n[{\"name\":\"weather\",\"arguments\":{\"city\":\"Bern\"}}, \
-        {\"name\":\"weather\",\"arguments\":{\"city\":\"Basel\"}}]<|im_end|>\n\
+    let expected = "<|im_start|>assistant\n[{\"name\": \"weather\", \"arguments\": {\"city\":\"Bern\"}}, \
+        {\"name\": \"weather\", \"arguments\": {\"city\":\"Basel\"}}]<|im_end|>\n\
         <|im_start|>user\nResults of the tools:\nweather: sun\nweather: rain<|im_end|>\n\
         <|im_start|>assistant\nSun and rain.<|im_end|>\n";
     assert!(text.contains(expected), "{text}");
     // The calls in the prompt are calls to the parser.
-    let written = "[{\"name\":\"weather\",\"arguments\":{\"city\":\"Bern\"}}, {\"name\":\"weather\",\"arguments\":{\"city\":\"Basel\"}}]";
+    let written = "[{\"name\": \"weather\", \"arguments\": {\"city\":\"Bern\"}}, {\"name\": \"weather\", \"arguments\": {\"city\":\"Basel\"}}]";
     assert_eq!(calls(CallFormat::Generic, written).len(), 2);
     // Templates that insist on turns, and on a system message that is there already.
     let mut input = rounds();
