@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 const MODEL: &str = "smollm2-135m";
+/// Calls tools.
+const TOOL_MODEL: &str = "qwen2.5-coder-1.5b";
+/// The suites for it.
+const TOOL_SUITES: [&str; 2] = ["test_tools.py", "test_messages.py"];
 
 /// A `wick serve` on a free port; ended when dropped.
 struct Server {
@@ -13,9 +17,9 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Self {
+    fn start(model: &str) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_wick"))
-            .args(["serve", MODEL, "--port", "0", "--log", "warn"])
+            .args(["serve", model, "--port", "0", "--log", "warn"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("starting wick");
@@ -61,13 +65,19 @@ fn official_python_sdk() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
     }
     run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "-r"]).arg(suite.join("requirements.txt")));
-    let server = Server::start();
-    run(Command::new(venv.join("bin/python"))
-        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
-        .arg(&suite)
-        .env("WICK_URL", &server.url)
-        .env("WICK_MODEL", MODEL)
-        .env("PYTHONDONTWRITEBYTECODE", "1"));
+    let pytest = |model: &str, arguments: &[&str]| {
+        let server = Server::start(model);
+        run(Command::new(venv.join("bin/python"))
+            .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
+            .args(arguments)
+            .current_dir(&suite)
+            .env("WICK_URL", &server.url)
+            .env("WICK_MODEL", model)
+            .env("PYTHONDONTWRITEBYTECODE", "1"));
+    };
+    let [tools, messages] = TOOL_SUITES;
+    pytest(MODEL, &["--ignore", tools, "--ignore", messages, "."]);
+    pytest(TOOL_MODEL, &TOOL_SUITES);
 }
 
 #[test]
@@ -78,7 +88,7 @@ fn official_node_sdk() {
         std::fs::copy(suite.join(file), work.join(file)).expect("copying the suite");
     }
     run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&work));
-    let server = Server::start();
+    let server = Server::start(MODEL);
     run(Command::new("node")
         .args(["--test", "test.mjs"])
         .current_dir(&work)

@@ -192,7 +192,7 @@ fn folders_are_read_as_the_reference_reads_them() {
         "bos_token": {"content": "<|begin_of_text|>"}, "eos_token": "<|eot_id|>",
         "chat_template": [
             {"name": "default", "template": "{{ bos_token }}{{ messages[0].tool_calls[0].function.arguments.a }}<|eom_id|>"},
-            {"name": "tool_use", "template": "tools"},
+            {"name": "tool_use", "template": "tools<tool_call>"},
         ],
     });
     let config = ("tokenizer_config.json", config.to_string());
@@ -200,7 +200,7 @@ fn folders_are_read_as_the_reference_reads_them() {
     let plain = folder(&[config.clone(), generation]);
     let tools = TextTools::load(plain.path(), None).unwrap();
     assert_eq!(chat(&tools, false), "<|begin_of_text|>1<|eom_id|>");
-    assert_eq!(chat(&tools, true), "tools");
+    assert_eq!(chat(&tools, true), "tools<tool_call>");
     let id = |token: &str| tools.tokenizer.added_token_id(token).unwrap();
     assert_eq!(tools.tokenizer.bos_id(), Some(id("<|begin_of_text|>")));
     let stops = tools.tokenizer.stop_ids();
@@ -211,10 +211,10 @@ fn folders_are_read_as_the_reference_reads_them() {
     let jinja = folder(&[
         config,
         ("chat_template.jinja", "main {{ eos_token }}".into()),
-        ("additional_chat_templates/tool_use.jinja", "more".into()),
+        ("additional_chat_templates/tool_use.jinja", "more<tool_call>".into()),
     ]);
     let tools = TextTools::load(jinja.path(), None).unwrap();
-    assert_eq!((chat(&tools, false).as_str(), chat(&tools, true).as_str()), ("main <|eot_id|>", "more"));
+    assert_eq!((chat(&tools, false).as_str(), chat(&tools, true).as_str()), ("main <|eot_id|>", "more<tool_call>"));
     let other = jinja.path().join("other.jinja");
     std::fs::write(&other, "mine").unwrap();
     assert_eq!(chat(&TextTools::load(jinja.path(), Some(&other)).unwrap(), true), "mine");

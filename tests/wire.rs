@@ -1,6 +1,10 @@
 //! Every response shape, chunk transcript and error body, byte for byte.
 #![recursion_limit = "512"]
+#[path = "wire/messages.rs"]
+mod messages;
 mod support;
+#[path = "wire/tools.rs"]
+mod tools;
 
 use insta::{assert_json_snapshot, assert_snapshot};
 use serde_json::{Value, json};
@@ -342,7 +346,7 @@ async fn harmless_parameters_are_accepted() {
 async fn refused_parameters() {
     let server = server().await;
     let chat_cases = json!([
-        {"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tool_choice": "auto"}, {"tool_choice": {"type": "function"}},
+        {"tool_choice": "auto"}, {"tool_choice": {"type": "function"}},
         {"functions": [{"name": "f"}]}, {"function_call": "auto"}, {"response_format": {"type": "json_object"}},
         {"modalities": ["text", "audio"]}, {"audio": {"voice": "x"}}, {"prediction": {"type": "content", "content": "x"}},
         {"web_search_options": {}}, {"moderation": {"model": "x"}}, {"reasoning_effort": "high"}, {"verbosity": "low"},

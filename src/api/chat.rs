@@ -4,22 +4,25 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::body::JsonBody;
-use super::choice::{Delta, Finish};
+use super::body::{Claim, JsonBody};
+use super::chat_shape::{ChatChoice, ChatChunks};
+use super::choice::Reading;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::fold::fold;
 use super::gate::RequestContext;
-use super::logprobs::{self, ChatLogprobs};
 use super::params::{Common, small};
-use super::pipeline::{Plan, admit, check_choices, check_length};
-use super::stream::{self, Chunks, Streaming};
+use super::pipeline::{Job, Plan, admit, check_choices, check_length};
+use super::stream::{self, Streaming};
+use super::tools::ToolUse;
 use super::types::Envelope;
-use super::{AppState, Model, messages};
-use crate::sampling::TokenLogprobs;
+use super::{AppState, Model, logprobs, messages};
 use crate::text::ChatInput;
+
+/// How much a model thinks, in OpenAI's words.
+const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// Names that a template gets from the request itself.
 const RESERVED_KWARGS: &[&str] = &["messages", "tools", "documents", "add_generation_prompt", "continue_final_message"];
@@ -31,27 +34,74 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (request, claim) = body.lower(&app, ChatRequest::lower).await?;
-    let ChatRequest { model, input, common, max_tokens, logprobs } = request;
+    let (model, logprobs) = (Arc::clone(&request.model), request.logprobs);
+    let (streaming, return_token_ids) = (request.common.stream, request.common.return_token_ids);
+    let job = start(&app, &context, request, claim, "messages").await?;
+    let prompt_ids = return_token_ids.then(|| job.prompts[0].to_vec());
+    let prompt_tokens = Arc::clone(&job.prompts[0]);
+    if let Some(options) = streaming {
+        let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &model);
+        let chunks = ChatChunks::new(model, job.choices(), logprobs.is_some(), prompt_ids);
+        let streaming = Streaming { envelope, options, keep_alive: app.options().keep_alive };
+        return Ok(stream::respond(job, chunks, streaming));
+    }
+    let envelope = Envelope::new("chatcmpl", "chat.completion", &model);
+    let (mut choices, usage) = fold(job).await?;
+    let tokenizer = &model.served.text.tokenizer;
+    let prompt = choices.first_mut().and_then(|first| first.prompt.take());
+    let choices = choices.into_iter().enumerate();
+    let choices = choices
+        .map(|(index, folded)| ChatChoice::new(index, folded, tokenizer, logprobs.is_some(), return_token_ids))
+        .collect();
+    let mut body = envelope.wrap(choices);
+    body.usage = Some(Some(usage.into()));
+    body.service_tier = Some("default");
+    body.prompt_logprobs = prompt.map(|entries| logprobs::prompt(tokenizer, &prompt_tokens, &entries));
+    body.prompt_token_ids = prompt_ids;
+    Ok(Json(body).into_response())
+}
+
+/// A validated request: what every dialect's comes down to.
+pub(crate) struct ChatRequest {
+    pub(crate) model: Arc<Model>,
+    pub(crate) input: ChatInput,
+    pub(crate) tools: ToolUse,
+    pub(crate) common: Common,
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) logprobs: Option<u8>,
+    pub(crate) hide_reasoning: bool,
+}
+
+/// Renders and tokenizes a chat, and hands it to the engine. `field`: what holds the messages, for errors.
+pub(crate) async fn start(
+    app: &AppState,
+    context: &RequestContext,
+    request: ChatRequest,
+    claim: Claim,
+    field: &'static str,
+) -> Result<Job, ApiError> {
+    let ChatRequest { model, input, tools, common, max_tokens, logprobs, hide_reasoning } = request;
     let continuing = input.continue_final_message;
     let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
     let encode = move || {
         let text = &of.served.text;
         let rendered = text.render_chat(&input)?;
         if !truncates {
-            check_length(&of, &rendered.text, "messages")?;
+            check_length(&of, &rendered.text, field)?;
         }
-        Ok(text.tokenizer.encode_prompt(&rendered)?)
+        let prompt = text.tokenizer.encode_prompt(&rendered)?;
+        let last = input.messages.last().and_then(|message| message["content"].as_str());
+        let continued = continuing.then(|| last.unwrap_or_default());
+        Ok((prompt, text.output.thinking(&rendered, continued)))
     };
-    let prompt = claim.work(&app, encode).await?;
+    let (prompt, thinking) = claim.work(app, encode).await?;
     let per_prompt = common.n;
-    let streaming = common.stream;
     let prompt_logprobs = common.prompt_logprobs;
-    let return_token_ids = common.return_token_ids;
     let plan = Plan {
-        model: Arc::clone(&model),
+        model,
         common,
         prompts: vec![prompt],
-        prompt_field: "messages",
+        prompt_field: field,
         max_tokens,
         per_prompt,
         logprobs,
@@ -60,64 +110,30 @@ pub(crate) async fn create(
         rank: false,
         // A continued message's text is in the prompt.
         continuing,
+        reading: Reading { tools: tools.tools, parallel: tools.parallel, thinking, hide_reasoning },
     };
-    let job = admit(&app, &context, plan)?;
-    let prompt_ids = return_token_ids.then(|| job.prompts[0].to_vec());
-    let prompt_tokens = Arc::clone(&job.prompts[0]);
-    if let Some(options) = streaming {
-        let envelope = Envelope::new("chatcmpl", "chat.completion.chunk", &model);
-        let chunks = ChatChunks { model, logprobs: logprobs.is_some(), prompt_ids };
-        let streaming = Streaming { envelope, options, keep_alive: app.options().keep_alive };
-        return Ok(stream::respond(job, chunks, streaming));
-    }
-    let envelope = Envelope::new("chatcmpl", "chat.completion", &model);
-    let (mut choices, usage) = fold(job).await?;
-    let tokenizer = &model.served.text.tokenizer;
-    let prompt = choices.first_mut().and_then(|first| first.prompt.take());
-    let choice = |(index, folded): (usize, super::fold::Folded)| ChatChoice {
-        index,
-        finish_reason: folded.finish_reason(),
-        logprobs: logprobs.map(|_| logprobs::chat(tokenizer, &folded.logprobs)),
-        token_ids: return_token_ids.then_some(folded.token_ids),
-        message: ChatMessage { role: "assistant", content: folded.text, refusal: None },
-    };
-    let mut body = envelope.wrap(choices.into_iter().enumerate().map(choice).collect());
-    body.usage = Some(Some(usage.into()));
-    body.service_tier = Some("default");
-    body.prompt_logprobs = prompt.map(|entries| logprobs::prompt(tokenizer, &prompt_tokens, &entries));
-    body.prompt_token_ids = prompt_ids;
-    Ok(Json(body).into_response())
-}
-
-/// A validated request.
-pub(crate) struct ChatRequest {
-    pub(crate) model: Arc<Model>,
-    pub(crate) input: ChatInput,
-    common: Common,
-    max_tokens: Option<usize>,
-    logprobs: Option<u8>,
+    admit(app, context, plan)
 }
 
 impl ChatRequest {
     fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
         let model = app.named(&mut fields)?;
-        // Only a switch with a name in the template can make a model think less; other efforts are refused below.
-        let no_reasoning = fields.peek("reasoning_effort").is_some_and(|effort| effort == "none");
+        let (mut input, tools) = input(&mut fields)?;
+        tools.check_supported()?;
+        effort(&mut fields, &model, &mut input.kwargs)?;
+        let hide_reasoning = !fields.bool("include_reasoning")?.unwrap_or(true);
         let common = Common::take(&mut fields, &model)?;
-        let mut input = input(&mut fields)?;
-        if no_reasoning {
-            input.kwargs.entry("enable_thinking").or_insert(false.into());
-        }
         let max_tokens = max_tokens(&mut fields)?;
         let logprobs = chat_logprobs(&mut fields)?;
         fields.finish()?;
         check_choices(&model, 1, common.n)?;
-        Ok(Self { model, input, common, max_tokens, logprobs })
+        Ok(Self { model, input, tools, common, max_tokens, logprobs, hide_reasoning })
     }
 }
 
 /// Messages and what else the template sees; `/tokenize` takes the same.
-pub(crate) fn input(fields: &mut Fields) -> Result<ChatInput, ApiError> {
+pub(crate) fn input(fields: &mut Fields) -> Result<(ChatInput, ToolUse), ApiError> {
+    let tools = ToolUse::take(fields)?;
     let messages = messages::lower(fields.require("messages")?)?;
     let continue_final_message = fields.bool("continue_final_message")?.unwrap_or(false);
     let add_generation_prompt = fields.bool("add_generation_prompt")?;
@@ -132,7 +148,47 @@ pub(crate) fn input(fields: &mut Fields) -> Result<ChatInput, ApiError> {
         return Err(ApiError::invalid(format!("{path}.{name}"), message));
     }
     let add_generation_prompt = add_generation_prompt.unwrap_or(!continue_final_message);
-    Ok(ChatInput { messages, tools: None, add_generation_prompt, continue_final_message, kwargs })
+    let shown = tools.for_template();
+    Ok((ChatInput { messages, tools: shown, add_generation_prompt, continue_final_message, kwargs }, tools))
+}
+
+/// `reasoning_effort`, or `reasoning: {"effort": …}`: what of it a template can say. A model whose template has but a switch
+/// thinks with every effort other than `none`.
+fn effort(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>) -> Result<(), ApiError> {
+    let mut param = fields.path("reasoning_effort");
+    let mut effort = fields.choice("reasoning_effort", EFFORTS)?;
+    if let Some(reasoning) = fields.take("reasoning") {
+        let mut reasoning = Fields::at(fields.path("reasoning"), reasoning)?;
+        if reasoning.take("max_tokens").is_some() {
+            let hint = " yet: thoughts are bounded by `max_completion_tokens` alone";
+            return Err(ApiError::Unsupported { param: reasoning.path("max_tokens"), hint });
+        }
+        if let Some(given) = reasoning.choice("effort", EFFORTS)? {
+            param = reasoning.path("effort");
+            if effort.is_some_and(|effort| effort != given) {
+                let message = format!("`{param}` and `reasoning_effort` differ; give one of them.");
+                return Err(ApiError::InvalidValue { param, message });
+            }
+            effort = Some(given);
+        }
+        reasoning.finish()?;
+    }
+    let Some(effort) = effort else { return Ok(()) };
+    let output = &model.served.text.output;
+    let thinks = effort != "none";
+    if output.effort {
+        kwargs.entry("reasoning_effort").or_insert(effort.into());
+    }
+    if output.thinking_switch {
+        kwargs.entry("enable_thinking").or_insert(thinks.into());
+    }
+    match (output.effort || output.thinking_switch, thinks, output.thinks) {
+        (false, true, false) => {
+            Err(ApiError::Unsupported { param, hint: ", except `none`: this model does not think" })
+        }
+        (false, false, true) => Err(ApiError::Unsupported { param, hint: " as `none`: this model always thinks" }),
+        _ => Ok(()),
+    }
 }
 
 /// `max_completion_tokens`, or its old name. Some clients send both; then they must agree.
@@ -159,76 +215,5 @@ fn chat_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
         }
         (false, _) => Ok(None),
         (true, top) => Ok(Some(top.unwrap_or(0))),
-    }
-}
-
-#[derive(Serialize)]
-struct ChatChoice {
-    index: usize,
-    message: ChatMessage,
-    logprobs: Option<ChatLogprobs>,
-    finish_reason: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token_ids: Option<Vec<u32>>,
-}
-
-#[derive(Serialize)]
-struct ChatMessage {
-    role: &'static str,
-    content: String,
-    refusal: Option<()>,
-}
-
-struct ChatChunks {
-    model: Arc<Model>,
-    logprobs: bool,
-    prompt_ids: Option<Vec<u32>>,
-}
-
-#[derive(Serialize)]
-struct ChunkChoice {
-    index: usize,
-    delta: ChunkDelta,
-    logprobs: Option<ChatLogprobs>,
-    finish_reason: Option<&'static str>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    token_ids: Vec<u32>,
-}
-
-#[derive(Default, Serialize)]
-struct ChunkDelta {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<String>,
-}
-
-impl Chunks for ChatChunks {
-    type Choice = ChunkChoice;
-
-    fn begin(&mut self, choice: usize, _: Option<Vec<TokenLogprobs>>) -> Option<ChunkChoice> {
-        let delta = ChunkDelta { role: Some("assistant"), content: Some(String::new()) };
-        Some(ChunkChoice { index: choice, delta, logprobs: None, finish_reason: None, token_ids: Vec::new() })
-    }
-
-    fn delta(&mut self, choice: usize, delta: Delta) -> ChunkChoice {
-        let tokenizer = &self.model.served.text.tokenizer;
-        ChunkChoice {
-            index: choice,
-            delta: ChunkDelta { role: None, content: Some(delta.text) },
-            logprobs: self.logprobs.then(|| logprobs::chat(tokenizer, &delta.logprobs)),
-            finish_reason: None,
-            token_ids: delta.token_ids,
-        }
-    }
-
-    fn finish(&mut self, choice: usize, reason: Finish) -> ChunkChoice {
-        let delta = ChunkDelta::default();
-        let finish_reason = Some(reason.name());
-        ChunkChoice { index: choice, delta, logprobs: None, finish_reason, token_ids: Vec::new() }
-    }
-
-    fn prompt_token_ids(&self, choice: usize) -> Option<Vec<u32>> {
-        self.prompt_ids.clone().filter(|_| choice == 0)
     }
 }

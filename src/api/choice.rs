@@ -1,10 +1,11 @@
-//! One choice: tokens in, shown text out. Knows characters, stop strings and hidden tokens; nothing of JSON.
+//! One choice: tokens in, shown text out, taken apart into content, thoughts and calls. Knows characters, stop strings and
+//! hidden tokens; nothing of JSON.
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::params::TextRules;
 use crate::sampling::{SampledToken, TokenLogprobs};
-use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+use crate::text::{Detokenizer, OutputParser, Segment, StopMatcher, TextTools, Thinking, Tokenizer, Tool};
 
 /// A token with its log-probabilities, and where its text starts in the choice's text (in characters).
 #[derive(Debug, Clone, PartialEq)]
@@ -19,14 +20,42 @@ pub(crate) struct TokenEntry {
 /// What may be shown after a token.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Delta {
-    pub(crate) text: String,
+    pub(crate) segments: Vec<Segment>,
     pub(crate) logprobs: Vec<TokenEntry>,
     pub(crate) token_ids: Vec<u32>,
 }
 
 impl Delta {
     pub(crate) fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.logprobs.is_empty() && self.token_ids.is_empty()
+        self.segments.is_empty() && self.logprobs.is_empty() && self.token_ids.is_empty()
+    }
+
+    /// The content alone: all there is, where calls and thoughts are not looked for.
+    pub(crate) fn content(&self) -> String {
+        let content = |segment: &Segment| match segment {
+            Segment::Content(text) => Some(text.clone()),
+            _ => None,
+        };
+        self.segments.iter().filter_map(content).collect()
+    }
+}
+
+/// How a choice's text is read, beyond plain content.
+#[derive(Debug, Clone)]
+pub(crate) struct Reading {
+    /// What may be called; empty: calls are not looked for.
+    pub(crate) tools: Arc<[Tool]>,
+    /// Whether generation goes on after the first call.
+    pub(crate) parallel: bool,
+    pub(crate) thinking: Thinking,
+    /// Thoughts are left out of the answer.
+    pub(crate) hide_reasoning: bool,
+}
+
+impl Reading {
+    /// The whole text is content.
+    pub(crate) fn plain() -> Self {
+        Self { tools: Arc::default(), parallel: true, thinking: Thinking::Never, hide_reasoning: false }
     }
 }
 
@@ -35,6 +64,8 @@ impl Delta {
 pub(crate) enum Finish {
     /// A stop string or a stop token.
     Stop,
+    /// A stop, after the model has called tools.
+    ToolCalls,
     /// The token limit.
     Length,
 }
@@ -44,6 +75,7 @@ impl Finish {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
+            Self::ToolCalls => "tool_calls",
             Self::Length => "length",
         }
     }
@@ -66,10 +98,15 @@ pub(crate) struct Wanted {
 /// string show none. The stop token and hidden control tokens, which have no text, show theirs only if that is wanted
 /// (completions); otherwise (chat) the shown tokens spell the shown text.
 pub(crate) struct Choice {
-    tokenizer: Arc<Tokenizer>,
+    text: Arc<TextTools>,
     rules: Arc<TextRules>,
+    reading: Reading,
+    /// `None`: all is content.
+    parser: Option<OutputParser>,
     detokenizer: Detokenizer,
     matcher: StopMatcher,
+    /// The stop string that was found.
+    stop: Option<String>,
     wanted: Wanted,
     /// Tokens whose log-probabilities are not shown yet, with the byte at which their text starts.
     pending: VecDeque<(usize, TokenEntry)>,
@@ -84,14 +121,19 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    pub(crate) fn new(tokenizer: Arc<Tokenizer>, rules: Arc<TextRules>, wanted: Wanted) -> Self {
-        let of = Arc::clone(&tokenizer);
+    pub(crate) fn new(text: Arc<TextTools>, rules: Arc<TextRules>, wanted: Wanted, reading: Reading) -> Self {
+        let of = &text.tokenizer;
         let detokenizer = if wanted.continuing { Detokenizer::continuing(of) } else { Detokenizer::new(of) };
+        let calls = (!reading.tools.is_empty()).then(|| (text.output.calls, Arc::clone(&reading.tools)));
+        let reads = calls.is_some() || reading.thinking != Thinking::Never;
         Self {
-            tokenizer,
+            parser: reads.then(|| OutputParser::new(calls, reading.thinking)),
             detokenizer: detokenizer.show_control(!rules.skip_special),
             matcher: StopMatcher::new(Arc::clone(&rules.stops)),
+            stop: None,
+            text,
             rules,
+            reading,
             wanted,
             pending: VecDeque::new(),
             pending_ids: Vec::new(),
@@ -103,13 +145,29 @@ impl Choice {
         }
     }
 
+    /// Whether the model is thinking.
+    pub(crate) fn is_thinking(&self) -> bool {
+        self.parser.as_ref().is_some_and(OutputParser::is_thinking)
+    }
+
+    /// The reason to report for the engine's or a stop string's.
+    pub(crate) fn reason(&self, reason: Finish) -> Finish {
+        let called = self.parser.as_ref().is_some_and(OutputParser::has_called);
+        if called && reason == Finish::Stop { Finish::ToolCalls } else { reason }
+    }
+
+    /// The stop string that ended the text.
+    pub(crate) fn take_stop(&mut self) -> Option<String> {
+        self.stop.take()
+    }
+
     /// The mean log-probability of the tokens, if the engine reported them.
     #[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^53")]
     pub(crate) fn mean_logprob(&self) -> f64 {
         self.logprob_sum / self.generated.max(1) as f64
     }
 
-    /// Takes a token. `true`: it completed a stop string, and nothing follows.
+    /// Takes a token. `true`: it completed a stop string, or the one call that may be made, and nothing follows.
     pub(crate) fn token(&mut self, token: &SampledToken) -> (Delta, bool) {
         self.generated += 1;
         if self.wanted.token_ids {
@@ -118,7 +176,8 @@ impl Choice {
         self.logprob_sum += token.logprobs.as_ref().map_or(0.0, |logprobs| f64::from(logprobs.logprob));
         // A stop token always ends the sequence (the sampler bans it before `min_tokens`), and its text is hidden.
         let ends = self.rules.stop_tokens.contains(&token.id) && !self.rules.include_stop;
-        let hidden = ends || self.rules.skip_special && self.tokenizer.is_control(token.id);
+        let marks = self.parser.is_some() && self.text.output.is_marker(token.id);
+        let hidden = ends || self.rules.skip_special && !marks && self.text.tokenizer.is_control(token.id);
         if self.wanted.logprobs
             && (!hidden || self.wanted.hidden_logprobs)
             && let Some(logprobs) = &token.logprobs
@@ -130,29 +189,48 @@ impl Choice {
         if ends {
             return (Delta::default(), false);
         }
-        let text = self.detokenizer.push(token.id);
+        let text = if marks { self.detokenizer.push_shown(token.id) } else { self.detokenizer.push(token.id) };
         if self.generated <= self.rules.min_tokens {
             self.decode(&text);
-            return (self.show(text), false);
+            let delta = self.show(&text);
+            return self.close(delta, false);
         }
-        self.match_stops(&text)
+        let (delta, stopped) = self.match_stops(&text);
+        self.close(delta, stopped)
     }
 
-    /// The engine ended the sequence: shows what was held back. The reason may become `Stop` if a stop string shows up
-    /// only now.
+    /// The engine ended the sequence: shows what was held back. The reason may become another if a stop string or the end
+    /// of a call shows up only now.
     pub(crate) fn finish(&mut self, reason: Finish) -> (Delta, Finish) {
         let rest = self.detokenizer.finish();
         let (mut delta, matched) = self.match_stops(&rest);
-        if matched {
-            return (delta, Finish::Stop);
+        if !matched {
+            let held = self.matcher.finish();
+            let last = self.show(&held);
+            delta.segments.extend(last.segments);
+            delta.logprobs.extend(last.logprobs);
+            delta.logprobs.extend(self.pending.drain(..).map(|(_, entry)| entry));
+            delta.token_ids.extend(last.token_ids);
         }
-        let held = self.matcher.finish();
-        let last = self.show(held);
-        delta.text.push_str(&last.text);
-        delta.logprobs.extend(last.logprobs);
-        delta.logprobs.extend(self.pending.drain(..).map(|(_, entry)| entry));
-        delta.token_ids.extend(last.token_ids);
-        (delta, reason)
+        let (delta, _) = self.close(delta, true);
+        (delta, self.reason(if matched { Finish::Stop } else { reason }))
+    }
+
+    /// Adds what the parser held back, if the text ended; ends it after the first call, if there may be but one.
+    fn close(&mut self, mut delta: Delta, mut ended: bool) -> (Delta, bool) {
+        if ended && let Some(parser) = &mut self.parser {
+            delta.segments.extend(parser.finish());
+        }
+        if !self.reading.parallel
+            && let Some(at) = delta.segments.iter().position(|segment| *segment == Segment::CallEnd)
+        {
+            delta.segments.truncate(at + 1);
+            ended = true;
+        }
+        if self.reading.hide_reasoning {
+            delta.segments.retain(|segment| !matches!(segment, Segment::Reasoning(_)));
+        }
+        (delta, ended)
     }
 
     fn decode(&mut self, text: &str) {
@@ -163,17 +241,17 @@ impl Choice {
     fn match_stops(&mut self, text: &str) -> (Delta, bool) {
         self.decode(text);
         let mut step = self.matcher.push(text);
-        let matched = step.matched.is_some();
+        self.stop = step.matched;
         if self.rules.include_stop
-            && let Some(stop) = step.matched
+            && let Some(stop) = &self.stop
         {
-            step.text.push_str(&stop);
+            step.text.push_str(stop);
         }
-        (self.show(step.text), matched)
+        (self.show(&step.text), self.stop.is_some())
     }
 
     /// Shows text with the tokens that start before its end, and every token id so far.
-    fn show(&mut self, text: String) -> Delta {
+    fn show(&mut self, text: &str) -> Delta {
         self.shown += text.len();
         let mut logprobs = Vec::new();
         while let Some((start, _)) = self.pending.front()
@@ -181,7 +259,12 @@ impl Choice {
         {
             logprobs.extend(self.pending.pop_front().map(|(_, entry)| entry));
         }
-        Delta { text, logprobs, token_ids: std::mem::take(&mut self.pending_ids) }
+        let segments = match &mut self.parser {
+            Some(parser) => parser.push(text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Segment::Content(text.to_owned())],
+        };
+        Delta { segments, logprobs, token_ids: std::mem::take(&mut self.pending_ids) }
     }
 }
 
@@ -213,4 +296,72 @@ pub(crate) fn prompt_entries(
         TokenEntry { id, logprob: logprobs.map(|logprobs| logprobs.logprob), top, offset: start }
     };
     prompt.iter().enumerate().zip(logprobs).map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::Map;
+
+    use super::*;
+
+    /// What a choice makes of `said`, tokenized with its control tokens.
+    fn read(tokenizer: &str, template: &str, said: &str, tools: &[&str]) -> Vec<Segment> {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let folder = golden.join("tokenizers/tiny").join(tokenizer);
+        let template = golden.join("templates/src").join(template);
+        let text = Arc::new(TextTools::load(&folder, Some(&template)).unwrap());
+        let tool = |name: &&str| Tool {
+            name: (*name).to_owned(),
+            description: None,
+            parameters: Map::new(),
+            strict: false,
+            custom: false,
+        };
+        let reading = Reading { tools: tools.iter().map(tool).collect(), ..Reading::plain() };
+        let rules = Arc::new(TextRules { skip_special: true, ..TextRules::default() });
+        let wanted = Wanted { logprobs: false, hidden_logprobs: false, token_ids: false, continuing: false };
+        let ids = text.tokenizer.encode_with_special(said, false).unwrap();
+        assert!(text.tokenizer.is_control(ids[0]) || text.tokenizer.is_control(ids[1]), "{said}");
+        let mut choice = Choice::new(text, rules, wanted, reading);
+        let mut segments = Vec::new();
+        for id in ids {
+            let (delta, stopped) = choice.token(&SampledToken { id, logprobs: None });
+            assert!(!stopped);
+            segments.extend(delta.segments);
+        }
+        let (delta, reason) = choice.finish(Finish::Stop);
+        segments.extend(delta.segments);
+        assert_eq!(reason == Finish::ToolCalls, segments.contains(&Segment::CallEnd));
+        segments.dedup_by(|next, last| match (last, next) {
+            (Segment::CallArguments(last), Segment::CallArguments(next)) => {
+                last.push_str(next);
+                true
+            }
+            _ => false,
+        });
+        segments
+    }
+
+    /// Control tokens are hidden from clients; those that mark calls are not hidden from the parser.
+    #[test]
+    fn markers_may_be_control_tokens() {
+        let begin = Segment::CallBegin { name: "f".into(), custom: false };
+        let call = [begin, Segment::CallArguments("{}".into()), Segment::CallEnd];
+        let mistral = "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {}}]";
+        assert_eq!(read("mistral-v3", "mistral-v0.3.jinja", mistral, &["f"]), call);
+        let llama = "<|python_tag|>f.call()";
+        assert_eq!(read("llama3", "llama3.1.jinja", llama, &["f"]), call);
+        let content = |segments: &[Segment]| -> String {
+            let text = |segment: &Segment| match segment {
+                Segment::Content(text) => text.clone(),
+                other => panic!("{other:?}"),
+            };
+            segments.iter().map(text).collect()
+        };
+        // Without tools they stay hidden; what is no call keeps them.
+        assert_eq!(content(&read("llama3", "llama3.1.jinja", "<|python_tag|>x", &[])), "x");
+        assert_eq!(content(&read("llama3", "llama3.1.jinja", "<|python_tag|>x", &["f"])), "<|python_tag|>x");
+    }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::body::JsonBody;
-use super::choice::{Delta, Finish, PromptText, TokenEntry, prompt_entries};
+use super::choice::{Delta, Finish, PromptText, Reading, TokenEntry, prompt_entries};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::fold::{Folded, fold};
@@ -76,6 +76,7 @@ pub(crate) async fn create(
         hidden_logprobs: true,
         rank: best_of > n,
         continuing: true,
+        reading: Reading::plain(),
     };
     let job = admit(&app, &context, plan)?;
     shape.prompts.clone_from(&job.prompts);
@@ -308,11 +309,11 @@ impl Chunks for CompletionShape {
         Some(chunk)
     }
 
-    fn delta(&mut self, choice: usize, delta: Delta) -> CompletionChoice {
+    fn delta(&mut self, choice: usize, delta: Delta) -> Vec<CompletionChoice> {
         let logprobs = self.generated(choice / self.per_prompt, &delta.logprobs);
-        let mut chunk = Self::choice(choice, delta.text, logprobs);
+        let mut chunk = Self::choice(choice, delta.content(), logprobs);
         chunk.token_ids = self.return_token_ids.then_some(delta.token_ids);
-        chunk
+        vec![chunk]
     }
 
     fn finish(&mut self, choice: usize, reason: Finish) -> CompletionChoice {

@@ -129,6 +129,11 @@ impl ApiError {
         }
     }
 
+    /// The status of a response that says it.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.row().0
+    }
+
     /// The parameter at fault, as a path such as `messages[2].content`.
     fn param(&self) -> Option<&str> {
         match self {
@@ -162,16 +167,18 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.row().0, Json(self.body())).into_response();
+        let mut response = (self.status(), Json(self.body())).into_response();
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after() {
             let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000).max(1)));
             headers.insert("retry-after-ms", HeaderValue::from(millis.max(1)));
         }
-        if matches!(self, Self::KeyMissing | Self::KeyInvalid) {
+        if matches!(&self, Self::KeyMissing | Self::KeyInvalid) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        // For whoever tells it in another dialect.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -11,11 +11,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
 
-use super::AppState;
 use super::auth::{Scope, Tenant};
 use super::body::refuse;
 use super::error::ApiError;
 use super::limits;
+use super::{AppState, anthropic};
 use crate::engine::EngineHandle;
 use crate::telemetry::RequestLabels;
 
@@ -54,6 +54,8 @@ pub(crate) struct Tokens {
     pub(crate) prompt: usize,
     pub(crate) cached: usize,
     pub(crate) completion: usize,
+    /// Of the completion, the tokens of thoughts.
+    pub(crate) reasoning: usize,
     /// Of the completion, the tokens that had been guessed.
     pub(crate) accepted: usize,
     /// Guesses that were wrong; they are no part of the completion.
@@ -92,6 +94,7 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
     let started = Instant::now();
     let path = request.uri().path();
     let rules = rules(path);
+    let anthropic = anthropic::speaks(path);
     let allowed = match (&app.options().auth, rules.scope) {
         (Some(keys), Some(scope)) => keys.authorise(request.headers(), scope),
         _ => Ok(Tenant::ANONYMOUS),
@@ -127,6 +130,7 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
             response
         }
     };
+    let response = if anthropic { anthropic::reshape(response, &record.id) } else { response };
     record.status = Some(response.status());
     let (mut parts, body) = response.into_parts();
     parts.headers.insert(REQUEST_ID, record.id.clone());

@@ -21,11 +21,35 @@ pub(crate) fn lower(value: Value) -> Result<Vec<Value>, ApiError> {
     if items.is_empty() {
         return Err(ApiError::invalid("messages", "`messages` is empty; give at least one message."));
     }
-    items
+    let messages: Result<Vec<Value>, ApiError> = items
         .into_iter()
         .enumerate()
         .map(|(index, item)| message(Fields::at(format!("messages[{index}]"), item)?))
-        .collect()
+        .collect();
+    let messages = messages?;
+    check_results(&messages)?;
+    Ok(messages)
+}
+
+/// Every result of a tool must answer a call of the assistant's message before it (with other results between).
+fn check_results(messages: &[Value]) -> Result<(), ApiError> {
+    let mut calls: &[Value] = &[];
+    for (index, message) in messages.iter().enumerate() {
+        if message["role"] != "tool" {
+            calls = message.get("tool_calls").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            continue;
+        }
+        // Calls without an id leave open which of them is answered.
+        let answers = |call: &Value| call.get("id").is_none_or(|id| *id == message["tool_call_id"]);
+        if !calls.iter().any(answers) {
+            let param = format!("messages[{index}].tool_call_id");
+            let message = format!(
+                "`{param}` names no call of the assistant's message before it. A message with the role `tool` must follow a message with `tool_calls`, and give the id of one of them."
+            );
+            return Err(ApiError::InvalidValue { param, message });
+        }
+    }
+    Ok(())
 }
 
 fn message(mut fields: Fields) -> Result<Value, ApiError> {
@@ -128,15 +152,17 @@ fn tool_calls(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
 fn tool_call(path: String, call: Value) -> Result<Value, ApiError> {
     let mut call = Fields::at(path, call)?;
     let id = call.string("id")?;
-    let kind = call.string("type")?;
-    if kind.is_some_and(|kind| kind != "function") {
-        return Err(ApiError::Unsupported { param: call.path("type"), hint: ", except `function`" });
-    }
+    let kind = call.choice("type", &["function", "custom"])?.unwrap_or("function");
     // Where a call stood in a stream; the array's order says it already.
     call.integer("index", 0..=i64::MAX)?;
-    let mut function = Fields::at(call.path("function"), call.require("function")?)?;
+    let mut function = Fields::at(call.path(kind), call.require(kind)?)?;
     let name = function.string("name")?.ok_or_else(|| ApiError::Missing { param: function.path("name") })?;
-    let arguments = arguments(&mut function)?;
+    let arguments = if kind == "custom" {
+        // As the model wrote it: see `text::Tool::custom`.
+        json!({"input": function.string("input")?.unwrap_or_default()})
+    } else {
+        arguments(&mut function)?
+    };
     function.finish()?;
     call.finish()?;
     let mut lowered = json!({"type": "function", "function": {"name": name, "arguments": arguments}});
@@ -171,6 +197,7 @@ mod tests {
              "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
             {"role": "tool", "tool_call_id": "c1", "content": "ok"},
             {"role": "assistant", "content": [], "tool_calls": [{"function": {"name": "f", "arguments": "{\"x"}}]},
+            {"role": "assistant", "tool_calls": [{"id": "c2", "type": "custom", "custom": {"name": "p", "input": "x\"y"}}]},
         ]));
         let expected = json!([
             {"role": "system", "content": "Be brief."},
@@ -180,6 +207,8 @@ mod tests {
             {"role": "tool", "content": "ok", "tool_call_id": "c1"},
             {"role": "assistant", "content": null,
              "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{\"x"}}]},
+            {"role": "assistant", "content": null,
+             "tool_calls": [{"type": "function", "function": {"name": "p", "arguments": {"input": "x\"y"}}, "id": "c2"}]},
         ]);
         assert_eq!(Value::Array(lowered.unwrap()), expected);
     }
@@ -202,5 +231,31 @@ mod tests {
         assert_eq!(param(image), "messages[0].content[1]");
         let call = json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]);
         assert_eq!(param(call), "messages[0].tool_calls[0].function.arguments");
+        let kind = json!([{"role": "assistant", "tool_calls": [{"type": "shell", "shell": {}}]}]);
+        assert_eq!(param(kind), "messages[0].tool_calls[0].type");
+    }
+    #[test]
+    fn results_answer_a_call_before_them() {
+        let user = json!({"role": "user", "content": "x"});
+        let calls = |ids: &[&str]| {
+            let calls: Vec<Value> =
+                ids.iter().map(|id| json!({"id": id, "function": {"name": "f", "arguments": "{}"}})).collect();
+            json!({"role": "assistant", "tool_calls": calls})
+        };
+        let result = |id: &str| json!({"role": "tool", "tool_call_id": id, "content": "r"});
+        let good = json!([user, calls(&["a", "b"]), result("b"), result("a"), user, calls(&["c"]), result("c")]);
+        assert_eq!(lower(good).unwrap().len(), 7);
+        let no_id = json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]});
+        assert!(lower(json!([user, no_id, result("any")])).is_ok());
+        for (bad, at) in [
+            (json!([user, result("a")]), 1),
+            (json!([result("a")]), 0),
+            (json!([user, calls(&["a"]), result("b")]), 2),
+            (json!([user, calls(&["a"]), user, result("a")]), 3),
+            (json!([user, calls(&["a"]), result("a"), calls(&["b"]), result("a")]), 4),
+        ] {
+            let param = lower(bad).unwrap_err().body()["error"]["param"].clone();
+            assert_eq!(param, format!("messages[{at}].tool_call_id"));
+        }
     }
 }

@@ -3,9 +3,11 @@
 //! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat` or `completions`
 //! (fields → a `pipeline::Plan`) → `pipeline` (admission, then one stream of `pipeline::Event`s) → `stream` (server-sent
 //! events) or `fold` (one JSON body: the fold of the same events).
+mod anthropic;
 pub mod auth;
 mod body;
 mod chat;
+mod chat_shape;
 mod choice;
 mod completions;
 pub mod error;
@@ -21,6 +23,7 @@ pub mod params;
 mod pipeline;
 mod stream;
 mod tokenize;
+mod tools;
 mod types;
 
 use std::sync::Arc;
@@ -260,6 +263,8 @@ pub fn router(state: AppState) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

@@ -44,7 +44,7 @@ pub enum Shape {
 /// - `service_tier`: there is one tier; the response says `default`.
 /// - `prompt_cache_key`, `prompt_cache_retention`, `prompt_cache_options`: hints for a cache that wick manages itself (per
 ///   tenant, always on; separate it with `cache_salt`).
-/// - `parallel_tool_calls`: without tools there is nothing to call in parallel.
+/// - `parallel_tool_calls`: on completions, which have no tools to call in parallel; a chat reads it.
 pub const HARMLESS: &[(&str, Shape)] = &[
     ("user", Shape::Text),
     ("request_id", Shape::Text),
@@ -74,10 +74,11 @@ pub enum Neutral {
     OnlyText,
 }
 
-/// Known fields whose effect this server does not have: (name, accepted value, hint).
+/// Known fields whose effect this server does not have: (name, accepted value, hint). Those that say so are left by
+/// completions only; a chat reads them first.
 pub const UNSUPPORTED: &[(&str, Neutral, &str)] = &[
-    ("tools", Neutral::EmptyArray, " yet"),
-    ("tool_choice", Neutral::Text("none"), " yet, except `none`"),
+    ("tools", Neutral::EmptyArray, " here; use /v1/chat/completions"),
+    ("tool_choice", Neutral::Text("none"), " here, except `none`; use /v1/chat/completions"),
     ("functions", Neutral::EmptyArray, ""),
     ("function_call", Neutral::Text("none"), ", except `none`"),
     ("response_format", Neutral::TypeText, " yet, except `{\"type\": \"text\"}`"),
@@ -91,7 +92,9 @@ pub const UNSUPPORTED: &[(&str, Neutral, &str)] = &[
     ("prediction", Neutral::Nothing, ""),
     ("web_search_options", Neutral::Nothing, ""),
     ("moderation", Neutral::Nothing, ""),
-    ("reasoning_effort", Neutral::Text("none"), ", except `none`; templates with a switch take chat_template_kwargs"),
+    ("reasoning_effort", Neutral::Text("none"), " here, except `none`; use /v1/chat/completions"),
+    ("thinking_budget", Neutral::Nothing, " yet: thoughts are bounded by `max_completion_tokens` alone"),
+    ("thinking_token_budget", Neutral::Nothing, " yet: thoughts are bounded by `max_completion_tokens` alone"),
     ("verbosity", Neutral::Text("medium"), ", except `medium`"),
     ("suffix", Neutral::Nothing, ": models here do not fill in the middle"),
     ("priority", Neutral::Zero, ", except 0: tenants share fairly"),
@@ -106,7 +109,7 @@ pub const UNSUPPORTED: &[(&str, Neutral, &str)] = &[
     ("length_penalty", Neutral::One, ", except 1: there is no beam search"),
     ("early_stopping", Neutral::False, ": there is no beam search"),
     ("return_tokens_as_token_ids", Neutral::False, "; use return_token_ids"),
-    ("include_reasoning", Neutral::True, " yet, except true"),
+    ("include_reasoning", Neutral::True, " here, except true; use /v1/chat/completions"),
     ("kv_transfer_params", Neutral::Nothing, ""),
     ("vllm_xargs", Neutral::Nothing, ""),
 ];

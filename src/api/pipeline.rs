@@ -7,7 +7,7 @@ use futures_util::stream::{self, FuturesUnordered};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 
-use super::choice::{Choice, Delta, Finish, Wanted};
+use super::choice::{Choice, Delta, Finish, Reading, Wanted};
 use super::error::ApiError;
 use super::gate::{RequestContext, TokenCounts, Tokens};
 use super::params::{Common, TextRules, Truncate};
@@ -42,6 +42,7 @@ pub(crate) struct Plan {
     pub(crate) rank: bool,
     /// The completion continues the prompt's text.
     pub(crate) continuing: bool,
+    pub(crate) reading: Reading,
 }
 
 /// An admitted request: its sequences are queued or running.
@@ -52,6 +53,7 @@ pub(crate) struct Job {
     streams: Vec<GenerationStream>,
     rules: Arc<TextRules>,
     wanted: Wanted,
+    reading: Reading,
     want_prompt: bool,
     /// The client asked for no completion: the one token that the engine needs is not shown.
     no_completion: bool,
@@ -84,6 +86,8 @@ pub(crate) enum Event {
     Finish {
         choice: usize,
         reason: Finish,
+        /// The stop string that ended it.
+        stop: Option<String>,
         mean_logprob: f64,
         tokens: Tokens,
     },
@@ -152,6 +156,7 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
             token_ids: common.return_token_ids,
             continuing: plan.continuing,
         },
+        reading: plan.reading,
         want_prompt: plan.prompt_logprobs.is_some(),
         no_completion: max_tokens == Some(0),
         tokens: context.tokens.clone(),
@@ -245,6 +250,7 @@ struct Drive {
     cached: Vec<Option<usize>>,
     prompt_tokens: usize,
     completion: usize,
+    reasoning: usize,
     accepted: usize,
     rejected: usize,
     events: mpsc::Sender<Event>,
@@ -256,7 +262,7 @@ struct Gone;
 async fn drive(mut job: Job, events: mpsc::Sender<Event>) {
     let model = Arc::clone(&job.model);
     let lane = |choice: usize| Lane {
-        text: Choice::new(Arc::clone(&model.served.text.tokenizer), Arc::clone(&job.rules), job.wanted),
+        text: Choice::new(Arc::clone(&model.served.text), Arc::clone(&job.rules), job.wanted, job.reading.clone()),
         timer: SequenceTimer::new(&model.metrics, job.started, job.prompts[choice / job.per_prompt].len()),
         prompt_logprobs: Vec::new(),
         begun: false,
@@ -267,6 +273,7 @@ async fn drive(mut job: Job, events: mpsc::Sender<Event>) {
         cached: vec![None; count],
         prompt_tokens: job.prompts.iter().map(|prompt| prompt.len()).sum(),
         completion: 0,
+        reasoning: 0,
         accepted: 0,
         rejected: 0,
         events,
@@ -347,10 +354,15 @@ impl Drive {
         job.tokens.set(self.tokens());
         self.lanes[choice].timer.token();
         self.begin(job, choice).await?;
-        let (delta, stopped) = self.lanes[choice].text.token(token);
+        let text = &mut self.lanes[choice].text;
+        let was_thinking = text.is_thinking();
+        let (delta, stopped) = text.token(token);
+        // The tokens of the markers around a thought count as part of it.
+        self.reasoning += usize::from(was_thinking || text.is_thinking());
+        let reason = text.reason(Finish::Stop);
         self.delta(choice, delta).await?;
         if stopped {
-            self.finish(choice, Finish::Stop).await?;
+            self.finish(choice, reason).await?;
         }
         Ok(stopped)
     }
@@ -377,12 +389,13 @@ impl Drive {
         let tokens = self.tokens();
         let lane = &mut self.lanes[choice];
         let outcome = match reason {
-            Finish::Stop => Outcome::Stop,
+            Finish::Stop | Finish::ToolCalls => Outcome::Stop,
             Finish::Length => Outcome::Length,
         };
         lane.timer.finished(outcome);
         let mean_logprob = lane.text.mean_logprob();
-        self.send(Event::Finish { choice, reason, mean_logprob, tokens }).await
+        let stop = lane.text.take_stop();
+        self.send(Event::Finish { choice, reason, stop, mean_logprob, tokens }).await
     }
 
     async fn fail(mut self, error: ApiError) {
@@ -398,6 +411,7 @@ impl Drive {
             prompt: self.prompt_tokens,
             cached: self.cached.iter().flatten().sum(),
             completion: self.completion,
+            reasoning: self.reasoning,
             accepted: self.accepted,
             rejected: self.rejected,
         }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::choice::{Delta, Finish};
+use super::error::ApiError;
 use super::gate::Tokens;
 use super::params::StreamOptions;
 use super::pipeline::{Event, Job, events, generate};
@@ -22,7 +23,8 @@ pub(crate) trait Chunks: Send + 'static {
     type Choice: Serialize + Send;
     /// Sent just before a choice's first token is.
     fn begin(&mut self, choice: usize, prompt: Option<Vec<TokenLogprobs>>) -> Option<Self::Choice>;
-    fn delta(&mut self, choice: usize, delta: Delta) -> Self::Choice;
+    /// Parts of different kinds come one by one.
+    fn delta(&mut self, choice: usize, delta: Delta) -> Vec<Self::Choice>;
     fn finish(&mut self, choice: usize, reason: Finish) -> Self::Choice;
     /// What belongs beside the choices of a choice's first chunk.
     fn prompt_token_ids(&self, choice: usize) -> Option<Vec<u32>>;
@@ -36,9 +38,26 @@ pub(crate) struct Streaming {
     pub(crate) keep_alive: Duration,
 }
 
-/// The response to an admitted request: headers now, events as they come, `[DONE]` or an error event at the end.
+/// How an API tells the events of a request, in bytes of a `text/event-stream`.
+pub(crate) trait Telling: Send + 'static {
+    /// Any event but the failure.
+    fn event(&mut self, event: Event, out: &mut Vec<u8>);
+    /// All choices have finished.
+    fn end(&mut self, out: &mut Vec<u8>);
+    /// Nothing follows; the client must see that this is not the end of the answer.
+    fn failed(&mut self, error: &ApiError, out: &mut Vec<u8>);
+}
+
+/// The response to an admitted request, in OpenAI's chunks: `[DONE]` or an error at the end.
 pub(crate) fn respond<C: Chunks>(job: Job, chunks: C, streaming: Streaming) -> Response {
-    let body = generate(move |out| write(job, chunks, streaming, out));
+    let keep_alive = streaming.keep_alive;
+    tell(job, ChunkTelling { chunks, streaming, last: Tokens::default() }, keep_alive)
+}
+
+/// The response to an admitted request: headers now, events as they come. A comment is sent when nothing else was for
+/// `keep_alive`.
+pub(crate) fn tell<T: Telling>(job: Job, telling: T, keep_alive: Duration) -> Response {
+    let body = generate(move |out| write(job, telling, keep_alive, out));
     let mut response = Body::from_stream(body.map(Ok::<_, Infallible>)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
@@ -48,45 +67,79 @@ pub(crate) fn respond<C: Chunks>(job: Job, chunks: C, streaming: Streaming) -> R
     response
 }
 
-async fn write<C: Chunks>(job: Job, mut chunks: C, streaming: Streaming, out: mpsc::Sender<Bytes>) {
+async fn write<T: Telling>(job: Job, mut telling: T, keep_alive: Duration, out: mpsc::Sender<Bytes>) {
     let mut events = pin!(events(job));
-    let mut last = Tokens::default();
     loop {
-        let bytes = match tokio::time::timeout(streaming.keep_alive, events.next()).await {
-            Err(_) => Some(Bytes::from_static(b": keep-alive\n\n")),
-            Ok(None) => break,
+        let mut bytes = Vec::new();
+        let more = match tokio::time::timeout(keep_alive, events.next()).await {
+            Err(_) => {
+                bytes.extend_from_slice(b": keep-alive\n\n");
+                true
+            }
             Ok(Some(Event::Failed(error))) => {
-                // No finish_reason and no [DONE]: the client must see that this is not the end of the answer.
-                let _ = out.send(event(&error.body())).await;
-                return;
+                telling.failed(&error, &mut bytes);
+                false
             }
-            Ok(Some(Event::Begin { choice, prompt, tokens })) => chunks.begin(choice, prompt).map(|begin| {
-                let mut chunk = streaming.chunk(begin, tokens);
-                chunk.prompt_token_ids = chunks.prompt_token_ids(choice);
-                event(&chunk)
-            }),
-            Ok(Some(Event::Delta { choice, delta, tokens })) => {
-                Some(event(&streaming.chunk(chunks.delta(choice, delta), tokens)))
+            Ok(Some(event)) => {
+                telling.event(event, &mut bytes);
+                true
             }
-            Ok(Some(Event::Finish { choice, reason, tokens, .. })) => {
-                last = tokens;
-                Some(event(&streaming.chunk(chunks.finish(choice, reason), tokens)))
+            Ok(None) => {
+                telling.end(&mut bytes);
+                false
             }
         };
-        if let Some(bytes) = bytes
-            && out.send(bytes).await.is_err()
-        {
+        let sent = bytes.is_empty() || out.send(bytes.into()).await.is_ok();
+        if !more || !sent {
             return;
         }
     }
-    if streaming.options.include_usage {
-        let mut chunk = streaming.envelope.wrap(Vec::<C::Choice>::new());
-        chunk.usage = Some(Some(last.into()));
-        if out.send(event(&chunk)).await.is_err() {
-            return;
+}
+
+/// OpenAI's chunks of chat and completions.
+struct ChunkTelling<C> {
+    chunks: C,
+    streaming: Streaming,
+    last: Tokens,
+}
+
+impl<C: Chunks> Telling for ChunkTelling<C> {
+    fn event(&mut self, event: Event, out: &mut Vec<u8>) {
+        let Self { chunks, streaming, last } = self;
+        match event {
+            Event::Begin { choice, prompt, tokens } => {
+                if let Some(begin) = chunks.begin(choice, prompt) {
+                    let mut chunk = streaming.chunk(begin, tokens);
+                    chunk.prompt_token_ids = chunks.prompt_token_ids(choice);
+                    data(&chunk, out);
+                }
+            }
+            Event::Delta { choice, delta, tokens } => {
+                for chunk in chunks.delta(choice, delta) {
+                    data(&streaming.chunk(chunk, tokens), out);
+                }
+            }
+            Event::Finish { choice, reason, tokens, .. } => {
+                *last = tokens;
+                data(&streaming.chunk(chunks.finish(choice, reason), tokens), out);
+            }
+            Event::Failed(_) => unreachable!("failures are told apart"),
         }
     }
-    let _ = out.send(Bytes::from_static(b"data: [DONE]\n\n")).await;
+
+    fn end(&mut self, out: &mut Vec<u8>) {
+        if self.streaming.options.include_usage {
+            let mut chunk = self.streaming.envelope.wrap(Vec::<C::Choice>::new());
+            chunk.usage = Some(Some(self.last.into()));
+            data(&chunk, out);
+        }
+        out.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    fn failed(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        // No finish_reason and no [DONE].
+        data(&error.body(), out);
+    }
 }
 
 impl Streaming {
@@ -102,9 +155,16 @@ impl Streaming {
 }
 
 /// One event. JSON has no raw line breaks, so one `data:` line holds it.
-fn event(data: &impl Serialize) -> Bytes {
-    let mut bytes = b"data: ".to_vec();
-    serde_json::to_writer(&mut bytes, data).expect("chunks that are not JSON are a bug");
-    bytes.extend_from_slice(b"\n\n");
-    bytes.into()
+pub(crate) fn data(data: &impl Serialize, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"data: ");
+    serde_json::to_writer(&mut *out, data).expect("chunks that are not JSON are a bug");
+    out.extend_from_slice(b"\n\n");
+}
+
+/// One event with a name.
+pub(crate) fn named(name: &str, body: &impl Serialize, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(name.as_bytes());
+    out.push(b'\n');
+    data(body, out);
 }

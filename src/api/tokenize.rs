@@ -60,7 +60,7 @@ fn lower(mut fields: Fields, app: &AppState) -> Result<TokenizeRequest, ApiError
     let model = app.named(&mut fields)?;
     let strings = fields.bool("return_token_strs")?.unwrap_or(false);
     let text = if fields.peek("messages").is_some() {
-        let input = chat::input(&mut fields)?;
+        let (input, _) = chat::input(&mut fields)?;
         if fields.bool("add_special_tokens")? == Some(true) {
             let hint = " with `messages`: the chat template writes the special tokens";
             return Err(ApiError::Unsupported { param: "add_special_tokens".to_owned(), hint });

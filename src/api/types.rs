@@ -40,7 +40,7 @@ impl From<Tokens> for UsageBody {
             total_tokens: tokens.prompt + tokens.completion,
             prompt_tokens_details: PromptDetails { cached_tokens: tokens.cached, audio_tokens: 0 },
             completion_tokens_details: CompletionDetails {
-                reasoning_tokens: 0,
+                reasoning_tokens: tokens.reasoning,
                 audio_tokens: 0,
                 accepted_prediction_tokens: tokens.accepted,
                 rejected_prediction_tokens: tokens.rejected,

@@ -45,6 +45,11 @@ impl Detokenizer {
         if !self.show_control && self.tokenizer.is_control(id) {
             return String::new();
         }
+        self.push_shown(id)
+    }
+
+    /// As `push`; a control token gives its text, too.
+    pub fn push_shown(&mut self, id: u32) -> String {
         let Some(bytes) = self.tokenizer.token_bytes(id) else { return String::new() };
         match self.first_space {
             FirstSpace::Kept => self.pending.extend_from_slice(bytes),

@@ -11,6 +11,7 @@ mod gguf;
 mod guard;
 mod hf;
 mod jinja;
+mod output;
 mod pretokenize;
 mod python;
 mod scan;
@@ -22,6 +23,7 @@ mod tokenizer;
 pub use added::AddedToken;
 pub use detokenizer::Detokenizer;
 pub use gguf::GgufVocabulary;
+pub use output::{CallFormat, OutputFormat, OutputParser, Segment, Thinking, Tool, ToolChoice, call_grammar};
 pub use stop::{StopMatcher, StopStep, StopStrings};
 pub use template::{ChatTemplate, Clock, TemplateSource};
 pub use tokenizer::Tokenizer;
@@ -75,6 +77,8 @@ pub struct TextTools {
     pub tokenizer: std::sync::Arc<Tokenizer>,
     /// `None`: the model has no template (a base model).
     pub template: Option<ChatTemplate>,
+    /// How the model writes calls and thoughts.
+    pub output: OutputFormat,
 }
 
 impl TextTools {
@@ -114,18 +118,19 @@ impl TextTools {
             origin = file;
         }
         if sources.is_empty() {
-            return Ok(Self { tokenizer: tokenizer.into(), template: None });
+            return Ok(Self { tokenizer: tokenizer.into(), template: None, output: OutputFormat::default() });
         }
         let ends = template::turn_ends(&sources, tokenizer.added_tokens());
         tokenizer.add_stop_ids(ends);
         let control = tokenizer.added_tokens().iter().filter(|token| token.special).map(|token| token.content.clone());
+        let output = OutputFormat::of(&sources, &tokenizer);
         let template = ChatTemplate::new(sources, variables, control, template::system_clock())
             .map_err(|reason| TextError::load(origin, format!("chat template: {reason}")))?;
-        Ok(Self { tokenizer: tokenizer.into(), template: Some(template) })
+        Ok(Self { tokenizer: tokenizer.into(), template: Some(template), output })
     }
 
     /// Renders messages (OpenAI shape, as JSON): string-encoded tool-call arguments become objects first, because
-    /// that is what templates expect.
+    /// that is what templates expect, and tools take the form that this model's template knows.
     ///
     /// # Errors
     /// `NoTemplate`, `Template`.
@@ -133,6 +138,7 @@ impl TextTools {
         let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
         let mut input = input.clone();
         input.messages.iter_mut().for_each(template::parse_arguments);
+        self.output.prepare(&mut input);
         template.render(&input)
     }
 

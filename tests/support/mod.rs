@@ -39,6 +39,16 @@ fn answer(context: &[u32]) -> u32 {
     }
 }
 
+/// As `answer`, with another text, after the template's generation prompt alone.
+fn scripted(script: &str, context: &[u32]) -> u32 {
+    let turn = context.iter().rposition(|token| *token == IM_START).map_or(0, |at| at + TURN);
+    match context.len().checked_sub(turn) {
+        Some(at) if at < script.len() => u32::from(script.as_bytes()[at]),
+        Some(at) if at == script.len() => IM_END,
+        _ => u32::from(b'z'),
+    }
+}
+
 /// Lets the model compute a number of tokens, then blocks it.
 #[derive(Default)]
 pub struct Gate {
@@ -85,6 +95,10 @@ pub struct Setup {
     /// The gate counts guesses as the tokens they may be.
     pub speculation: bool,
     pub drain_budget: Duration,
+    /// What the model says instead of `ANSWER`.
+    pub script: Option<&'static str>,
+    /// A file of tests/golden/templates/src, instead of the fixture's own.
+    pub template: Option<&'static str>,
 }
 
 impl Default for Setup {
@@ -99,6 +113,8 @@ impl Default for Setup {
             step_delay: None,
             speculation: false,
             drain_budget: Duration::from_secs(20),
+            script: None,
+            template: None,
         }
     }
 }
@@ -122,7 +138,7 @@ impl Server {
         let passed = Arc::clone(&gate);
         let next = move |context: &[u32]| {
             passed.pass();
-            answer(context)
+            setup.script.map_or_else(|| answer(context), |script| scripted(script, context))
         };
         let block_size = 16;
         let fake = FakeOptions {
@@ -147,10 +163,12 @@ impl Server {
         let observer: Arc<dyn StepObserver> = steps.clone();
         let engine = EngineHandle::spawn_observed(Box::new(runner), config, setup.queue, Some(observer)).unwrap();
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-tokenizer");
+        let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/templates/src");
+        let template = setup.template.map(|name| templates.join(name));
         let model = ServedModel {
             alias: MODEL.to_owned(),
             engine: engine.clone(),
-            text: Arc::new(TextTools::load(&folder, None).unwrap()),
+            text: Arc::new(TextTools::load(&folder, template.as_deref()).unwrap()),
             created: 1_790_000_000,
             context_max: setup.context_max,
             owned_by: "wick".to_owned(),

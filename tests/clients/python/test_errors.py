@@ -71,11 +71,11 @@ def test_unknown_field(client, model):
     assert "temprature" in str(error)
 
 
-# Until tools and structured output have their effect, they are refused by name.
+# Until constrained decoding has its effect, they are refused by name.
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"tools": [TOOL]}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
 )

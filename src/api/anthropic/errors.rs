@@ -1,0 +1,56 @@
+//! Errors in Anthropic's shape.
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::api::ApiError;
+
+/// What Anthropic's SDKs take for "overloaded": they retry it.
+const OVERLOADED: u16 = 529;
+
+fn status(error: &ApiError) -> StatusCode {
+    match error.status() {
+        StatusCode::SERVICE_UNAVAILABLE => StatusCode::from_u16(OVERLOADED).expect("a status of three digits"),
+        status => status,
+    }
+}
+
+fn kind(error: &ApiError) -> &'static str {
+    match status(error).as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        408 | 504 => "timeout_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        OVERLOADED => "overloaded_error",
+        500.. => "api_error",
+        _ => "invalid_request_error",
+    }
+}
+
+/// `{"type": "error", "error": {"type", "message"}}`, with the request's id where it is known.
+pub(super) fn body(error: &ApiError, request_id: Option<&str>) -> Value {
+    let mut body = json!({"type": "error", "error": {"type": kind(error), "message": error.to_string()}});
+    if let Some(id) = request_id {
+        body["request_id"] = id.into();
+    }
+    body
+}
+
+/// Puts a response into Anthropic's shape: the request's id under its name, and errors in its words.
+pub(crate) fn reshape(mut response: Response, request_id: &HeaderValue) -> Response {
+    if let Some(error) = response.extensions().get::<ApiError>() {
+        let body = body(error, request_id.to_str().ok());
+        let mut shaped = (status(error), Json(body)).into_response();
+        for (name, value) in response.headers() {
+            if ![header::CONTENT_LENGTH, header::CONTENT_TYPE].contains(name) {
+                shaped.headers_mut().insert(name.clone(), value.clone());
+            }
+        }
+        response = shaped;
+    }
+    response.headers_mut().insert("request-id", request_id.clone());
+    response
+}

@@ -1,0 +1,436 @@
+//! The request's side of tools: which ones a model is shown, and whether it may or must call them.
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::fields::{Fields, quoted, type_name};
+use crate::text::{Tool, ToolChoice};
+
+/// More tools than this are refused, as at OpenAI.
+const TOOLS_MAX: usize = 128;
+/// Longest name of a tool.
+const NAME_MAX: usize = 64;
+/// Schemas nested more deeply are refused.
+const SCHEMA_DEPTH_MAX: usize = 64;
+const TYPES: &[&str] = &["string", "number", "integer", "boolean", "object", "array", "null"];
+
+/// The tools of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ToolUse {
+    /// What the model sees and may call: none if it may not call at all.
+    pub(crate) tools: Arc<[Tool]>,
+    pub(crate) choice: ToolChoice,
+    /// More than one call may be made.
+    pub(crate) parallel: bool,
+}
+
+impl ToolUse {
+    /// Takes `tools`, `tool_choice` and `parallel_tool_calls`.
+    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let mut tools = tools(fields)?;
+        let param = fields.path("tool_choice");
+        let choice = match fields.take("tool_choice") {
+            None if tools.is_empty() => ToolChoice::None,
+            None => ToolChoice::Auto,
+            Some(value) => choice(&param, value, &mut tools)?,
+        };
+        if tools.is_empty() && choice != ToolChoice::None {
+            let message = format!("`{param}` is only allowed with `tools`; give at least one tool, or leave it out.");
+            return Err(ApiError::InvalidValue { param, message });
+        }
+        if choice == ToolChoice::None {
+            // A model that sees no tools calls none.
+            tools.clear();
+        }
+        let parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
+        Ok(Self { tools: tools.into(), choice, parallel })
+    }
+
+    /// Refuses what needs the answer to be constrained while it is generated.
+    pub(crate) fn check_supported(&self) -> Result<(), ApiError> {
+        let hint = " yet: it needs constrained decoding; `auto` and `none` work";
+        match self.choice {
+            ToolChoice::Required | ToolChoice::Named(_) => {
+                return Err(ApiError::Unsupported { param: "tool_choice".into(), hint });
+            }
+            ToolChoice::None | ToolChoice::Auto => {}
+        }
+        match self.tools.iter().position(|tool| tool.strict) {
+            None => Ok(()),
+            Some(index) => Err(ApiError::Unsupported {
+                param: format!("tools[{index}].function.strict"),
+                hint: " yet: it needs constrained decoding; leave it out",
+            }),
+        }
+    }
+
+    /// As templates take them.
+    pub(crate) fn for_template(&self) -> Option<Vec<Value>> {
+        (!self.tools.is_empty()).then(|| self.tools.iter().map(Tool::for_template).collect())
+    }
+}
+
+/// Tools of different names, as many as may be.
+pub(crate) struct Distinct {
+    param: String,
+    names: HashSet<String>,
+    tools: Vec<Tool>,
+    given: usize,
+}
+
+impl Distinct {
+    /// `param`: the field that holds them.
+    pub(crate) fn new(param: String) -> Self {
+        Self { param, names: HashSet::new(), tools: Vec::new(), given: 0 }
+    }
+
+    /// Adds a tool, whose name stands at `name_param`.
+    pub(crate) fn add(&mut self, tool: Tool, name_param: String) -> Result<(), ApiError> {
+        self.given += 1;
+        if !self.names.insert(tool.name.clone()) {
+            let message = format!("Two tools are named `{}`; give each tool a name of its own.", tool.name);
+            return Err(ApiError::InvalidValue { param: name_param, message });
+        }
+        if self.tools.len() < TOOLS_MAX {
+            self.tools.push(tool);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn tools(self) -> Result<Vec<Tool>, ApiError> {
+        let Self { param, tools, given, .. } = self;
+        if given > TOOLS_MAX {
+            let message = format!("`{param}` must have at most {TOOLS_MAX} tools, but {given} were given.");
+            return Err(ApiError::InvalidValue { param, message });
+        }
+        Ok(tools)
+    }
+}
+
+fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
+    let param = fields.path("tools");
+    let items = fields.array("tools")?.unwrap_or_default();
+    let mut all = Distinct::new(param.clone());
+    for (index, item) in items.into_iter().enumerate() {
+        let path = format!("{param}[{index}]");
+        let tool = tool(path.clone(), item)?;
+        let kind = if tool.custom { "custom" } else { "function" };
+        all.add(tool, format!("{path}.{kind}.name"))?;
+    }
+    all.tools()
+}
+
+fn tool(path: String, item: Value) -> Result<Tool, ApiError> {
+    let mut fields = Fields::at(path, item)?;
+    let kind = fields.string("type")?.ok_or_else(|| ApiError::Missing { param: fields.path("type") })?;
+    let tool = match kind.as_str() {
+        "function" => function(&mut fields)?,
+        "custom" => custom(&mut fields)?,
+        _ => {
+            return Err(ApiError::Unsupported { param: fields.path("type"), hint: ", except `function` and `custom`" });
+        }
+    };
+    // A hint about caching, as on messages.
+    fields.take("cache_control");
+    fields.finish()?;
+    Ok(tool)
+}
+
+fn function(fields: &mut Fields) -> Result<Tool, ApiError> {
+    let mut function = Fields::at(fields.path("function"), fields.require("function")?)?;
+    let name = name(&mut function)?;
+    let description = function.string("description")?;
+    let parameters = parameters(&mut function, "parameters")?;
+    let strict = function.bool("strict")?.unwrap_or(false);
+    function.finish()?;
+    Ok(Tool { name, description, parameters, strict, custom: false })
+}
+
+/// The schema of a function's arguments; without one it takes none.
+pub(crate) fn parameters(function: &mut Fields, field: &str) -> Result<Map<String, Value>, ApiError> {
+    let path = function.path(field);
+    let parameters = match function.object(field)? {
+        Some(parameters) => parameters,
+        None => Map::from_iter([("type".to_owned(), json!("object")), ("properties".to_owned(), json!({}))]),
+    };
+    if parameters.get("type").is_some_and(|kind| kind != "object") {
+        let param = format!("{path}.type");
+        let message = format!("`{param}` must be `object`: arguments are an object's fields.");
+        return Err(ApiError::InvalidValue { param, message });
+    }
+    let schema = Value::Object(parameters);
+    check_schema(&path, &schema, 0)?;
+    let Value::Object(parameters) = schema else { unreachable!("made of an object above") };
+    Ok(parameters)
+}
+
+fn custom(fields: &mut Fields) -> Result<Tool, ApiError> {
+    let mut custom = Fields::at(fields.path("custom"), fields.require("custom")?)?;
+    let name = name(&mut custom)?;
+    let description = custom.string("description")?;
+    if let Some(format) = custom.take("format") {
+        let mut format = Fields::at(custom.path("format"), format)?;
+        match format.string("type")?.as_deref() {
+            Some("text") => format.finish()?,
+            Some(_) => {
+                return Err(ApiError::Unsupported { param: format.path("type"), hint: ", except `text`" });
+            }
+            None => return Err(ApiError::Missing { param: format.path("type") }),
+        }
+    }
+    custom.finish()?;
+    Ok(Tool::custom(name, description))
+}
+
+pub(crate) fn name(fields: &mut Fields) -> Result<String, ApiError> {
+    let param = fields.path("name");
+    let name = fields.string("name")?.ok_or_else(|| ApiError::Missing { param: param.clone() })?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(fits) {
+        let message = format!("`{param}` must have 1 to {NAME_MAX} letters, digits, `_`, `-` or `.`.");
+        return Err(ApiError::InvalidValue { param, message });
+    }
+    Ok(name)
+}
+
+/// Checks what is said in the words of JSON Schema; words that it does not have are left alone.
+fn check_schema(path: &str, schema: &Value, depth: usize) -> Result<(), ApiError> {
+    let fields = match schema {
+        Value::Object(fields) => fields,
+        Value::Bool(_) => return Ok(()),
+        other => {
+            let (param, found) = (path.to_owned(), type_name(other));
+            return Err(ApiError::WrongType { param, expected: "a JSON schema (an object)", found });
+        }
+    };
+    if depth > SCHEMA_DEPTH_MAX {
+        let message = format!("The schema is nested more than {SCHEMA_DEPTH_MAX} levels deep.");
+        return Err(ApiError::invalid(path, message));
+    }
+    let is_type = |kind: &Value| kind.as_str().is_some_and(|kind| TYPES.contains(&kind));
+    let wrong = |name: &str, expected, value: &Value| {
+        Err(ApiError::WrongType { param: format!("{path}.{name}"), expected, found: type_name(value) })
+    };
+    for (name, value) in fields {
+        let below = format!("{path}.{name}");
+        match (name.as_str(), value) {
+            ("type", Value::Array(kinds)) if kinds.iter().all(is_type) => {}
+            ("type", kind) if is_type(kind) => {}
+            ("type", _) => {
+                let message = format!("`{below}` must be one of {}, or an array of these.", quoted(TYPES));
+                return Err(ApiError::InvalidValue { param: below, message });
+            }
+            ("properties" | "$defs" | "definitions" | "patternProperties", Value::Object(schemas)) => {
+                for (key, schema) in schemas {
+                    let key: String = key.chars().take(NAME_MAX).collect();
+                    check_schema(&format!("{below}.{key}"), schema, depth + 1)?;
+                }
+            }
+            ("properties" | "$defs" | "definitions" | "patternProperties", other) => {
+                return wrong(name, "an object", other);
+            }
+            ("items" | "additionalProperties" | "not", schema) if !schema.is_array() => {
+                check_schema(&below, schema, depth + 1)?;
+            }
+            ("items" | "prefixItems" | "anyOf" | "oneOf" | "allOf", Value::Array(schemas)) => {
+                for (index, schema) in schemas.iter().enumerate() {
+                    check_schema(&format!("{below}[{index}]"), schema, depth + 1)?;
+                }
+            }
+            ("prefixItems" | "anyOf" | "oneOf" | "allOf" | "enum", other) if !other.is_array() => {
+                return wrong(name, "an array", other);
+            }
+            ("required", required) => {
+                let names = required.as_array().is_some_and(|names| names.iter().all(Value::is_string));
+                if !names {
+                    return wrong(name, "an array of strings", required);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Reads `tool_choice`; allowed tools leave the others out.
+fn choice(param: &str, value: Value, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
+    const WORDS: &str = "`none`, `auto`, `required`, or an object of type `function`, `custom` or `allowed_tools`";
+    match &value {
+        Value::String(word) => match word.as_str() {
+            "none" => Ok(ToolChoice::None),
+            "auto" => Ok(ToolChoice::Auto),
+            "required" => Ok(ToolChoice::Required),
+            _ => Err(ApiError::invalid(param, format!("`{param}` must be {WORDS}."))),
+        },
+        Value::Object(_) => {
+            let mut fields = Fields::at(param.to_owned(), value)?;
+            let kind = fields.string("type")?.ok_or_else(|| ApiError::Missing { param: fields.path("type") })?;
+            let choice = match kind.as_str() {
+                "function" | "custom" => ToolChoice::Named(named(&mut fields, &kind, tools)?),
+                "allowed_tools" => allowed(&mut fields, tools)?,
+                _ => {
+                    let message = format!("`{param}` must be {WORDS}.");
+                    return Err(ApiError::InvalidValue { param: fields.path("type"), message });
+                }
+            };
+            fields.finish()?;
+            Ok(choice)
+        }
+        other => Err(ApiError::WrongType {
+            param: param.to_owned(),
+            expected: "a string or an object",
+            found: type_name(other),
+        }),
+    }
+}
+
+/// The name in `{"type": KIND, KIND: {"name": …}}`, which must be a tool's.
+fn named(fields: &mut Fields, kind: &str, tools: &[Tool]) -> Result<String, ApiError> {
+    let mut inner = Fields::at(fields.path(kind), fields.require(kind)?)?;
+    let param = inner.path("name");
+    let name = name(&mut inner)?;
+    // A whole definition may stand here, too; the tool is the one in `tools`.
+    for more in ["description", "parameters", "strict", "format"] {
+        inner.take(more);
+    }
+    inner.finish()?;
+    if !tools.iter().any(|tool| tool.name == name && tool.custom == (kind == "custom")) {
+        let message = format!("`{param}` is `{name}`, but no {kind} tool of this name is in `tools`.");
+        return Err(ApiError::InvalidValue { param, message });
+    }
+    Ok(name)
+}
+
+fn allowed(fields: &mut Fields, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
+    let mut inner = Fields::at(fields.path("allowed_tools"), fields.require("allowed_tools")?)?;
+    let mode = inner.choice("mode", &["auto", "required"])?;
+    let mode = mode.ok_or_else(|| ApiError::Missing { param: inner.path("mode") })?;
+    let path = inner.path("tools");
+    let items = inner.array("tools")?.ok_or_else(|| ApiError::Missing { param: path.clone() })?;
+    if items.is_empty() {
+        return Err(ApiError::invalid(&path, format!("`{path}` is empty; give at least one tool, or `none`.")));
+    }
+    let mut names = HashSet::new();
+    for (index, item) in items.into_iter().enumerate() {
+        let mut item = Fields::at(format!("{path}[{index}]"), item)?;
+        let kind = item.choice("type", &["function", "custom"])?;
+        let kind = kind.ok_or_else(|| ApiError::Missing { param: item.path("type") })?;
+        names.insert(named(&mut item, kind, tools)?);
+        item.finish()?;
+    }
+    inner.finish()?;
+    tools.retain(|tool| names.contains(&tool.name));
+    Ok(if mode == "required" { ToolChoice::Required } else { ToolChoice::Auto })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(body: Value) -> Result<ToolUse, ApiError> {
+        let mut fields = Fields::at(String::new(), body)?;
+        let used = ToolUse::take(&mut fields)?;
+        fields.finish()?;
+        Ok(used)
+    }
+
+    fn param(body: Value) -> Value {
+        take(body).unwrap_err().body()["error"]["param"].clone()
+    }
+
+    fn weather(parameters: Value) -> Value {
+        json!({"tools": [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]})
+    }
+
+    #[test]
+    fn tools_are_read_and_chosen() {
+        let tools = json!([
+            {"type": "function", "function": {"name": "a", "description": "A", "strict": null}, "cache_control": {}},
+            {"type": "function", "function": {"name": "b.c-d_e", "parameters": {"type": "object", "properties": {"x": {"type": ["string", "null"]}}}}},
+            {"type": "custom", "custom": {"name": "patch", "description": "P", "format": {"type": "text"}}},
+        ]);
+        let with = |choice: Value| take(json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false}));
+        let auto = with(Value::Null).unwrap();
+        assert_eq!((auto.tools.len(), &auto.choice, auto.parallel), (3, &ToolChoice::Auto, false));
+        assert!(auto.tools[2].custom && auto.check_supported().is_ok());
+        let shown = auto.for_template().unwrap();
+        assert_eq!(
+            shown[0],
+            json!({"type": "function", "function": {"name": "a", "description": "A", "parameters": {"type": "object", "properties": {}}}})
+        );
+        assert_eq!(shown[2]["function"]["parameters"]["required"], json!(["input"]));
+        let none = with(json!("none")).unwrap();
+        assert_eq!((none.tools.len(), none.for_template()), (0, None));
+        assert_eq!(with(json!("required")).unwrap().choice, ToolChoice::Required);
+        let named = with(json!({"type": "custom", "custom": {"name": "patch"}})).unwrap();
+        assert_eq!(named.choice, ToolChoice::Named("patch".into()));
+        assert!(named.check_supported().is_err());
+        let allowed = json!({"mode": "auto", "tools": [{"type": "function", "function": {"name": "a"}}]});
+        let allowed = with(json!({"type": "allowed_tools", "allowed_tools": allowed})).unwrap();
+        assert_eq!((allowed.tools.len(), allowed.tools[0].name.as_str(), allowed.choice), (1, "a", ToolChoice::Auto));
+        let nothing = take(json!({})).unwrap();
+        assert_eq!((nothing.choice, nothing.parallel), (ToolChoice::None, true));
+        assert!(take(json!({"tools": [], "tool_choice": "none"})).is_ok());
+        let strict = json!({"tools": [{"type": "function", "function": {"name": "f", "strict": true}}]});
+        let error = take(strict).unwrap().check_supported().unwrap_err();
+        assert_eq!(error.body()["error"]["param"], "tools[0].function.strict");
+    }
+
+    #[test]
+    fn errors_name_the_place() {
+        assert_eq!(param(json!({"tools": {}})), "tools");
+        assert_eq!(param(json!({"tools": [1]})), "tools[0]");
+        assert_eq!(param(json!({"tools": [{"function": {"name": "f"}}]})), "tools[0].type");
+        assert_eq!(param(json!({"tools": [{"type": "web_search"}]})), "tools[0].type");
+        assert_eq!(param(json!({"tools": [{"type": "function"}]})), "tools[0].function");
+        assert_eq!(param(json!({"tools": [{"type": "function", "function": {}}]})), "tools[0].function.name");
+        for name in ["", "a b", "ä", &"x".repeat(65)] {
+            let tools = json!([{"type": "function", "function": {"name": name}}]);
+            assert_eq!(param(json!({ "tools": tools })), "tools[0].function.name");
+        }
+        let one = json!({"type": "function", "function": {"name": "f"}});
+        let same = json!({"type": "custom", "custom": {"name": "f"}});
+        assert_eq!(param(json!({"tools": [one, same]})), "tools[1].custom.name");
+        assert_eq!(param(json!({"tools": vec![one.clone(); 129]})), "tools");
+        assert_eq!(param(json!({"tool_choice": "auto"})), "tool_choice");
+        assert_eq!(param(json!({"tools": [one], "tool_choice": "any"})), "tool_choice");
+        assert_eq!(param(json!({"tools": [one], "tool_choice": {"type": "tool"}})), "tool_choice.type");
+        let absent = json!({"type": "function", "function": {"name": "g"}});
+        assert_eq!(param(json!({"tools": [one], "tool_choice": absent})), "tool_choice.function.name");
+        let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [absent]}});
+        assert_eq!(
+            param(json!({"tools": [one], "tool_choice": allowed})),
+            "tool_choice.allowed_tools.tools[0].function.name"
+        );
+        let grammar = json!({"type": "custom", "custom": {"name": "f", "format": {"type": "grammar"}}});
+        assert_eq!(param(json!({"tools": [grammar]})), "tools[0].custom.format.type");
+    }
+
+    #[test]
+    fn schemas_are_checked() {
+        let at = |parameters: Value| {
+            let param = param(weather(parameters));
+            param.as_str().unwrap().trim_start_matches("tools[0].function.parameters").to_owned()
+        };
+        assert_eq!(at(json!([])), "");
+        assert_eq!(at(json!({"type": "string"})), ".type");
+        assert_eq!(at(json!({"properties": {"x": {"type": "text"}}})), ".properties.x.type");
+        assert_eq!(at(json!({"properties": {"x": {"type": ["string", 1]}}})), ".properties.x.type");
+        assert_eq!(at(json!({"properties": ["x"]})), ".properties");
+        assert_eq!(at(json!({"properties": {"x": "string"}})), ".properties.x");
+        assert_eq!(at(json!({"properties": {"x": {"items": {"type": "any"}}}})), ".properties.x.items.type");
+        assert_eq!(at(json!({"anyOf": [{"type": "object"}, {"type": "x"}]})), ".anyOf[1].type");
+        assert_eq!(at(json!({"required": "x"})), ".required");
+        assert_eq!(at(json!({"properties": {"x": {"enum": "a"}}})), ".properties.x.enum");
+        let mut deep = json!({"type": "string"});
+        for _ in 0..100 {
+            deep = json!({"type": "array", "items": deep});
+        }
+        assert!(at(json!({"properties": {"x": deep}})).ends_with(".items"));
+        let good = json!({"type": "object", "properties": {"type": {"type": "string"}, "x": true}, "additionalProperties": false,
+            "$defs": {"y": {"enum": [1]}}, "required": ["x"], "x-more": 1});
+        assert!(take(weather(good)).is_ok());
+    }
+}
