@@ -109,7 +109,7 @@ fn main() {
     let threads = args.next().map_or(2, |a| a.parse().expect("threads: a number"));
     let isa = args.next().map_or(Isa::detect(), |a| Isa::from_name(&a).unwrap_or_else(|e| panic!("{e}")));
     let only = args.next();
-    let cpu = Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(threads).expect("at least one thread")) };
+    let cpu = Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(threads).expect("at least one thread")).into() };
     let (roof, memory) = (multiply_add_roof(&cpu), bandwidth(&cpu));
     println!("{threads} threads, {}: multiply-adds {roof:.0} GFLOP/s, reads {memory:.1} GB/s", isa.name());
     let values = CACHE_BYTES / 2;

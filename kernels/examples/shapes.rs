@@ -29,8 +29,10 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let threads = args.next().map_or(1, |a| a.parse().expect("threads: a number"));
     let only = args.next();
-    let cpu =
-        Cpu { isa: Isa::detect(), pool: ThreadPool::new(NonZeroUsize::new(threads).expect("at least one thread")) };
+    let cpu = Cpu {
+        isa: Isa::detect(),
+        pool: ThreadPool::new(NonZeroUsize::new(threads).expect("at least one thread")).into(),
+    };
     println!("{threads} threads; GB/s and GMAC/s");
     for (ty, rows, k) in SHAPES {
         if only.as_deref().is_some_and(|name| name != ty.name()) {

@@ -50,7 +50,7 @@ fn main() {
     let only = args.next().filter(|name| name != "all");
     let form = args.next();
     let wanted = |name: &str| form.as_deref().is_none_or(|form| form == name);
-    let cpu = Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(threads).expect("at least one thread")) };
+    let cpu = Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(threads).expect("at least one thread")).into() };
     let roof = bandwidth(&cpu);
     println!("{} threads, {}: read bandwidth {roof:.1} GB/s", threads, isa.name());
     println!(

@@ -12,7 +12,7 @@ use crate::weights::{MappedBytes, MappedMatrix, Matrix};
 fn contexts() -> Vec<ExecContext> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
     isas.flat_map(|isa| {
-        let cpu = || Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(2).unwrap()) };
+        let cpu = || Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(2).unwrap()).into() };
         [Precision::Int8, Precision::Exact].map(|activations| ExecContext::cpu(cpu(), activations))
     })
     .collect()

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use wick::api::{AppState, ServedModel, ServerOptions};
+use wick::api::{AppState, ServedEncoder, ServedModel, ServerOptions};
 use wick::engine::{EngineHandle, QueueLimits, StepObserver};
 use wick::scheduler::SchedulerConfig;
 use wick::server::{DrainReport, ServerError};
@@ -85,6 +85,8 @@ pub struct Setup {
     /// The gate counts guesses as the tokens they may be.
     pub speculation: bool,
     pub drain_budget: Duration,
+    /// Models beside the one that generates.
+    pub encoders: Vec<ServedEncoder>,
 }
 
 impl Default for Setup {
@@ -99,6 +101,7 @@ impl Default for Setup {
             step_delay: None,
             speculation: false,
             drain_budget: Duration::from_secs(20),
+            encoders: Vec::new(),
         }
     }
 }
@@ -156,7 +159,7 @@ impl Server {
             owned_by: "wick".to_owned(),
             steps: Some(steps),
         };
-        let state = AppState::new(vec![model], setup.options);
+        let state = AppState::with_encoders(vec![model], setup.encoders, setup.options);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();

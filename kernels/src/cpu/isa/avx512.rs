@@ -8,6 +8,7 @@ mod formats;
 
 use super::avx2;
 use crate::cpu::dispatch::{KernelTable, PackedKernels};
+use crate::cpu::encoder::EncoderKernels;
 
 /// The AVX-512 table. Its functions need a processor with AVX-512 F, BW, DQ, VL and VNNI beside AVX2, FMA and F16C.
 pub static TABLE: KernelTable = KernelTable {
@@ -18,6 +19,11 @@ pub static TABLE: KernelTable = KernelTable {
     gated: elementwise::gated,
     sin_cos: elementwise::sin_cos,
     rotate: elementwise::rotate,
+    encoder: EncoderKernels {
+        layer_norm: elementwise::layer_norm,
+        activate: elementwise::activate,
+        attend: elementwise::attend_full,
+    },
     packed: PackedKernels { root_mean_square: acts::root_mean_square, quantize: acts::quantize, dot: dot::dot },
     ..avx2::TABLE
 };
