@@ -124,7 +124,7 @@ async fn what_cannot_be_embedded_is_refused_with_its_place() {
         (json!({"text": "x"}), "invalid_type", "input", "array"),
         (json!(["x", 5]), "invalid_type", "input[1]", "number"),
         (json!(["x", long]), "context_length_exceeded", "input[1]", "13 tokens, but this model reads at most 12"),
-        (json!([[1; 13]]), "context_length_exceeded", "input[0]", "13 tokens"),
+        (json!([vec![1; 13]]), "context_length_exceeded", "input[0]", "13 tokens"),
         (json!([very_long]), "context_length_exceeded", "input[0]", "10000 bytes"),
         (json!(vec!["x"; 2049]), "invalid_value", "input", "2048"),
     ] {
@@ -186,7 +186,7 @@ async fn documents_are_ranked() {
             "13 tokens together with the query",
         ),
         (json!({"query": "x ".repeat(9), "documents": ["x"]}), "query", "leaves no room"),
-        (json!({"query": "x", "documents": ["x"], "top_n": 0}), "top_n", "at least"),
+        (json!({"query": "x", "documents": ["x"], "top_n": 0}), "top_n", "between 1"),
         (json!({"query": "x", "documents": ["x"], "rank_fields": []}), "rank_fields", "Unknown"),
     ] {
         let found = refused(&server, RERANK, body).await;

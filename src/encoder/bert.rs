@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::config::EncoderSpec;
-use crate::ops::{self, ExecContext, FeedForward, FullAttentionShape, Indices, LayerNormParams};
+use crate::ops::{self, ExecContext, FeedForward, FullAttentionShape, LayerNormParams};
 use crate::weights::{LoadError, Matrix, WeightSource};
 
 /// Sequences without padding, one after another.
@@ -112,13 +112,12 @@ impl Bert {
     /// # Errors
     /// An id or a position is beyond its table, or as the ops.
     pub fn forward(&self, cx: &ExecContext, batch: &EncoderBatch) -> Result<Tensor> {
-        let look_up = |table: &Matrix, ids: &[u32]| ops::embedding(cx, table, &Indices::new(ids.to_vec()), 1.0);
         let mut x = {
             let _turn = cx.turn();
             // In transformers' order: float sums are not associative.
-            let x = (look_up(&self.words, &batch.ids)? + look_up(&self.segments, &batch.segments)?)?;
-            let positions = look_up(&self.positions, &batch.positions)?;
-            ops::add_layer_norm(cx, positions, None, Some(x), self.norm.params())?
+            let tables: [(&Matrix, &[u32]); 3] =
+                [(&self.words, &batch.ids), (&self.segments, &batch.segments), (&self.positions, &batch.positions)];
+            ops::add_layer_norm(cx, ops::sum_embeddings(cx, &tables)?, None, None, self.norm.params())?
         };
         let shape = FullAttentionShape {
             heads: self.spec.heads,

@@ -7,7 +7,7 @@ use super::bert::{Bert, EncoderBatch, Loader, ScoreLayers};
 use super::config::{EncoderSpec, HeadSpec, Pooling, ScoreHead};
 use super::{EncodeError, EncoderInput, EncoderRunner};
 use crate::ops::{self, ExecContext, Indices};
-use crate::weights::{LoadError, WeightSource, safetensors};
+use crate::weights::{LoadError, WeightSource, open_tensors};
 
 /// An encoder's files: its specification and its weights, mapped and not read.
 pub struct EncoderFiles {
@@ -26,7 +26,7 @@ pub fn open(folder: &Path) -> std::result::Result<EncoderFiles, LoadError> {
         let head = ["pooler.", "cls.", "lm_head."].iter().any(|part| name.contains(part));
         name.ends_with("embeddings.position_ids") || (head && !spec.is_reranker())
     };
-    let weights = safetensors::open_tensors(folder, is_unused)?;
+    let weights = open_tensors(folder, is_unused)?;
     Ok(EncoderFiles { spec, weights })
 }
 

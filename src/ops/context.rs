@@ -158,7 +158,7 @@ impl ExecContext {
         match &self.kernels {
             Some(k) if k.cpu.isa.packs() => {
                 let activations = match k.activations {
-                    Precision::Int8 => "8-bit",
+                    Precision::Int8 | Precision::Mixed => "8-bit",
                     Precision::Exact => "16-bit",
                 };
                 format!("CPU kernels {:?}, {activations} activations, {} thread(s)", k.cpu.isa, k.cpu.pool.threads())

@@ -1,11 +1,46 @@
 //! What encoders need beside the decoders' ops. Biases are added by the op that reads a product next, so products here have none.
-use candle_core::{D, Result, Tensor};
-use wick_kernels::{FullAttentionArgs, Pointwise};
+use candle_core::{D, Result, Tensor, bail};
+use wick_kernels::{FullAttentionArgs, Pointwise, Precision};
 
+use super::batch::Indices;
 use super::context::{CpuKernels, ExecContext};
+use super::embedding::{look_up, reference as embedding_reference};
 use super::matmul::{cpu_shape, product, product_reference};
 use super::slices::{f32_slice, tensor, with_f32_mut};
 use crate::weights::Matrix;
+
+/// The sum of one row of each table for each token, in the tables' order: f32 `[tokens, hidden]`.
+///
+/// # Errors
+/// The lists have different lengths, an id is beyond its table, or candle failed.
+pub fn sum_embeddings(cx: &ExecContext, tables: &[(&Matrix, &[u32])]) -> Result<Tensor> {
+    let [(first, ids), more @ ..] = tables else { bail!("there is no table to look up in") };
+    if more.iter().any(|(_, other)| other.len() != ids.len()) {
+        bail!("every table wants one id for each token")
+    }
+    let Some(kernels) = cx.kernels() else {
+        let rows = |(table, ids): &(&Matrix, &[u32])| embedding_reference(cx, table, &Indices::new(ids.to_vec()), 1.0);
+        return more.iter().try_fold(rows(&tables[0])?, |sum, table| sum + rows(table)?);
+    };
+    let (_, cols) = cpu_shape(first)?;
+    let (mut out, mut row) = (kernels.buffer(ids.len() * cols), vec![0.0; cols]);
+    for (at, out) in out.chunks_exact_mut(cols).enumerate() {
+        look_up(first, ids[at], out)?;
+        for (table, ids) in more {
+            look_up(table, ids[at], &mut row)?;
+            out.iter_mut().zip(&row).for_each(|(sum, value)| *sum += value);
+        }
+    }
+    tensor(out, (ids.len(), cols))
+}
+
+/// How finely the inputs of an encoder's products are rounded.
+fn precision(kernels: &CpuKernels) -> Precision {
+    match kernels.activations {
+        Precision::Int8 | Precision::Mixed => Precision::Mixed,
+        Precision::Exact => Precision::Exact,
+    }
+}
 
 /// A layer norm's parameters.
 #[derive(Clone, Copy)]
@@ -29,7 +64,7 @@ pub fn products(cx: &ExecContext, weights: &[&Matrix], x: &Tensor) -> Result<Vec
     let sizes = weights.iter().map(|weight| Ok(cpu_shape(weight)?.0)).collect::<Result<Vec<_>>>()?;
     let mut outs: Vec<Vec<f32>> = sizes.iter().map(|rows| kernels.buffer(tokens * rows)).collect();
     let mut views: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
-    product(kernels, weights, &f32_slice(x)?, width, &mut views, kernels.activations)?;
+    product(kernels, weights, &f32_slice(x)?, width, &mut views, precision(kernels))?;
     outs.into_iter().zip(sizes).map(|(out, rows)| tensor(out, (tokens, rows))).collect()
 }
 
@@ -119,9 +154,9 @@ pub fn feed_forward(cx: &ExecContext, ffn: &FeedForward, x: &Tensor) -> Result<T
 fn some_rows(kernels: &CpuKernels, ffn: &FeedForward, x: &[f32], hidden: usize, out: &mut [f32]) -> Result<()> {
     let inner = cpu_shape(ffn.up)?.0;
     let mut up = kernels.buffer(x.len() / hidden * inner);
-    product(kernels, &[ffn.up], x, hidden, &mut [&mut up], kernels.activations)?;
+    product(kernels, &[ffn.up], x, hidden, &mut [&mut up], precision(kernels))?;
     wick_kernels::bias_activation(&kernels.cpu, ffn.act, &f32_slice(ffn.up_bias)?, &mut up);
-    product(kernels, &[ffn.down], &up, inner, &mut [out], kernels.activations)?;
+    product(kernels, &[ffn.down], &up, inner, &mut [out], precision(kernels))?;
     kernels.give_back(up);
     Ok(())
 }

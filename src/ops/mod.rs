@@ -30,7 +30,7 @@ pub use context::ExecContext;
 pub use embedding::embedding;
 pub use encoder::{
     FeedForward, FullAttentionShape, LayerNormParams, add_layer_norm, bias_activation, feed_forward, full_attention,
-    products,
+    products, sum_embeddings,
 };
 pub use feed_forward::{GatedFeedForward, gated_feed_forward};
 pub use gather::gather_rows;
