@@ -26,7 +26,7 @@ const PROMPT_LOGITS_BYTES: usize = 64 << 20;
 /// A model of either kind, planned.
 pub(super) enum PlannedModel {
     Decoder(Box<Planned>),
-    Encoder(PlannedEncoder),
+    Encoder(Box<PlannedEncoder>),
 }
 
 /// A model that generates, whose files are opened and whose memory is planned; nothing big has been loaded yet.
@@ -110,7 +110,7 @@ pub(super) async fn plan_models(
         let (engine, hardware) = (engine.clone(), hardware.clone());
         let plan = tokio::task::spawn_blocking(move || {
             if is_encoder {
-                plan_encoder(&local, &engine, hardware, room).map(PlannedModel::Encoder)
+                plan_encoder(&local, &engine, hardware, room).map(|planned| PlannedModel::Encoder(Box::new(planned)))
             } else {
                 plan_local(&local, &engine, hardware, room).map(|planned| PlannedModel::Decoder(Box::new(planned)))
             }

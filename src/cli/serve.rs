@@ -41,7 +41,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     for p in planned {
         match p {
             PlannedModel::Decoder(planned) => models.push(start(*planned).await?),
-            PlannedModel::Encoder(planned) => encoders.push(start_encoder(planned).await?),
+            PlannedModel::Encoder(planned) => encoders.push(start_encoder(*planned).await?),
         }
     }
     let handles =
