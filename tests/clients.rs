@@ -1,10 +1,11 @@
 //! The official SDKs against a real server: installs them (pip, npm) into `target/clients`, starts `wick serve` with the
-//! default model, and runs the suites of tests/clients/.
+//! default model and an embedding model, and runs the suites of tests/clients/.
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 const MODEL: &str = "smollm2-135m";
+const EMBEDDER: &str = "all-minilm-l6-v2";
 
 /// A `wick serve` on a free port; ended when dropped.
 struct Server {
@@ -15,7 +16,7 @@ struct Server {
 impl Server {
     fn start() -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_wick"))
-            .args(["serve", MODEL, "--port", "0", "--log", "warn"])
+            .args(["serve", MODEL, EMBEDDER, "--port", "0", "--log", "warn"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("starting wick");
@@ -67,6 +68,7 @@ fn official_python_sdk() {
         .arg(&suite)
         .env("WICK_URL", &server.url)
         .env("WICK_MODEL", MODEL)
+        .env("WICK_EMBEDDER", EMBEDDER)
         .env("PYTHONDONTWRITEBYTECODE", "1"));
 }
 
