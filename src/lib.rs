@@ -5,6 +5,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod encoder;
 pub mod engine;
 pub mod hub;
 pub mod kv;

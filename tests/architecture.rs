@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// For each module, the other modules of the crate that it may use.
-const IMPORTS: [(&str, &[&str]); 16] = [
+const IMPORTS: [(&str, &[&str]); 17] = [
     ("kv", &[]),
     ("sampling", &[]),
     ("scheduler", &["kv"]),
     ("runner", &["kv", "model", "ops", "scheduler", "weights"]),
+    ("encoder", &["ops", "runner", "weights"]),
     ("engine", &["kv", "runner", "sampling", "scheduler"]),
     ("weights", &["model"]),
     ("ops", &["weights"]),
@@ -17,7 +18,7 @@ const IMPORTS: [(&str, &[&str]); 16] = [
     ("text", &["weights"]),
     ("hub", &[]),
     ("telemetry", &["engine"]),
-    ("api", &["engine", "kv", "sampling", "scheduler", "telemetry", "text"]),
+    ("api", &["encoder", "engine", "kv", "sampling", "scheduler", "telemetry", "text"]),
     ("server", &["api"]),
     ("config", &["hub", "telemetry"]),
     (
@@ -25,6 +26,7 @@ const IMPORTS: [(&str, &[&str]); 16] = [
         &[
             "api",
             "config",
+            "encoder",
             "engine",
             "hub",
             "kv",
@@ -45,7 +47,7 @@ const IMPORTS: [(&str, &[&str]); 16] = [
 const DEPENDENCIES: [(&str, &[&str]); 21] = [
     ("anyhow", &["cli"]),
     ("axum", &["api", "server", "telemetry"]),
-    ("candle_core", &["model", "nn", "ops", "runner", "weights"]),
+    ("candle_core", &["encoder", "model", "nn", "ops", "runner", "weights"]),
     ("candle_nn", &["model", "nn", "ops", "runner"]),
     ("clap", &["cli", "config", "telemetry"]),
     ("hf_hub", &["hub"]),
@@ -59,9 +61,9 @@ const DEPENDENCIES: [(&str, &[&str]); 21] = [
     ("reqwest", &["cli/bench", "hub"]),
     ("safetensors", &["weights"]),
     ("serde", &["api", "cli", "config", "hub", "model", "text", "weights"]),
-    ("serde_json", &["api", "cli", "hub", "model", "text", "weights"]),
+    ("serde_json", &["api", "cli", "encoder", "hub", "model", "text", "weights"]),
     ("tokenizers", &["text"]),
-    ("tokio", &["api", "cli", "engine", "hub", "server"]),
+    ("tokio", &["api", "cli", "encoder", "engine", "hub", "server"]),
     ("wick_kernels", &["cli/loading.rs", "ops", "runner", "weights"]),
     ("zip", &["hub"]),
 ];

@@ -1,5 +1,5 @@
 //! The official SDKs against a real server: installs them (pip, npm) into `target/clients`, starts `wick serve` with the
-//! default model, and runs the suites of tests/clients/.
+//! default model and an embedding model, and runs the suites of tests/clients/.
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,6 +9,7 @@ const MODEL: &str = "smollm2-135m";
 const TOOL_MODEL: &str = "qwen2.5-coder-1.5b";
 /// The suites for it.
 const TOOL_SUITES: [&str; 2] = ["test_tools.py", "test_messages.py"];
+const EMBEDDER: &str = "all-minilm-l6-v2";
 
 /// A `wick serve` on a free port; ended when dropped.
 struct Server {
@@ -17,9 +18,11 @@ struct Server {
 }
 
 impl Server {
-    fn start(model: &str) -> Self {
+    fn start(models: &[&str]) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_wick"))
-            .args(["serve", model, "--port", "0", "--log", "warn"])
+            .args(["serve"])
+            .args(models)
+            .args(["--port", "0", "--log", "warn"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("starting wick");
@@ -65,19 +68,20 @@ fn official_python_sdk() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
     }
     run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "-r"]).arg(suite.join("requirements.txt")));
-    let pytest = |model: &str, arguments: &[&str]| {
-        let server = Server::start(model);
+    let pytest = |models: &[&str], arguments: &[&str]| {
+        let server = Server::start(models);
         run(Command::new(venv.join("bin/python"))
             .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
             .args(arguments)
             .current_dir(&suite)
             .env("WICK_URL", &server.url)
-            .env("WICK_MODEL", model)
+            .env("WICK_MODEL", models[0])
+            .env("WICK_EMBEDDER", EMBEDDER)
             .env("PYTHONDONTWRITEBYTECODE", "1"));
     };
     let [tools, messages] = TOOL_SUITES;
-    pytest(MODEL, &["--ignore", tools, "--ignore", messages, "."]);
-    pytest(TOOL_MODEL, &TOOL_SUITES);
+    pytest(&[MODEL, EMBEDDER], &["--ignore", tools, "--ignore", messages, "."]);
+    pytest(&[TOOL_MODEL], &TOOL_SUITES);
 }
 
 #[test]
@@ -88,7 +92,7 @@ fn official_node_sdk() {
         std::fs::copy(suite.join(file), work.join(file)).expect("copying the suite");
     }
     run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&work));
-    let server = Server::start(MODEL);
+    let server = Server::start(&[MODEL, EMBEDDER]);
     run(Command::new("node")
         .args(["--test", "test.mjs"])
         .current_dir(&work)

@@ -15,9 +15,12 @@ pub use cpu::Cpu;
 pub use cpu::attention::{AttentionArgs, AttentionScratch, SeqSpan, paged_attention};
 pub use cpu::dispatch::{Isa, IsaError};
 pub use cpu::elementwise::{Activation, add_rms_norm, gated_activation, rms_norm};
+pub use cpu::encoder::{
+    FullAttentionArgs, FullAttentionScratch, Pointwise, add_layer_norm, bias_activation, full_attention,
+};
 pub use cpu::kv::{KV_GROUP, KV_PIECE, KvSlice, KvSliceMut, write_kv};
 pub use cpu::matmul::{MatmulScratch, MatrixRef, matmul};
 pub use cpu::packed::{PackedMatrix, PackedScratch, Precision, packed_matmul};
-pub use cpu::pool::ThreadPool;
+pub use cpu::pool::{ThreadPool, Turn};
 pub use cpu::quant::{QuantType, dequantize};
 pub use cpu::rope::{Heads, Rotation, rotate_heads};

@@ -17,7 +17,7 @@ const TYPES: [QuantType; 8] = [
     QuantType::Q5K,
     QuantType::Q6K,
 ];
-const PRECISIONS: [Precision; 2] = [Precision::Int8, Precision::Exact];
+const PRECISIONS: [Precision; 3] = [Precision::Int8, Precision::Mixed, Precision::Exact];
 
 fn product(cpu: &Cpu, w: &PackedMatrix, x: &[f32], m: usize, precision: Precision) -> Vec<f32> {
     let mut out = vec![f32::NAN; m * w.rows()];
@@ -56,6 +56,7 @@ fn check(ty: QuantType, cpu: &Cpu, (rows, k, m): (usize, usize, usize), precisio
     // root mean square: 2.3% of the norm of 32 values whose largest stands alone, but errors of different signs cancel in a product.
     let tolerance = match precision {
         Precision::Int8 => 1.2e-2,
+        Precision::Mixed => 6e-3,
         Precision::Exact => 5e-5,
     };
     assert_products(&format!("{} {:?} {precision:?} k={k} m={m}", ty.name(), cpu.isa), &wide, &x, k, &got, tolerance);

@@ -74,3 +74,26 @@ fn pools_come_and_go() {
         check(&pool(4), 5);
     }
 }
+
+#[test]
+fn turns_come_in_the_order_they_were_asked_for() {
+    let pool = pool(2);
+    let order = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let turn = pool.turn();
+        for i in 0..4 {
+            let (pool, order) = (&pool, &order);
+            scope.spawn(move || {
+                let _turn = pool.turn();
+                check(pool, 10);
+                order.lock().unwrap().push(i);
+            });
+            // It waits in line before the next one comes.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        check(&pool, 10);
+        assert!(order.lock().unwrap().is_empty(), "a turn excludes the others");
+        drop(turn);
+    });
+    assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3]);
+}

@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::encoder::{EncodeFailure, EncodeRefusal};
 use crate::engine::{EngineFailure, SubmitError};
 use crate::text::TextError;
 
@@ -68,6 +69,14 @@ pub enum ApiError {
     ScopeMissing { scope: &'static str },
     #[error("The model `{model}` does not exist on this server. GET /v1/models lists those that do.")]
     ModelNotFound { model: String },
+    #[error("The model `{model}` serves {serves}, not this endpoint. GET /v1/models lists all models of this server.")]
+    WrongEndpoint { model: String, serves: &'static str },
+    #[error("This server has no model for this endpoint. Start it with one, for example `wick serve {example}`.")]
+    NoModel { example: &'static str },
+    #[error(
+        "`{param}` has {size}, but this model reads at most {limit} at once. Shorten it, or have it cut off with `truncate_prompt_tokens` (-1: to that limit)."
+    )]
+    InputTooLong { param: String, size: String, limit: usize },
     #[error("There is no route {method} {path}.")]
     RouteNotFound { method: String, path: String },
     #[error("{method} is not allowed on {path}.")]
@@ -111,15 +120,19 @@ impl ApiError {
             Self::InvalidValue { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("invalid_value")),
             Self::Unsupported { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("unsupported_parameter")),
             Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("unknown_parameter")),
-            Self::ContextLength { .. } | Self::TooLong { .. } | Self::PromptTooLong { .. } => {
-                (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded"))
-            }
+            Self::ContextLength { .. }
+            | Self::TooLong { .. }
+            | Self::PromptTooLong { .. }
+            | Self::InputTooLong { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded")),
             Self::Template { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("chat_template_error")),
             Self::KeyMissing | Self::KeyInvalid => {
                 (StatusCode::UNAUTHORIZED, "authentication_error", Some("invalid_api_key"))
             }
             Self::ScopeMissing { .. } => (StatusCode::FORBIDDEN, "permission_error", Some("insufficient_scope")),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
+            Self::WrongEndpoint { .. } | Self::NoModel { .. } => {
+                (StatusCode::BAD_REQUEST, INVALID, Some("unsupported_endpoint"))
+            }
             Self::RouteNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, Some("route_not_found")),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID, Some("method_not_allowed")),
             Self::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "overloaded_error", Some("overloaded")),
@@ -141,10 +154,11 @@ impl ApiError {
             | Self::WrongType { param, .. }
             | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. }
-            | Self::UnknownParameter { param } => Some(param),
+            | Self::UnknownParameter { param }
+            | Self::InputTooLong { param, .. } => Some(param),
             Self::ContextLength { param, .. } | Self::PromptTooLong { param, .. } => Some(param),
             Self::Template { .. } => Some("messages"),
-            Self::ModelNotFound { .. } => Some("model"),
+            Self::ModelNotFound { .. } | Self::WrongEndpoint { .. } | Self::NoModel { .. } => Some("model"),
             _ => None,
         }
     }
@@ -217,6 +231,27 @@ impl From<EngineFailure> for ApiError {
             // What failed is for the log, not for the client.
             EngineFailure::Step { .. } => Self::Internal,
             EngineFailure::Stopped => Self::EngineStopped,
+        }
+    }
+}
+
+impl From<EncodeRefusal> for ApiError {
+    fn from(refusal: EncodeRefusal) -> Self {
+        match refusal {
+            EncodeRefusal::QueueFull { requests, tokens, retry_after } => {
+                Self::Overloaded { reason: format!("{requests} requests and {tokens} tokens are waiting"), retry_after }
+            }
+            EncodeRefusal::Stopped => Self::EngineStopped,
+        }
+    }
+}
+
+impl From<EncodeFailure> for ApiError {
+    fn from(failure: EncodeFailure) -> Self {
+        match failure {
+            // What failed is for the log, not for the client.
+            EncodeFailure::Batch => Self::Internal,
+            EncodeFailure::Stopped => Self::EngineStopped,
         }
     }
 }

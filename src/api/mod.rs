@@ -1,5 +1,7 @@
 //! HTTP and OpenAI's JSON. Nothing below knows either.
 //!
+//! `encoders` is what `embeddings` and `rerank` share: models that do not generate.
+//!
 //! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat` or `completions`
 //! (fields → a `pipeline::Plan`) → `pipeline` (admission, then one stream of `pipeline::Event`s) → `stream` (server-sent
 //! events) or `fold` (one JSON body: the fold of the same events).
@@ -10,6 +12,8 @@ mod chat;
 mod chat_shape;
 mod choice;
 mod completions;
+mod embeddings;
+mod encoders;
 pub mod error;
 mod fields;
 mod fold;
@@ -21,6 +25,7 @@ mod models;
 mod ops;
 pub mod params;
 mod pipeline;
+mod rerank;
 mod stream;
 mod tokenize;
 mod tools;
@@ -34,6 +39,7 @@ use axum::routing::{get, post};
 use tokio::sync::{Semaphore, watch};
 
 pub use auth::KeyStore;
+pub use encoders::ServedEncoder;
 pub use error::ApiError;
 
 use crate::engine::EngineHandle;
@@ -118,6 +124,7 @@ pub struct AppState {
 
 struct Shared {
     models: Vec<Arc<Model>>,
+    encoders: Vec<Arc<encoders::Encoder>>,
     options: ServerOptions,
     metrics: Metrics,
     /// Requests being answered, streams included until their last byte.
@@ -135,6 +142,12 @@ struct Shared {
 impl AppState {
     #[must_use]
     pub fn new(models: Vec<ServedModel>, options: ServerOptions) -> Self {
+        Self::with_encoders(models, Vec::new(), options)
+    }
+
+    /// Models that generate, and models that encode; no two of them have the same name.
+    #[must_use]
+    pub fn with_encoders(models: Vec<ServedModel>, encoders: Vec<ServedEncoder>, options: ServerOptions) -> Self {
         let observed = |model: &ServedModel| Observed {
             model: model.alias.clone(),
             engine: model.engine.clone(),
@@ -152,12 +165,14 @@ impl AppState {
                 })
             })
             .collect();
+        let encoders = encoders.into_iter().map(|served| Arc::new(encoders::Encoder::new(served, &metrics))).collect();
         let jobs = options.text_jobs_max.max(1);
         // One body of the largest size always fits.
         let bodies = options.bodies_bytes_max.max(options.body_bytes_max).div_ceil(body::CLAIM_UNIT);
         Self {
             shared: Arc::new(Shared {
                 models,
+                encoders,
                 metrics,
                 in_flight: watch::Sender::new(0),
                 draining: watch::Sender::new(false),
@@ -180,6 +195,7 @@ impl AppState {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.models().iter().all(|model| model.served.engine.is_healthy())
+            && self.encoders().iter().all(|encoder| encoder.is_healthy())
     }
 
     /// New requests are refused with 503 from now on; running ones go on.
@@ -221,16 +237,27 @@ impl AppState {
         &self.shared.models
     }
 
-    fn find(&self, alias: &str) -> Result<Arc<Model>, ApiError> {
-        let found = self.models().iter().find(|model| model.served.alias == alias);
-        found.cloned().ok_or_else(|| ApiError::ModelNotFound { model: alias.chars().take(256).collect() })
+    fn encoders(&self) -> &[Arc<encoders::Encoder>] {
+        &self.shared.encoders
     }
 
-    /// The model that a request's `model` field names; without one, the first.
+    /// A model that generates, by its name.
+    fn find(&self, alias: &str) -> Result<Arc<Model>, ApiError> {
+        if let Some(found) = self.models().iter().find(|model| model.served.alias == alias) {
+            return Ok(Arc::clone(found));
+        }
+        Err(match self.encoders().iter().find(|encoder| encoder.alias() == alias) {
+            Some(encoder) => ApiError::WrongEndpoint { model: alias.to_owned(), serves: encoder.serves() },
+            None => ApiError::ModelNotFound { model: alias.chars().take(256).collect() },
+        })
+    }
+
+    /// The model that a request's `model` field names; without one, the first that generates.
     fn named(&self, fields: &mut fields::Fields) -> Result<Arc<Model>, ApiError> {
         match (fields.string("model")?, self.models()) {
             (None, [first, ..]) => Ok(Arc::clone(first)),
-            (alias, _) => self.find(&alias.unwrap_or_default()),
+            (None, []) => Err(ApiError::NoModel { example: "smollm2-135m" }),
+            (Some(alias), _) => self.find(&alias),
         }
     }
 
@@ -265,6 +292,10 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/messages", post(anthropic::create))
         .route("/v1/messages/count_tokens", post(anthropic::count))
+        .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/rerank", post(rerank::create))
+        .route("/v2/rerank", post(rerank::create))
+        .route("/rerank", post(rerank::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

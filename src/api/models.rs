@@ -4,6 +4,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 
+use super::encoders::Encoder;
 use super::error::ApiError;
 use super::{AppState, Model};
 
@@ -33,12 +34,23 @@ fn object(model: &Model) -> ModelObject {
     }
 }
 
+fn encoder_object(encoder: &Encoder) -> ModelObject {
+    ModelObject {
+        id: encoder.served.alias.clone(),
+        object: "model",
+        created: encoder.served.created,
+        owned_by: encoder.served.owned_by.clone(),
+        max_model_len: encoder.served.encoder.info().tokens_max,
+    }
+}
+
 /// Every model; an error while an engine is down, since load balancers probe this route.
 pub(crate) async fn list(State(app): State<AppState>) -> Result<Json<ModelList>, ApiError> {
     if !app.is_healthy() {
         return Err(ApiError::EngineStopped);
     }
-    let data = app.models().iter().map(|model| object(model)).collect();
+    let models = app.models().iter().map(|model| object(model));
+    let data = models.chain(app.encoders().iter().map(|encoder| encoder_object(encoder))).collect();
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -49,5 +61,8 @@ pub(crate) async fn get(
 ) -> Result<Json<ModelObject>, ApiError> {
     // Bytes that are no text cannot be a model's name.
     let Path(id) = id.map_err(|_| ApiError::ModelNotFound { model: char::REPLACEMENT_CHARACTER.into() })?;
+    if let Some(encoder) = app.encoders().iter().find(|encoder| encoder.alias() == id) {
+        return Ok(Json(encoder_object(encoder)));
+    }
     Ok(Json(object(&*app.find(&id)?)))
 }

@@ -1,18 +1,29 @@
-//! `wick inspect`: what a model's files hold, and the decoder they become.
+//! `wick inspect`: what a model's files hold, and the decoder or encoder they become.
 use std::process::ExitCode;
 
 use super::say;
 use crate::config::InspectArgs;
+use crate::encoder::{EncoderSpec, is_encoder};
 use crate::weights::Description;
 use crate::{hub, weights};
 
 pub(super) async fn run(args: InspectArgs) -> anyhow::Result<ExitCode> {
     let model = hub::resolve(&args.model, &args.fetch.options()).await?;
-    let description = weights::describe(&model.path)?;
+    let mut description = weights::describe(&model.path)?;
+    let mut encoder = None;
+    if is_encoder(&model.path) {
+        match EncoderSpec::read(&model.path) {
+            Ok(spec) => (encoder, description.problem) = (Some(spec), None),
+            Err(problem) => description.problem = Some(problem.to_string()),
+        }
+    }
     if args.json {
         say(serde_json::to_string_pretty(&description)?)?;
     } else {
         print(&description)?;
+        if let Some(encoder) = &encoder {
+            say(encoder)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use wick_kernels::{Isa, Precision};
+use wick_kernels::{Isa, Precision, ThreadPool};
 
 use crate::config::{ActivationsArg, EngineArgs, FetchArgs, KvDtypeArg, SpeculationArg};
+use crate::encoder::{self, EncoderFiles, EncoderHandle, EncoderInfo, EncoderLimits, EncoderModel, EncoderPlan};
 use crate::engine::{EngineHandle, QueueLimits, StepObserver};
 use crate::hub::{self, LocalModel};
 use crate::model::registry;
-use crate::ops::KvDtype;
+use crate::ops::{ExecContext, KvDtype};
 use crate::runner::device::{DeviceChoice, Machine};
 use crate::runner::memory::available_bytes;
 use crate::runner::plan::{MemoryPlan, PlanInputs, PlanLimits};
@@ -22,7 +23,13 @@ use crate::weights::{self, ModelFiles};
 /// Bytes of logits that a step may hold for requests that want the log-probabilities of their prompt.
 const PROMPT_LOGITS_BYTES: usize = 64 << 20;
 
-/// A model whose files are opened and whose memory is planned; nothing big has been loaded yet.
+/// A model of either kind, planned.
+pub(super) enum PlannedModel {
+    Decoder(Box<Planned>),
+    Encoder(Box<PlannedEncoder>),
+}
+
+/// A model that generates, whose files are opened and whose memory is planned; nothing big has been loaded yet.
 pub(super) struct Planned {
     pub alias: String,
     pub files: ModelFiles,
@@ -31,6 +38,18 @@ pub(super) struct Planned {
     pub scheduler: SchedulerConfig,
     pub runner: RunnerOptions,
     pub queue: QueueLimits,
+    /// What all models of the process compute on.
+    pool: Arc<ThreadPool>,
+}
+
+/// The same for an encoder.
+pub(super) struct PlannedEncoder {
+    pub alias: String,
+    files: EncoderFiles,
+    text: Arc<TextTools>,
+    pub plan: EncoderPlan,
+    limits: EncoderLimits,
+    cx: ExecContext,
 }
 
 /// The memory that a model may plan with: what other models of this process have not planned. Of that, the cache that nobody
@@ -43,10 +62,22 @@ struct Room {
     models_left: usize,
 }
 
-/// Plans one model; see [`plan_models`].
+/// What all models of the process run on.
+#[derive(Clone)]
+struct Hardware {
+    machine: Machine,
+    pool: Arc<ThreadPool>,
+}
+
+/// Plans one model that generates; see [`plan_models`].
 pub(super) async fn plan_model(name: &str, engine: &EngineArgs, fetch: &FetchArgs) -> anyhow::Result<Planned> {
-    let mut planned = plan_models(&[name.to_owned()], engine, fetch).await?;
-    Ok(planned.remove(0))
+    match plan_models(&[name.to_owned()], engine, fetch).await?.remove(0) {
+        PlannedModel::Decoder(planned) => Ok(*planned),
+        PlannedModel::Encoder(planned) => anyhow::bail!(
+            "{} is an encoder, which generates no text: `wick serve` serves its embeddings or scores",
+            planned.alias
+        ),
+    }
 }
 
 /// Finds the models (fetching them if need be), reads their headers and tokenizers, and plans their memory. What can be
@@ -55,7 +86,7 @@ pub(super) async fn plan_models(
     names: &[String],
     engine: &EngineArgs,
     fetch: &FetchArgs,
-) -> anyhow::Result<Vec<Planned>> {
+) -> anyhow::Result<Vec<PlannedModel>> {
     let isa = engine.isa.as_deref().map(Isa::from_name).transpose()?;
     let (machine, why) = Machine::choose(DeviceChoice::parse(&engine.device)?, isa)?;
     tracing::info!(device = %why, "device");
@@ -68,16 +99,70 @@ pub(super) async fn plan_models(
             fits(asked, context, name)?;
         }
     }
-    let mut planned: Vec<Planned> = Vec::with_capacity(names.len());
-    for (i, name) in names.iter().enumerate() {
-        let taken = planned.iter().map(|p| p.plan.total_bytes).sum();
-        let room = Room { taken, models_left: names.len() - i };
+    let mut models = Vec::with_capacity(names.len());
+    for (place, name) in names.iter().enumerate() {
         let local = hub::resolve(name, &fetch.options()).await?;
-        let (engine, machine) = (engine.clone(), machine.clone());
-        let plan = tokio::task::spawn_blocking(move || plan_local(&local, &engine, machine, room));
-        planned.push(plan.await.context("opening the model")??);
+        models.push((place, encoder::is_encoder(&local.path), local));
     }
-    Ok(planned)
+    // Encoders first: what they take is fixed, and what they leave is for the others' caches.
+    models.sort_by_key(|(_, is_encoder, _)| !is_encoder);
+    let hardware = Hardware { machine, pool: Arc::new(ThreadPool::new(threads(engine.threads))) };
+    let (mut taken, mut planned) = (0, Vec::with_capacity(names.len()));
+    let count = models.len();
+    for (i, (place, is_encoder, local)) in models.into_iter().enumerate() {
+        let room = Room { taken, models_left: count - i };
+        let (engine, hardware) = (engine.clone(), hardware.clone());
+        let plan = tokio::task::spawn_blocking(move || {
+            if is_encoder {
+                plan_encoder(&local, &engine, hardware, room).map(|planned| PlannedModel::Encoder(Box::new(planned)))
+            } else {
+                plan_local(&local, &engine, hardware, room).map(|planned| PlannedModel::Decoder(Box::new(planned)))
+            }
+        });
+        let plan = plan.await.context("opening the model")??;
+        taken += plan.total_bytes();
+        planned.push((place, plan));
+    }
+    planned.sort_by_key(|(place, _)| *place);
+    Ok(planned.into_iter().map(|(_, plan)| plan).collect())
+}
+
+fn plan_encoder(
+    local: &LocalModel,
+    args: &EngineArgs,
+    hardware: Hardware,
+    room: Room,
+) -> anyhow::Result<PlannedEncoder> {
+    let Hardware { machine, pool } = hardware;
+    let files = encoder::open(&local.path).with_context(|| format!("opening {}", local.alias))?;
+    let text = TextTools::load(&local.path, None)?;
+    anyhow::ensure!(
+        !files.spec.is_reranker() || text.tokenizer.frame_pair_len().is_some(),
+        "{}: tokenizer.json says nothing of how two texts are put together, which a reranker needs",
+        local.alias
+    );
+    let available = if machine.device.is_cpu() { available(room) } else { None };
+    let cx = machine.context(pool, precision(args.activations));
+    let batch_tokens = args.batched_tokens.get();
+    let plan = EncoderPlan::new(&files, &cx, batch_tokens, available)?;
+    let limits = EncoderLimits {
+        requests_max: args.queue_requests.get(),
+        tokens_max: args.queue_tokens.get(),
+        batch_tokens_max: batch_tokens,
+    };
+    Ok(PlannedEncoder { alias: local.alias.clone(), files, text: Arc::new(text), plan, limits, cx })
+}
+
+fn precision(activations: ActivationsArg) -> Precision {
+    match activations {
+        ActivationsArg::Int8 => Precision::Int8,
+        ActivationsArg::Exact => Precision::Exact,
+    }
+}
+
+/// What the machine has left beside the models that have been planned.
+fn available(room: Room) -> Option<u64> {
+    available_bytes().map(|bytes| bytes.saturating_sub(room.taken))
 }
 
 fn fits(asked: NonZeroUsize, context: usize, name: &str) -> anyhow::Result<usize> {
@@ -88,8 +173,8 @@ fn fits(asked: NonZeroUsize, context: usize, name: &str) -> anyhow::Result<usize
     Ok(asked.get())
 }
 
-fn plan_local(local: &LocalModel, args: &EngineArgs, machine: Machine, room: Room) -> anyhow::Result<Planned> {
-    let threads = threads(args.threads);
+fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: Room) -> anyhow::Result<Planned> {
+    let Hardware { machine, pool } = hardware;
     let files = weights::open(&local.path)?;
     let spec = registry::spec(&files.config)?;
     let text = TextTools::load(&local.path, args.chat_template.as_deref())?;
@@ -99,13 +184,9 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, machine: Machine, room: Roo
     };
     let block_size = usize::from(args.block_size);
     let logit_rows_max = (PROMPT_LOGITS_BYTES / (spec.vocab * size_of::<f32>())).max(1);
-    let activations = match args.activations {
-        ActivationsArg::Int8 => Precision::Int8,
-        ActivationsArg::Exact => Precision::Exact,
-    };
     let head_dims: Vec<usize> = spec.layers.iter().map(|layer| layer.attn.head_dim).collect();
     let kv_dtype = match args.kv_dtype {
-        KvDtypeArg::Auto => machine.kv_dtype(activations, &head_dims, block_size),
+        KvDtypeArg::Auto => machine.kv_dtype(precision(args.activations), &head_dims, block_size),
         KvDtypeArg::F16 => KvDtype::F16,
         KvDtypeArg::Bf16 => KvDtype::Bf16,
         KvDtypeArg::F32 => KvDtype::F32,
@@ -130,7 +211,7 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, machine: Machine, room: Roo
     inputs.kv_memory = args.kv_memory;
     inputs.kv_sharers = room.models_left;
     if machine.device.is_cpu() {
-        inputs.available = available_bytes().map(|bytes| bytes.saturating_sub(room.taken));
+        inputs.available = available(room);
     }
     let plan = MemoryPlan::new(inputs)?;
     let scheduler = SchedulerConfig {
@@ -144,11 +225,17 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, machine: Machine, room: Roo
         prefix_cache: !args.no_prefix_cache,
         speculation: args.speculation == SpeculationArg::Ngram,
     };
-    let Machine { device, isa } = machine;
-    let isa = Some(isa);
-    let runner = RunnerOptions { device, threads, isa, activations, kv_dtype, block_size, num_blocks: plan.num_blocks };
+    let runner = RunnerOptions {
+        device: machine.device,
+        threads: threads(args.threads),
+        isa: Some(machine.isa),
+        activations: precision(args.activations),
+        kv_dtype,
+        block_size,
+        num_blocks: plan.num_blocks,
+    };
     let queue = QueueLimits { sequences_max: args.queue_requests.get(), tokens_max: args.queue_tokens.get() };
-    Ok(Planned { alias: local.alias.clone(), files, text: Arc::new(text), plan, scheduler, runner, queue })
+    Ok(Planned { alias: local.alias.clone(), files, text: Arc::new(text), plan, scheduler, runner, queue, pool })
 }
 
 /// The threads asked for, or one for each core; more than cores is slower, so it is said.
@@ -168,11 +255,66 @@ fn threads(asked: Option<NonZeroUsize>) -> NonZeroUsize {
     }
 }
 
+impl PlannedModel {
+    pub(super) fn alias(&self) -> &str {
+        match self {
+            Self::Decoder(planned) => &planned.alias,
+            Self::Encoder(planned) => &planned.alias,
+        }
+    }
+
+    pub(super) fn rename(&mut self, alias: &str) {
+        let own = match self {
+            Self::Decoder(planned) => &mut planned.alias,
+            Self::Encoder(planned) => &mut planned.alias,
+        };
+        alias.clone_into(own);
+    }
+
+    /// The plan of its memory, to be printed.
+    pub(super) fn plan(&self) -> &dyn std::fmt::Display {
+        match self {
+            Self::Decoder(planned) => &planned.plan,
+            Self::Encoder(planned) => &planned.plan,
+        }
+    }
+
+    fn total_bytes(&self) -> u64 {
+        match self {
+            Self::Decoder(planned) => planned.plan.total_bytes,
+            Self::Encoder(planned) => planned.plan.total_bytes,
+        }
+    }
+}
+
+impl PlannedEncoder {
+    /// Loads the weights and starts the encoder's thread.
+    pub(super) async fn start(self) -> anyhow::Result<(EncoderHandle, Arc<TextTools>)> {
+        tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            let info = EncoderInfo::from(&self.files.spec);
+            let model = EncoderModel::load(&self.files, self.cx)?;
+            tracing::info!(
+                model = %self.alias,
+                runs = %model.describe(),
+                milliseconds = started.elapsed().as_millis() as u64,
+                "model loaded"
+            );
+            let handle =
+                EncoderHandle::spawn(Box::new(model), info, self.limits).context("starting the encoder's thread")?;
+            Ok((handle, self.text))
+        })
+        .await
+        .context("loading the model")?
+    }
+}
+
 impl Planned {
     /// Loads the weights and makes the runner.
     pub(super) fn load(&self) -> anyhow::Result<ModelRunner> {
         let started = Instant::now();
-        let runner = ModelRunner::load(&self.files, &self.runner)?;
+        let cx = self.runner.context_on(Arc::clone(&self.pool));
+        let runner = ModelRunner::load_in(cx, &self.files, &self.runner)?;
         tracing::info!(
             model = %self.alias,
             runs = %runner.describe(),

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
+use futures_util::FutureExt;
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::loading::{Planned, plan_models};
+use super::loading::{Planned, PlannedEncoder, PlannedModel, plan_models};
 use super::say;
 use crate::api::auth::{KeyStore, Scope, generate_key};
-use crate::api::{AppState, ServedModel, ServerOptions};
+use crate::api::{AppState, ServedEncoder, ServedModel, ServerOptions};
 use crate::config::{KeyArgs, ServeArgs};
+use crate::encoder::EncoderHandle;
 use crate::engine::EngineHandle;
 use crate::server;
 use crate::telemetry::StepMetrics;
@@ -34,21 +36,25 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let address = SocketAddr::new(args.host, args.port);
     let socket = bind(address)?;
     let planned = plan_all(&args).await?;
-    let mut models = Vec::new();
+    let names: Vec<String> = planned.iter().map(|p| p.alias().to_owned()).collect();
+    let (mut models, mut encoders) = (Vec::new(), Vec::new());
     for p in planned {
-        models.push(start(p).await?);
+        match p {
+            PlannedModel::Decoder(planned) => models.push(start(*planned).await?),
+            PlannedModel::Encoder(planned) => encoders.push(start_encoder(*planned).await?),
+        }
     }
-    let names: Vec<String> = models.iter().map(|m| m.alias.clone()).collect();
-    let engines: Vec<EngineHandle> = models.iter().map(|m| m.engine.clone()).collect();
+    let handles =
+        (models.iter().map(|m| m.engine.clone()).collect(), encoders.iter().map(|e| e.encoder.clone()).collect());
     let options = ServerOptions {
         auth: keys,
         body_bytes_max: usize::try_from(args.body_limit).unwrap_or(usize::MAX),
         keep_alive: Duration::from_secs(args.keep_alive),
         ..ServerOptions::default()
     };
-    let state = AppState::new(models, options);
+    let state = AppState::with_encoders(models, encoders, options);
     // Before the server says that it serves: who reads that may send a signal at once.
-    let (failed, shutdown) = stop_conditions(engines)?;
+    let (failed, shutdown) = stop_conditions(handles)?;
     let listener = socket.listen(BACKLOG).with_context(|| format!("cannot listen on {address}"))?;
     say(format_args!("wick serves {} at http://{}/v1", names.join(", "), listener.local_addr()?))?;
     tracing::info!(milliseconds = started.elapsed().as_millis() as u64, "ready");
@@ -96,14 +102,15 @@ fn check(args: &ServeArgs, keys: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn plan_all(args: &ServeArgs) -> anyhow::Result<Vec<Planned>> {
+async fn plan_all(args: &ServeArgs) -> anyhow::Result<Vec<PlannedModel>> {
     let mut planned = plan_models(&args.models, &args.engine, &args.fetch).await?;
     if let (Some(alias), [only]) = (&args.alias, planned.as_mut_slice()) {
-        only.alias.clone_from(alias);
+        only.rename(alias);
     }
     for (i, p) in planned.iter().enumerate() {
-        ensure!(planned[..i].iter().all(|q| q.alias != p.alias), "two models would both be named `{}`", p.alias);
-        say(format_args!("{}\n{}", p.alias, p.plan))?;
+        let taken = planned[..i].iter().any(|q| q.alias() == p.alias());
+        ensure!(!taken, "two models would both be named `{}`", p.alias());
+        say(format_args!("{}\n{}", p.alias(), p.plan()))?;
     }
     Ok(planned)
 }
@@ -113,20 +120,32 @@ async fn start(planned: Planned) -> anyhow::Result<ServedModel> {
     let context_max = planned.scheduler.context_max;
     let steps = Arc::new(StepMetrics::default());
     let (engine, text) = planned.start(Some(steps.clone())).await?;
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    Ok(ServedModel { alias, engine, text, created, context_max, owned_by: "wick".to_owned(), steps: Some(steps) })
+    let owned_by = "wick".to_owned();
+    Ok(ServedModel { alias, engine, text, created: now(), context_max, owned_by, steps: Some(steps) })
+}
+
+async fn start_encoder(planned: PlannedEncoder) -> anyhow::Result<ServedEncoder> {
+    let alias = planned.alias.clone();
+    let (encoder, text) = planned.start().await?;
+    Ok(ServedEncoder { alias, encoder, text, created: now(), owned_by: "wick".to_owned() })
+}
+
+/// Unix time in seconds.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// A future that resolves on SIGTERM, SIGINT or a broken engine, and a flag that says whether it was the last. A second
 /// signal ends the process at once.
 fn stop_conditions(
-    engines: Vec<EngineHandle>,
+    (engines, encoders): (Vec<EngineHandle>, Vec<EncoderHandle>),
 ) -> anyhow::Result<(Arc<std::sync::atomic::AtomicBool>, impl Future<Output = ()>)> {
     let failed = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let flag = failed.clone();
     let future = async move {
-        let broken = futures_util::future::select_all(engines.iter().map(|e| Box::pin(e.failed())));
+        let engines = engines.iter().map(|e| e.failed().boxed());
+        let broken = futures_util::future::select_all(engines.chain(encoders.iter().map(|e| e.failed().boxed())));
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

@@ -16,6 +16,8 @@ const BUILT_IN: &str = include_str!("../../models.toml");
 pub enum ModelKind {
     /// Generates text.
     Decoder,
+    /// Turns texts into vectors, or pairs of texts into scores.
+    Encoder,
 }
 
 /// One catalogue entry: a model of one file (`file`, `bytes`, `sha256` in the catalogue), or a folder of several (`files`).
@@ -126,8 +128,8 @@ impl TryFrom<RawEntry> for Entry {
 
 impl RawFile {
     fn spec(self) -> Result<FileSpec, String> {
-        if !is_plain(&self.name) {
-            return Err(format!("`{}`: the alias and the names of files must be plain names", self.name));
+        if !self.name.split('/').all(is_plain) {
+            return Err(format!("`{}`: files must have plain names, in folders of plain names", self.name));
         }
         if self.bytes == 0 {
             return Err(format!("`bytes` of {} must be above 0", self.name));
@@ -290,6 +292,8 @@ mod tests {
         assert!(parse(&bad_sha).unwrap_err().contains("sha256"));
         let escape = format!("[m]\n{base}file='../m'\nsha256='{}'\n{src}", "0".repeat(64));
         assert!(parse(&escape).unwrap_err().contains("plain names"));
+        let inner = format!("[m]\n{base}file='1_Pooling/m'\nsha256='{}'\n{src}", "0".repeat(64));
+        assert!(parse(&inner).is_ok(), "a folder below is fine");
         let typo = format!("[m]\n{base}file='m'\nsha265='x'\n{src}");
         assert!(parse(&typo).unwrap_err().contains("sha265"));
         let broken = parse("[a]\nb = 1\nc = ").unwrap_err();

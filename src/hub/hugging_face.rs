@@ -124,14 +124,19 @@ impl Repo {
             std::fs::read_to_string(folder.join("refs").join(&self.revision)).ok().map(|c| c.trim().to_owned())
         };
         let Some(commit) = commit.filter(|c| is_commit(c)) else { return Vec::new() };
-        let Ok(entries) = std::fs::read_dir(folder.join("snapshots").join(commit)) else { return Vec::new() };
-        let describe = |entry: std::fs::DirEntry| {
-            let target = std::fs::read_link(entry.path()).ok()?;
+        let snapshot = folder.join("snapshots").join(commit);
+        let Ok(entries) = std::fs::read_dir(&snapshot) else { return Vec::new() };
+        let describe = |name: String| {
+            // Of a folder, as a sentence transformer has one for each module, what matters is its configuration.
+            let is_folder = std::fs::symlink_metadata(snapshot.join(&name)).ok()?.is_dir();
+            let name = if is_folder { format!("{name}/config.json") } else { name };
+            let target = std::fs::read_link(snapshot.join(&name)).ok()?;
             let digest = Digest::from_hex(target.file_name()?.to_str()?)?;
-            let bytes = std::fs::metadata(entry.path()).ok().filter(std::fs::Metadata::is_file)?.len();
-            Some(FileSpec { name: entry.file_name().into_string().ok()?, bytes, digest })
+            let bytes = std::fs::metadata(snapshot.join(&name)).ok().filter(std::fs::Metadata::is_file)?.len();
+            Some(FileSpec { name, bytes, digest })
         };
-        let mut files: Vec<FileSpec> = entries.flatten().filter_map(describe).collect();
+        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut files: Vec<FileSpec> = names.filter_map(describe).collect();
         files.sort_by(|a, b| a.name.cmp(&b.name));
         files
     }

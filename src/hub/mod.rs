@@ -11,7 +11,7 @@ pub mod store;
 
 use std::path::{Path, PathBuf};
 
-use catalogue::{Catalogue, Entry};
+use catalogue::{Catalogue, Entry, ModelKind};
 pub use digest::{Digest, FileSpec};
 
 /// How files are fetched.
@@ -123,12 +123,14 @@ fn path_alias(path: &Path) -> String {
     name.map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned())
 }
 
-/// The positions a model was made for, where the catalogue says so.
+/// The positions a model that generates was made for, where the catalogue says so.
 ///
 /// # Errors
 /// The catalogue cannot be read.
 pub fn known_context(model: &str, options: &FetchOptions) -> Result<Option<usize>, HubError> {
-    Ok(Catalogue::load(options.catalogue.as_deref())?.get(model).map(|entry| entry.context))
+    let catalogue = Catalogue::load(options.catalogue.as_deref())?;
+    let decoder = catalogue.get(model).filter(|entry| entry.kind == ModelKind::Decoder);
+    Ok(decoder.map(|entry| entry.context))
 }
 
 /// Whether all files of a catalogue model are in the cache, by their sizes.

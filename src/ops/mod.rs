@@ -12,6 +12,7 @@ pub mod attention;
 pub mod batch;
 pub mod context;
 pub mod embedding;
+pub mod encoder;
 pub mod feed_forward;
 pub mod gather;
 pub mod kv;
@@ -27,6 +28,10 @@ pub use attention::{AttentionParams, paged_attention};
 pub use batch::{ForwardBatch, Indices, SeqRange};
 pub use context::ExecContext;
 pub use embedding::embedding;
+pub use encoder::{
+    FeedForward, FullAttentionShape, LayerNormParams, add_layer_norm, bias_activation, feed_forward, full_attention,
+    products, sum_embeddings,
+};
 pub use feed_forward::{GatedFeedForward, gated_feed_forward};
 pub use gather::gather_rows;
 pub use kv::{KvDtype, LayerKv, LayerKvShape, write_kv};
@@ -34,4 +39,4 @@ pub use logits::logits;
 pub use matmul::{Projection, matmul};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_owned};
 pub use rope::{HeadNorm, RopeParams, Rotation, rotate_heads, rotation};
-pub use wick_kernels::Activation;
+pub use wick_kernels::{Activation, Pointwise};

@@ -12,7 +12,7 @@ use crate::weights::{MappedBytes, MappedMatrix, Matrix};
 fn contexts() -> Vec<ExecContext> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
     isas.flat_map(|isa| {
-        let cpu = || Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(2).unwrap()) };
+        let cpu = || Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(2).unwrap()).into() };
         [Precision::Int8, Precision::Exact].map(|activations| ExecContext::cpu(cpu(), activations))
     })
     .collect()
@@ -302,4 +302,36 @@ fn caches_that_cannot_be_are_errors() {
         assert!(error(&cx, KvDtype::Bf16).contains("heads of 24 in blocks of 16"));
     }
     assert!(error(&reference(), KvDtype::I8).contains("on the CPU only"));
+}
+
+/// Attention, feed-forward, norm and sums of embeddings of an encoder.
+#[test]
+fn ops_of_encoders() {
+    let (hidden, inner, lengths) = (64, 96, [5, 1, 17]);
+    let tokens: usize = lengths.iter().sum();
+    let vector = |seed| values(1, hidden, seed).flatten_all().unwrap();
+    let (bias, weight, shift, inner_bias) =
+        (vector(1), vector(2), vector(3), values(1, inner, 4).flatten_all().unwrap());
+    let (up, down) = (f32_matrix(&values(inner, hidden, 5)), f32_matrix(&values(hidden, inner, 6)));
+    let x = values(tokens, hidden, 7);
+    let qkv = || [8, 9, 10].map(|seed| values(tokens, hidden, seed));
+    let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 7 % 90).collect();
+    let run = |cx: &ExecContext| {
+        let shape = FullAttentionShape { heads: 4, head_dim: 16, lengths: &lengths };
+        let attended = full_attention(cx, qkv(), [&bias, &weight, &shift], shape).unwrap();
+        let norm = LayerNormParams { weight: &weight, shift: &shift, eps: 1e-6 };
+        let normed = add_layer_norm(cx, own(&attended), Some(&bias), Some(own(&x)), norm).unwrap();
+        let ffn = FeedForward { up: &up, up_bias: &inner_bias, act: Pointwise::Gelu, down: &down };
+        let fed = feed_forward(cx, &ffn, &normed).unwrap();
+        let tables: [(&Matrix, &[u32]); 2] = [(&up, &ids), (&up, &ids)];
+        [attended, normed, fed, sum_embeddings(cx, &tables).unwrap()]
+    };
+    let expected = run(&reference());
+    for cx in contexts() {
+        for (got, want) in run(&cx).iter().zip(&expected) {
+            assert_close(got, want, 2e-5);
+        }
+        assert!(sum_embeddings(&cx, &[(&up, &[96])]).is_err());
+        assert!(sum_embeddings(&cx, &[(&up, &[1]), (&up, &[1, 2])]).is_err());
+    }
 }

@@ -2,10 +2,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::Device;
-use wick_kernels::{Isa, Precision};
+use std::sync::Arc;
 
-use crate::ops::KvDtype;
+use candle_core::Device;
+use wick_kernels::{Cpu, Isa, Precision, ThreadPool};
+
+use crate::ops::{ExecContext, KvDtype};
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,6 +91,16 @@ impl Machine {
     pub fn choose(device: DeviceChoice, isa: Option<Isa>) -> Result<(Self, String), DeviceError> {
         let (device, why) = select(device)?;
         Ok((Self { device, isa: isa.unwrap_or_else(Isa::detect) }, why))
+    }
+
+    /// The context that a model's ops run in: the kernels on these threads on the CPU, candle's operations elsewhere.
+    #[must_use]
+    pub fn context(&self, pool: Arc<ThreadPool>, activations: Precision) -> ExecContext {
+        if self.device.is_cpu() {
+            ExecContext::cpu(Cpu { isa: self.isa, pool }, activations)
+        } else {
+            ExecContext::reference(self.device.clone())
+        }
     }
 
     /// Whether weights are packed as they are loaded.

@@ -1,10 +1,12 @@
 //! The runner of real models.
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use candle_core::Device;
-use wick_kernels::{Cpu, Isa, Precision, ThreadPool};
+use wick_kernels::{Isa, Precision, ThreadPool};
 
 use super::batch::{StepLimits, forward_batch};
+use super::device::Machine;
 use super::kv_cache::KvCache;
 use super::{Logits, Runner, RunnerError};
 use crate::kv::BlockId;
@@ -36,12 +38,14 @@ impl RunnerOptions {
     /// The context that ops run in: the kernels on the CPU, candle's operations elsewhere.
     #[must_use]
     pub fn context(&self) -> ExecContext {
-        if self.device.is_cpu() {
-            let isa = self.isa.unwrap_or_else(Isa::detect);
-            ExecContext::cpu(Cpu { isa, pool: ThreadPool::new(self.threads) }, self.activations)
-        } else {
-            ExecContext::reference(self.device.clone())
-        }
+        self.context_on(Arc::new(ThreadPool::new(self.threads)))
+    }
+
+    /// The same on threads that other models use too.
+    #[must_use]
+    pub fn context_on(&self, pool: Arc<ThreadPool>) -> ExecContext {
+        let machine = Machine { device: self.device.clone(), isa: self.isa.unwrap_or_else(Isa::detect) };
+        machine.context(pool, self.activations)
     }
 }
 
@@ -59,8 +63,16 @@ impl ModelRunner {
     /// # Errors
     /// Unknown architecture, missing, left-over or misshapen tensors, or no room on the device.
     pub fn load(files: &ModelFiles, options: &RunnerOptions) -> Result<Self, LoadError> {
+        Self::load_in(options.context(), files, options)
+    }
+
+    /// The same in a context that the caller has made.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_in(cx: ExecContext, files: &ModelFiles, options: &RunnerOptions) -> Result<Self, LoadError> {
         let spec = registry::spec(&files.config)?;
-        let mut runner = Self::new(options.context(), spec, files.weights.as_ref(), options)?;
+        let mut runner = Self::new(cx, spec, files.weights.as_ref(), options)?;
         runner.warm_up().map_err(|error| match error {
             RunnerError::Forward(error) => LoadError::Candle(error),
             RunnerError::BadStep(reason) => LoadError::Config(format!("the model cannot run a single token: {reason}")),
@@ -128,6 +140,7 @@ impl Runner for ModelRunner {
             return Ok(Logits { data: Vec::new(), vocab });
         }
         let batch = forward_batch(step, self.limits)?;
+        let _turn = self.cx.turn();
         let data = self.decoder.forward(&self.cx, &batch, self.kv.layers_mut())?;
         Ok(Logits { data, vocab })
     }
@@ -137,6 +150,7 @@ impl Runner for ModelRunner {
     }
 
     fn spread(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+        let _turn = self.cx.turn();
         self.cx.spread(tasks, f);
     }
 

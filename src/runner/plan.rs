@@ -216,7 +216,7 @@ impl fmt::Display for MemoryPlan {
 }
 
 /// Bytes for people, in binary units.
-struct Bytes(u64);
+pub(crate) struct Bytes(pub(crate) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

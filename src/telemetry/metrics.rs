@@ -190,6 +190,21 @@ impl Metrics {
     }
 }
 
+impl ModelMetrics {
+    /// Counts a request of an encoder, which has no phases.
+    #[expect(clippy::cast_precision_loss, reason = "token counts are far below 2^53")]
+    pub(crate) fn encoded(&self, arrived: Instant, tokens: usize, done: bool) {
+        self.prompt.observe(tokens as f64);
+        self.prompt_tokens.inc_by(tokens as u64);
+        if done {
+            self.stop.inc();
+            self.e2e.observe(arrived.elapsed().as_secs_f64());
+        } else {
+            self.error.inc();
+        }
+    }
+}
+
 /// Times one sequence. Dropped before it finished, it counts as aborted.
 pub(crate) struct SequenceTimer {
     metrics: Arc<ModelMetrics>,

@@ -242,6 +242,7 @@ impl GgufVocabulary {
             byte_tokens,
             prefix: around(self.add_bos, adds_bos, self.bos),
             suffix: around(self.add_eos, false, self.eos),
+            pair: None,
             bos: self.bos,
             stop_ids,
             vocabulary: self.tokens.into_iter().map(Some).collect(),

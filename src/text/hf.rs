@@ -3,7 +3,7 @@
 use super::added::{AddedToken, AddedTokens};
 use super::gguf::check_merges;
 use super::pretokenize::PreTokenizer;
-use super::tokenizer::{Decoding, FirstSpace, Parts, Pipeline, Tokenizer, byte_of_token};
+use super::tokenizer::{Decoding, FirstSpace, PairFrame, Parts, Pipeline, Tokenizer, byte_of_token};
 use super::{Loaded, TemplateSource, TextError};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -172,7 +172,8 @@ fn parts(mut file: Map<String, Value>) -> Result<Parts, String> {
         }
         _ => Vec::new(),
     };
-    let (prefix, suffix) = around(post_processor)?;
+    let (prefix, suffix) = around(post_processor.as_ref())?;
+    let pair = post_processor.as_ref().and_then(around_pair);
     let added = AddedTokens::new(added, |content| {
         let mut text = NormalizedString::from(content);
         if let Some(normalizer) = &normalizer {
@@ -182,7 +183,18 @@ fn parts(mut file: Map<String, Value>) -> Result<Parts, String> {
     })?;
     let pre_tokenizer = PreTokenizer::new(pre_tokenizer)?;
     let pipeline = Pipeline::Library { normalizer, pre_tokenizer, model: Box::new(model) };
-    Ok(Parts { pipeline, added, decoding, vocabulary, byte_tokens, prefix, suffix, bos: None, stop_ids: Vec::new() })
+    Ok(Parts {
+        pipeline,
+        added,
+        decoding,
+        vocabulary,
+        byte_tokens,
+        prefix,
+        suffix,
+        pair,
+        bos: None,
+        stop_ids: Vec::new(),
+    })
 }
 
 fn added_token(value: &Value) -> Result<AddedToken, String> {
@@ -304,7 +316,7 @@ fn decoding(decoder: Option<DecoderWrapper>) -> Result<Decoding, String> {
 }
 
 /// What the post-processor puts before and after a text: found by giving it a text of one token.
-fn around(post_processor: Option<PostProcessorWrapper>) -> Result<(Vec<u32>, Vec<u32>), String> {
+fn around(post_processor: Option<&PostProcessorWrapper>) -> Result<(Vec<u32>, Vec<u32>), String> {
     let Some(post_processor) = post_processor else { return Ok((Vec::new(), Vec::new())) };
     const TEXT: u32 = u32::MAX;
     let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
@@ -312,4 +324,20 @@ fn around(post_processor: Option<PostProcessorWrapper>) -> Result<(Vec<u32>, Vec
     let ids = whole.get_ids();
     let at = ids.iter().position(|&id| id == TEXT).ok_or("`post_processor` drops the text")?;
     Ok((ids[..at].to_vec(), ids[at + 1..].to_vec()))
+}
+
+/// What the post-processor puts around and between two texts; `None` if it keeps no two texts apart.
+fn around_pair(post_processor: &PostProcessorWrapper) -> Option<PairFrame> {
+    const TEXTS: [u32; 2] = [u32::MAX, u32::MAX - 1];
+    let [first, second] = TEXTS.map(|id| Encoding::from_tokens(vec![Token::new(id, String::new(), (0, 0))], 0));
+    let whole = post_processor.process(first, Some(second), true).ok()?;
+    let ids = whole.get_ids();
+    let at = |id: u32| ids.iter().position(|&found| found == id);
+    let (first, second) = (at(TEXTS[0])?, at(TEXTS[1])?);
+    let between = ids.get(first + 1..second)?.to_vec();
+    (!between.is_empty()).then(|| PairFrame {
+        before: ids[..first].to_vec(),
+        between,
+        after: ids[second + 1..].to_vec(),
+    })
 }

@@ -46,6 +46,14 @@ pub(super) enum Kind {
     Control,
 }
 
+/// The special tokens before, between and after two texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PairFrame {
+    pub before: Vec<u32>,
+    pub between: Vec<u32>,
+    pub after: Vec<u32>,
+}
+
 /// Everything a tokenizer is built from.
 pub(super) struct Parts {
     pub pipeline: Pipeline,
@@ -58,6 +66,8 @@ pub(super) struct Parts {
     /// What `add_special` puts around a text.
     pub prefix: Vec<u32>,
     pub suffix: Vec<u32>,
+    /// What it puts around and between two texts.
+    pub pair: Option<PairFrame>,
     pub bos: Option<u32>,
     pub stop_ids: Vec<u32>,
 }
@@ -75,6 +85,7 @@ pub struct Tokenizer {
     spelling: Vec<Option<String>>,
     prefix: Vec<u32>,
     suffix: Vec<u32>,
+    pair: Option<PairFrame>,
     bos: Option<u32>,
     stop_ids: Vec<u32>,
 }
@@ -124,6 +135,7 @@ impl Tokenizer {
             starts,
             prefix: parts.prefix,
             suffix: parts.suffix,
+            pair: parts.pair,
             bos: parts.bos,
             stop_ids: parts.stop_ids,
         }
@@ -324,6 +336,33 @@ impl Tokenizer {
     #[must_use]
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
+    }
+
+    /// The tokens of a text, without special ones, with those that the model wants around it.
+    #[must_use]
+    pub fn frame(&self, text: &[u32]) -> Vec<u32> {
+        [&self.prefix, text, &self.suffix].concat()
+    }
+
+    /// How many special tokens [`Self::frame`] adds.
+    #[must_use]
+    pub fn frame_len(&self) -> usize {
+        self.prefix.len() + self.suffix.len()
+    }
+
+    /// The tokens of two texts with the special ones around and between them, and where the second text begins. `None`: the model has no
+    /// form for two texts.
+    #[must_use]
+    pub fn frame_pair(&self, first: &[u32], second: &[u32]) -> Option<(Vec<u32>, usize)> {
+        let PairFrame { before, between, after } = self.pair.as_ref()?;
+        let at = before.len() + first.len() + between.len();
+        Some(([before, first, between, second, after].concat(), at))
+    }
+
+    /// How many special tokens [`Self::frame_pair`] adds; `None` as there.
+    #[must_use]
+    pub fn frame_pair_len(&self) -> Option<usize> {
+        self.pair.as_ref().map(|frame| frame.before.len() + frame.between.len() + frame.after.len())
     }
 
     /// Tokens that `add_special` puts before a text.

@@ -2,11 +2,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::quantized::{QStorage, QTensor};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
 use wick_kernels::{MatrixRef, PackedMatrix, QuantType};
 
 use super::map::release;
+use super::store::to_f32;
 use super::types::TypeInfo;
 
 /// Bytes of a tensor: borrowed from a mapped file, or owned. Owned bytes and those of GGUF files begin at a multiple of 8;
@@ -49,6 +50,20 @@ impl MappedMatrix {
     #[must_use]
     pub fn as_ref(&self) -> MatrixRef<'_> {
         MatrixRef { ty: self.ty, rows: self.rows, cols: self.cols, data: self.bytes.as_slice() }
+    }
+}
+
+impl MappedMatrix {
+    /// A float matrix with its values rounded to 8 bits, in groups of 32 with a scale of their own; one in blocks as it is.
+    ///
+    /// # Errors
+    /// Candle's, when the rows are no whole number of groups.
+    pub fn rounded(&self) -> candle_core::Result<Self> {
+        let Some(values) = to_f32(TypeInfo::of(self.ty), self.bytes.as_slice()) else { return Ok(self.clone()) };
+        let values = Tensor::from_vec(values, (self.rows, self.cols), &Device::Cpu)?;
+        let blocks = QTensor::quantize(&values, GgmlDType::Q8_0)?;
+        let bytes = MappedBytes::Owned(blocks.data()?.into_owned().into());
+        Ok(Self { ty: QuantType::Q8_0, bytes, ..*self })
     }
 }
 

@@ -11,6 +11,7 @@ mod types;
 pub use describe::{Description, TypeBytes, describe};
 pub(crate) use map::read_json;
 pub use matrix::{MappedBytes, MappedMatrix, Matrix};
+pub(crate) use safetensors::open_tensors;
 
 use std::path::{Path, PathBuf};
 

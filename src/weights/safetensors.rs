@@ -17,7 +17,7 @@ use wick_kernels::QuantType;
 use super::map::{map_file, read_json};
 use super::store::{Convention, Entry, TensorStore};
 use super::types::TypeInfo;
-use super::{LoadError, MappedBytes, ModelFiles, names};
+use super::{LoadError, MappedBytes, ModelFiles, WeightSource, names};
 use crate::model::config::HfConfig;
 
 /// Largest header read, in bytes: a thousand times that of a real shard.
@@ -234,9 +234,24 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LoadError> {
     {
         stored.entry(EMBEDDING.to_owned()).or_insert(output);
     }
+    Ok(ModelFiles { config, weights: store(stored, names::is_ignorable)? })
+}
+
+/// Opens the tensors of a folder of safetensors; those that the model has no use for are left out.
+pub(crate) fn open_tensors(
+    folder: &Path,
+    is_unused: impl Fn(&str) -> bool,
+) -> Result<Box<dyn WeightSource>, LoadError> {
+    store(read_folder(folder)?, is_unused)
+}
+
+fn store(
+    stored: BTreeMap<String, Stored>,
+    is_unused: impl Fn(&str) -> bool,
+) -> Result<Box<dyn WeightSource>, LoadError> {
     let mut entries = BTreeMap::new();
     for (name, Stored { tensor, bytes }) in stored {
-        if names::is_ignorable(&name) {
+        if is_unused(&name) {
             continue;
         }
         let ty = match tensor.dtype {
@@ -247,5 +262,5 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LoadError> {
         };
         entries.insert(name, Entry { ty: TypeInfo::of(ty), shape: tensor.shape, bytes, interleaved_heads: None });
     }
-    Ok(ModelFiles { config, weights: Box::new(TensorStore::new(entries, Convention::HuggingFace)) })
+    Ok(Box::new(TensorStore::new(entries, Convention::HuggingFace)))
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use wick::api::{AppState, ServedModel, ServerOptions};
+use wick::api::{AppState, ServedEncoder, ServedModel, ServerOptions};
 use wick::engine::{EngineHandle, QueueLimits, StepObserver};
 use wick::scheduler::SchedulerConfig;
 use wick::server::{DrainReport, ServerError};
@@ -99,6 +99,8 @@ pub struct Setup {
     pub script: Option<&'static str>,
     /// A file of tests/golden/templates/src, instead of the fixture's own.
     pub template: Option<&'static str>,
+    /// Models beside the one that generates.
+    pub encoders: Vec<ServedEncoder>,
 }
 
 impl Default for Setup {
@@ -115,6 +117,7 @@ impl Default for Setup {
             drain_budget: Duration::from_secs(20),
             script: None,
             template: None,
+            encoders: Vec::new(),
         }
     }
 }
@@ -174,7 +177,7 @@ impl Server {
             owned_by: "wick".to_owned(),
             steps: Some(steps),
         };
-        let state = AppState::new(vec![model], setup.options);
+        let state = AppState::with_encoders(vec![model], setup.encoders, setup.options);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();

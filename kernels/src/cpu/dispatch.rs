@@ -3,6 +3,7 @@
 use super::attention::pairs::PairKernels;
 use super::attention::span::{SpanRows, Visible};
 use super::elementwise::Activation;
+use super::encoder::EncoderKernels;
 use super::isa;
 use super::packed::{ActTile, GroupSource, Strip};
 use super::panel::{ActPanel, WeightPanel};
@@ -206,6 +207,8 @@ pub struct KernelTable {
     pub sin_cos: unsafe fn(angles: &[f32], cos: &mut [f32], sin: &mut [f32]),
     /// Rotates the pairs `(i, i + cos.len())` of a head by angles given as cosines and sines.
     pub rotate: unsafe fn(head: &mut [f32], cos: &[f32], sin: &[f32]),
+    /// What encoders need beside products.
+    pub encoder: EncoderKernels,
     /// Products with packed matrices.
     pub packed: PackedKernels,
 }

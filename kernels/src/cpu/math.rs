@@ -60,6 +60,26 @@ pub fn gelu_tanh(x: f32) -> f32 {
     0.5 * x * (1.0 + tanh(inner))
 }
 
+/// The error function, to about 3e-7 absolute: formula 7.1.26 of Abramowitz and Stegun (1964).
+#[inline(always)]
+#[must_use]
+pub fn erf(x: f32) -> f32 {
+    let t = 1.0 / (1.0 + 0.327_591_1 * x.abs());
+    let mut p = 1.061_405_4;
+    p = p * t - 1.453_152;
+    p = p * t + 1.421_413_7;
+    p = p * t - 0.284_496_74;
+    p = p * t + 0.254_829_6;
+    (1.0 - p * t * exp(-(x * x))).copysign(x)
+}
+
+/// GELU by the error function (Hendrycks and Gimpel 2016).
+#[inline(always)]
+#[must_use]
+pub fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
 /// Largest angle that [`sin_cos`] reduces exactly enough.
 pub const MAX_ANGLE: f32 = 1_048_576.0;
 
@@ -126,6 +146,12 @@ mod tests {
             let gelu = 0.5 * wide * (1.0 + (0.797_884_560_802_865_4 * (wide + 0.044_715 * wide.powi(3))).tanh());
             assert!((f64::from(gelu_tanh(x)) - gelu).abs() < 3e-7 * wide.abs().max(1.0), "gelu({x})");
         }
+        // From tables of the normal distribution: x * Phi(x).
+        for (x, want) in [(-3.0, -0.004_049_694), (-1.0, -0.158_655_25), (-0.25, -0.100_323_4), (0.0, 0.0)] {
+            assert!((gelu(x) - want).abs() < 4e-7, "gelu({x}) = {}", gelu(x));
+            assert!((gelu(-x) - (want - x)).abs() < 4e-7 * (1.0 + x.abs()), "gelu({})", -x);
+        }
+        assert!(gelu(-50.0).abs() < 1e-6 && gelu(50.0) == 50.0 && gelu(f32::NAN).is_nan());
         assert!(silu(f32::NAN).is_nan() && tanh(f32::NAN).is_nan());
         assert!(silu(-1000.0).abs() < 1e-30);
     }

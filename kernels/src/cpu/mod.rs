@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod dispatch;
 pub mod elementwise;
+pub mod encoder;
 mod isa;
 pub mod kv;
 pub mod math;
@@ -17,14 +18,15 @@ mod shared;
 
 use dispatch::Isa;
 use pool::ThreadPool;
+use std::sync::Arc;
 
 /// The processor as the kernels see it. Created once, passed to every kernel.
 #[derive(Debug)]
 pub struct Cpu {
     /// The instruction set whose kernels run.
     pub isa: Isa,
-    /// The threads the kernels spread over.
-    pub pool: ThreadPool,
+    /// The threads the kernels spread over; several models may share them.
+    pub pool: Arc<ThreadPool>,
 }
 
 impl Cpu {

@@ -11,7 +11,7 @@ use std::hint::spin_loop;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 
 /// Turns of the spin loop before a thread parks: about 40 µs on Zen 3.
@@ -139,6 +139,30 @@ pub struct ThreadPool {
     workers: Vec<JoinHandle<()>>,
     /// Held by the caller whose region is running: regions of several callers take turns.
     turn: Mutex<()>,
+    line: Line,
+}
+
+/// Who waits for a [`Turn`], in the order they came.
+#[derive(Default)]
+struct Line {
+    tickets: Mutex<Tickets>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct Tickets {
+    next: u64,
+    serving: u64,
+}
+
+/// The right to the pool's threads for a stretch of regions; given back when dropped.
+pub struct Turn<'a>(&'a ThreadPool);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.line.tickets).serving += 1;
+        self.0.line.moved.notify_all();
+    }
 }
 
 impl fmt::Debug for ThreadPool {
@@ -168,12 +192,25 @@ impl ThreadPool {
                 std::thread::Builder::new().name(format!("wick-cpu-{index}")).spawn(move || shared.worker(index)).ok()
             })
             .collect();
-        ThreadPool { shared, workers, turn: Mutex::new(()) }
+        ThreadPool { shared, workers, turn: Mutex::new(()), line: Line::default() }
     }
 
     /// Threads that take part in a region, the caller included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Waits for this caller's turn, first come, first served, where several callers share the pool. Each region excludes the others anyway;
+    /// who holds a turn over many regions in a row is not held up between them, and whoever waits is next, not whoever is quickest. A
+    /// thread must not ask for a second turn while it has one.
+    pub fn turn(&self) -> Turn<'_> {
+        let mut tickets = lock(&self.line.tickets);
+        let mine = tickets.next;
+        tickets.next += 1;
+        while tickets.serving != mine {
+            tickets = self.line.moved.wait(tickets).unwrap_or_else(PoisonError::into_inner);
+        }
+        Turn(self)
     }
 
     /// Runs `f(0)` to `f(tasks - 1)`, each once, on any thread and in any order, and returns when all are done. Regions of several callers

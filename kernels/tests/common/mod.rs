@@ -56,7 +56,7 @@ impl Rng {
 }
 
 pub fn cpu(isa: Isa, threads: usize) -> Cpu {
-    Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(threads).unwrap()) }
+    Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(threads).unwrap()).into() }
 }
 
 /// Every instruction set this machine can run.

@@ -14,6 +14,7 @@ mod quantized;
 
 use crate::cpu::dispatch::KernelTable;
 use crate::cpu::elementwise::{Activation, add_row, gated_row, rms_norm_row, sin_cos_row};
+use crate::cpu::encoder::{EncoderKernels, FullHead, Pointwise, activate_rows, attend_head, layer_norm_row};
 use crate::cpu::rope::rotate_head;
 use std::arch::x86_64::*;
 
@@ -36,6 +37,7 @@ pub const TABLE: KernelTable = KernelTable {
     gated,
     sin_cos,
     rotate,
+    encoder: EncoderKernels { layer_norm, activate, attend: attend_full },
     packed: packed::PACKED,
 };
 
@@ -62,6 +64,21 @@ fn sin_cos(angles: &[f32], cos: &mut [f32], sin: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     rotate_head(head, cos, sin);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn layer_norm(x: &mut [f32], weight: &[f32], shift: &[f32], eps: f32) {
+    layer_norm_row(x, weight, shift, eps);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn activate(act: Pointwise, bias: &[f32], x: &mut [f32]) {
+    activate_rows(act, bias, x);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn attend_full(head: &mut FullHead<'_>) {
+    attend_head::<true>(head);
 }
 
 /// Sum of 8 lanes in halves.

@@ -9,6 +9,7 @@ mod pairs;
 
 use super::avx2;
 use crate::cpu::dispatch::{KernelTable, PackedKernels};
+use crate::cpu::encoder::EncoderKernels;
 
 /// The AVX-512 table. Its functions need a processor with AVX-512 F, BW, DQ, VL and VNNI beside AVX2, FMA and F16C.
 pub const TABLE: KernelTable = KernelTable {
@@ -21,6 +22,11 @@ pub const TABLE: KernelTable = KernelTable {
     gated: elementwise::gated,
     sin_cos: elementwise::sin_cos,
     rotate: elementwise::rotate,
+    encoder: EncoderKernels {
+        layer_norm: elementwise::layer_norm,
+        activate: elementwise::activate,
+        attend: elementwise::attend_full,
+    },
     packed: PackedKernels { root_mean_square: acts::root_mean_square, quantize: acts::quantize, dot: dot::dot },
     ..avx2::TABLE
 };

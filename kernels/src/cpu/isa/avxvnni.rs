@@ -69,7 +69,7 @@ mod tests {
             return;
         }
         let evex = PackedKernels { dot, ..scalar::PACKED };
-        let cpu = Cpu { isa: Isa::Scalar, pool: ThreadPool::new(NonZeroUsize::MIN) };
+        let cpu = Cpu { isa: Isa::Scalar, pool: ThreadPool::new(NonZeroUsize::MIN).into() };
         let mut state = 1u64;
         let mut random = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

@@ -8,6 +8,7 @@ mod packed;
 
 use crate::cpu::dispatch::{KernelTable, PackedKernels, TILE_ROWS, WeightRows};
 use crate::cpu::elementwise::{add_row, gated_row, rms_norm_row, sin_cos_row};
+use crate::cpu::encoder::{EncoderKernels, activate_rows, attend_head, layer_norm_row};
 use crate::cpu::kv::{widen_keys, widen_values};
 use crate::cpu::math::ROUND;
 use crate::cpu::panel::{ACT_MAX, ActPanel, GROUP, GROUPS, PANEL, SMALLEST_AMAX, WeightPanel, unpack_panel};
@@ -37,6 +38,11 @@ pub static TABLE: KernelTable = KernelTable {
     gated: |act, gate, up, out| gated_row(act, gate, up, out),
     sin_cos: |angles, cos, sin| sin_cos_row(angles, cos, sin),
     rotate: |head, cos, sin| rotate_head(head, cos, sin),
+    encoder: EncoderKernels {
+        layer_norm: |x, weight, shift, eps| layer_norm_row(x, weight, shift, eps),
+        activate: |act, bias, x| activate_rows(act, bias, x),
+        attend: |head| attend_head::<false>(head),
+    },
     packed: PACKED,
 };
 
