@@ -74,52 +74,46 @@ impl ToolUse {
 
 /// Tools of different names, as many as may be.
 pub(crate) struct Distinct {
-    param: String,
     names: HashSet<String>,
     tools: Vec<Tool>,
-    given: usize,
 }
 
 impl Distinct {
-    /// `param`: the field that holds them.
-    pub(crate) fn new(param: String) -> Self {
-        Self { param, names: HashSet::new(), tools: Vec::new(), given: 0 }
+    /// For the `count` tools that the field `param` holds.
+    pub(crate) fn new(param: &str, count: usize) -> Result<Self, ApiError> {
+        if count > TOOLS_MAX {
+            let message = format!("`{param}` must have at most {TOOLS_MAX} tools, but {count} were given.");
+            return Err(ApiError::invalid(param, message));
+        }
+        Ok(Self { names: HashSet::new(), tools: Vec::with_capacity(count) })
     }
 
     /// Adds a tool, whose name stands at `name_param`.
     pub(crate) fn add(&mut self, tool: Tool, name_param: String) -> Result<(), ApiError> {
-        self.given += 1;
         if !self.names.insert(tool.name.clone()) {
             let message = format!("Two tools are named `{}`; give each tool a name of its own.", tool.name);
             return Err(ApiError::InvalidValue { param: name_param, message });
         }
-        if self.tools.len() < TOOLS_MAX {
-            self.tools.push(tool);
-        }
+        self.tools.push(tool);
         Ok(())
     }
 
-    pub(crate) fn tools(self) -> Result<Vec<Tool>, ApiError> {
-        let Self { param, tools, given, .. } = self;
-        if given > TOOLS_MAX {
-            let message = format!("`{param}` must have at most {TOOLS_MAX} tools, but {given} were given.");
-            return Err(ApiError::InvalidValue { param, message });
-        }
-        Ok(tools)
+    pub(crate) fn tools(self) -> Vec<Tool> {
+        self.tools
     }
 }
 
 fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
     let param = fields.path("tools");
     let items = fields.array("tools")?.unwrap_or_default();
-    let mut all = Distinct::new(param.clone());
+    let mut all = Distinct::new(&param, items.len())?;
     for (index, item) in items.into_iter().enumerate() {
         let path = format!("{param}[{index}]");
         let tool = tool(path.clone(), item)?;
         let kind = if tool.custom { "custom" } else { "function" };
         all.add(tool, format!("{path}.{kind}.name"))?;
     }
-    all.tools()
+    Ok(all.tools())
 }
 
 fn tool(path: String, item: Value) -> Result<Tool, ApiError> {

@@ -297,7 +297,7 @@ fn result(mut block: Fields, calls: &[String]) -> Result<Value, ApiError> {
 fn tool_use(fields: &mut Fields) -> Result<ToolUse, ApiError> {
     let path = fields.path("tools");
     let items = fields.array("tools")?.unwrap_or_default();
-    let mut all = tools::Distinct::new(path.clone());
+    let mut all = tools::Distinct::new(&path, items.len())?;
     for (index, item) in items.into_iter().enumerate() {
         let mut tool = Fields::at(format!("{path}[{index}]"), item)?;
         if tool.string("type")?.is_some_and(|kind| kind != "custom") {
@@ -319,7 +319,7 @@ fn tool_use(fields: &mut Fields) -> Result<ToolUse, ApiError> {
         tool.finish()?;
         all.add(Tool { name, description, parameters, strict, custom: false }, param)?;
     }
-    let mut all = all.tools()?;
+    let mut all = all.tools();
     let (mut choice, mut parallel) = if all.is_empty() { (ToolChoice::None, true) } else { (ToolChoice::Auto, true) };
     let param = fields.path("tool_choice");
     if let Some(given) = fields.take("tool_choice") {
