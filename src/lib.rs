@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod grammar;
 pub mod hub;
 pub mod kv;
 pub mod model;

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// For each module, the other modules of the crate that it may use.
-const IMPORTS: [(&str, &[&str]); 16] = [
+const IMPORTS: [(&str, &[&str]); 17] = [
     ("kv", &[]),
     ("sampling", &[]),
     ("scheduler", &["kv"]),
     ("runner", &["kv", "model", "ops", "scheduler", "weights"]),
-    ("engine", &["kv", "runner", "sampling", "scheduler"]),
+    ("engine", &["grammar", "kv", "runner", "sampling", "scheduler"]),
+    ("grammar", &["text"]),
     ("weights", &["model"]),
     ("ops", &["weights"]),
     ("nn", &["model", "ops", "weights"]),
@@ -17,7 +18,7 @@ const IMPORTS: [(&str, &[&str]); 16] = [
     ("text", &["weights"]),
     ("hub", &[]),
     ("telemetry", &["engine"]),
-    ("api", &["engine", "kv", "sampling", "scheduler", "telemetry", "text"]),
+    ("api", &["engine", "grammar", "kv", "sampling", "scheduler", "telemetry", "text"]),
     ("server", &["api"]),
     ("config", &["hub", "telemetry"]),
     (
@@ -42,7 +43,7 @@ const IMPORTS: [(&str, &[&str]); 16] = [
 ];
 
 /// For each dependency, the modules (or files) that may know it. A dependency that is not listed may be used anywhere.
-const DEPENDENCIES: [(&str, &[&str]); 21] = [
+const DEPENDENCIES: [(&str, &[&str]); 22] = [
     ("anyhow", &["cli"]),
     ("axum", &["api", "server", "telemetry"]),
     ("candle_core", &["model", "nn", "ops", "runner", "weights"]),
@@ -52,6 +53,7 @@ const DEPENDENCIES: [(&str, &[&str]); 21] = [
     ("hyper", &["api", "server", "telemetry"]),
     ("hyper_util", &["api", "server", "telemetry"]),
     ("indicatif", &["hub"]),
+    ("llguidance", &["grammar"]),
     ("memmap2", &["weights"]),
     ("minijinja", &["text"]),
     ("minijinja_contrib", &["text"]),
@@ -59,7 +61,7 @@ const DEPENDENCIES: [(&str, &[&str]); 21] = [
     ("reqwest", &["cli/bench", "hub"]),
     ("safetensors", &["weights"]),
     ("serde", &["api", "cli", "config", "hub", "model", "text", "weights"]),
-    ("serde_json", &["api", "cli", "hub", "model", "text", "weights"]),
+    ("serde_json", &["api", "cli", "grammar", "hub", "model", "text", "weights"]),
     ("tokenizers", &["text"]),
     ("tokio", &["api", "cli", "engine", "hub", "server"]),
     ("wick_kernels", &["cli/loading.rs", "ops", "runner", "weights"]),

@@ -14,7 +14,7 @@ use super::fold::fold;
 use super::gate::RequestContext;
 use super::logprobs::{self, ChatLogprobs};
 use super::params::{Common, small};
-use super::pipeline::{Plan, admit, check_choices, check_length};
+use super::pipeline::{self, Plan, admit, check_choices, check_length};
 use super::stream::{self, Chunks, Streaming};
 use super::types::Envelope;
 use super::{AppState, Model, messages};
@@ -31,7 +31,7 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (request, claim) = body.lower(&app, ChatRequest::lower).await?;
-    let ChatRequest { model, input, common, max_tokens, logprobs } = request;
+    let ChatRequest { model, input, mut common, max_tokens, logprobs } = request;
     let continuing = input.continue_final_message;
     let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
     let encode = move || {
@@ -43,6 +43,7 @@ pub(crate) async fn create(
         Ok(text.tokenizer.encode_prompt(&rendered)?)
     };
     let prompt = claim.work(&app, encode).await?;
+    let grammar = pipeline::grammar(&model, &mut common).await?;
     let per_prompt = common.n;
     let streaming = common.stream;
     let prompt_logprobs = common.prompt_logprobs;
@@ -60,6 +61,7 @@ pub(crate) async fn create(
         rank: false,
         // A continued message's text is in the prompt.
         continuing,
+        grammar,
     };
     let job = admit(&app, &context, plan)?;
     let prompt_ids = return_token_ids.then(|| job.prompts[0].to_vec());

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::engine::{EngineFailure, SubmitError};
+use crate::grammar::GrammarError;
 use crate::text::TextError;
 
 /// When a draining server suggests to come back (by then a load balancer has noticed).
@@ -60,6 +61,11 @@ pub enum ApiError {
     PromptTooLong { param: &'static str, context_max: usize, bytes: usize },
     #[error("{message}")]
     Template { message: String },
+    /// A schema, regular expression or grammar that cannot be used; `code` says why.
+    #[error("{message}")]
+    Schema { param: String, code: &'static str, message: String },
+    #[error("The answer could not be completed in the form that was asked for: {reason}. Simplify the schema or grammar.")]
+    GrammarStuck { reason: String },
     #[error("No API key was given. Send it as `Authorization: Bearer KEY`.")]
     KeyMissing,
     #[error("The API key is not valid.")]
@@ -93,6 +99,18 @@ impl ApiError {
         Self::InvalidValue { param: param.into(), message: message.into() }
     }
 
+    /// The `kind` (schema, grammar …) in the field `param` cannot be compiled.
+    pub(crate) fn schema(param: String, kind: &str, error: &GrammarError) -> Self {
+        let code = match error {
+            GrammarError::Invalid { .. } => "invalid_schema",
+            GrammarError::Unsupported { .. } | GrammarError::TooLarge { .. } | GrammarError::Tokenizer => {
+                "unsupported_schema"
+            }
+        };
+        let message = format!("The {kind} in `{param}` cannot be used: {error}.");
+        Self::Schema { param, code, message }
+    }
+
     fn row(&self) -> Row {
         const INVALID: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
@@ -115,6 +133,8 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded"))
             }
             Self::Template { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("chat_template_error")),
+            Self::Schema { code, .. } => (StatusCode::BAD_REQUEST, INVALID, Some(*code)),
+            Self::GrammarStuck { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("unsupported_schema")),
             Self::KeyMissing | Self::KeyInvalid => {
                 (StatusCode::UNAUTHORIZED, "authentication_error", Some("invalid_api_key"))
             }
@@ -136,6 +156,7 @@ impl ApiError {
             | Self::WrongType { param, .. }
             | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. }
+            | Self::Schema { param, .. }
             | Self::UnknownParameter { param } => Some(param),
             Self::ContextLength { param, .. } | Self::PromptTooLong { param, .. } => Some(param),
             Self::Template { .. } => Some("messages"),
@@ -209,6 +230,7 @@ impl From<EngineFailure> for ApiError {
         match failure {
             // What failed is for the log, not for the client.
             EngineFailure::Step { .. } => Self::Internal,
+            EngineFailure::Grammar(error) => Self::GrammarStuck { reason: error.to_string() },
             EngineFailure::Stopped => Self::EngineStopped,
         }
     }

@@ -12,6 +12,7 @@ pub mod error;
 mod fields;
 mod fold;
 mod gate;
+mod grammars;
 mod limits;
 mod logprobs;
 mod messages;
@@ -20,6 +21,7 @@ mod ops;
 pub mod params;
 mod pipeline;
 mod stream;
+mod structured;
 mod tokenize;
 mod types;
 
@@ -105,6 +107,7 @@ pub(crate) struct Model {
     pub(crate) context_max: usize,
     /// Changes when answers may change: with the version and the model.
     pub(crate) fingerprint: String,
+    pub(crate) grammars: grammars::Grammars,
 }
 
 /// What all requests share. Cheap to clone.
@@ -145,6 +148,7 @@ impl AppState {
                     metrics: Arc::new(metrics.model(&served.alias)),
                     context_max: served.context_max.min(served.engine.info().context_max),
                     fingerprint: types::fingerprint(&served.alias),
+                    grammars: grammars::Grammars::new(Arc::clone(&served.text.tokenizer), served.engine.info().vocab),
                     served,
                 })
             })
