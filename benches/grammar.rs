@@ -39,7 +39,7 @@ fn model() -> &'static Model {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let local = runtime.block_on(hub::resolve(MODEL, &options)).expect("run `wick pull qwen2.5-coder-0.5b` first");
         let tokenizer = TextTools::load(&local.path, None).expect("its tokenizer").tokenizer;
-        let compiler = GrammarCompiler::new(tokenizer.clone(), tokenizer.vocab_size()).expect("its tokens have bytes");
+        let compiler = GrammarCompiler::new(&tokenizer, tokenizer.vocab_size()).expect("its tokens have bytes");
         Model { tokenizer, compiler }
     })
 }

@@ -42,7 +42,9 @@ fn walk(grammar: &Arc<Grammar>, tokenizer: &Arc<Tokenizer>, dice: &mut Dice) -> 
         if dice.below(3) > 0 {
             let closes = |id: &&u32| {
                 tokenizer.stop_ids().contains(id)
-                    || tokenizer.token_bytes(**id).is_some_and(|bytes| matches!(bytes, b"\"" | b"}" | b"]" | b"\"}" | b","))
+                    || tokenizer
+                        .token_bytes(**id)
+                        .is_some_and(|bytes| matches!(bytes, b"\"" | b"}" | b"]" | b"\"}" | b","))
             };
             let closing: Vec<u32> = allowed.iter().filter(closes).copied().collect();
             allowed = if closing.is_empty() { allowed } else { closing };
@@ -63,7 +65,7 @@ fn walk(grammar: &Arc<Grammar>, tokenizer: &Arc<Tokenizer>, dice: &mut Dice) -> 
 fn walks_over_real_tokenizers_end_in_valid_json() {
     for alias in ALIASES {
         let tokenizer = TextTools::load(&pulled(alias), None).unwrap().tokenizer;
-        let compiler = GrammarCompiler::new(tokenizer.clone(), tokenizer.vocab_size()).unwrap();
+        let compiler = GrammarCompiler::new(&tokenizer, tokenizer.vocab_size()).unwrap();
         for (name, schema) in schemas::all() {
             let source = GrammarSource::JsonSchema { schema: schema.to_string(), compact: false };
             let grammar = compiler.compile(&source).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -84,7 +86,7 @@ fn every_tokenization_of_a_valid_text_is_allowed() {
     let text = r#"{"name": "Zoë \"Z\" 日本 😀", "age": 41, "tags": ["a", "b c"], "note": null}"#;
     for alias in ALIASES {
         let tokenizer = TextTools::load(&pulled(alias), None).unwrap().tokenizer;
-        let compiler = GrammarCompiler::new(tokenizer.clone(), tokenizer.vocab_size()).unwrap();
+        let compiler = GrammarCompiler::new(&tokenizer, tokenizer.vocab_size()).unwrap();
         let source = GrammarSource::JsonSchema { schema: schemas::person().to_string(), compact: false };
         let grammar = compiler.compile(&source).unwrap();
         let words: Vec<&[u8]> =

@@ -400,7 +400,8 @@ async fn answers_have_the_form_that_is_asked_for() {
     let server = server().await;
     let record = json!({"type": "object", "properties": {"a": {"type": "integer", "maximum": 999, "minimum": 100},
         "b": {"enum": ["x", "yy"]}}, "required": ["a", "b"], "additionalProperties": false});
-    let format = |schema: &Value| json!({"type": "json_schema", "json_schema": {"name": "r", "strict": true, "schema": schema}});
+    let format =
+        |schema: &Value| json!({"type": "json_schema", "json_schema": {"name": "r", "strict": true, "schema": schema}});
     let cases = [
         json!({ "response_format": format(&record) }),
         json!({"structured_outputs": {"json": record, "disable_any_whitespace": true}}),
@@ -414,7 +415,9 @@ async fn answers_have_the_form_that_is_asked_for() {
         0..=2 => {
             let value: Value = serde_json::from_str(text).unwrap();
             let fields = value.as_object().unwrap();
-            fields.len() == 2 && (100..=999).contains(&fields["a"].as_i64().unwrap()) && ["x", "yy"].contains(&fields["b"].as_str().unwrap())
+            fields.len() == 2
+                && (100..=999).contains(&fields["a"].as_i64().unwrap())
+                && ["x", "yy"].contains(&fields["b"].as_str().unwrap())
         }
         3 => text.len() == 4 && text.ends_with(['x', 'y']),
         4 => ["one", "two", "one more"].contains(&text),
@@ -432,13 +435,15 @@ async fn answers_have_the_form_that_is_asked_for() {
                 let text = choice["message"]["content"].as_str().unwrap();
                 assert!(form(text, number), "{case}: {text:?}");
                 assert_eq!(choice["finish_reason"], "stop");
-                let parts = chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|part| part["index"] == choice["index"]);
+                let parts =
+                    chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|part| part["index"] == choice["index"]);
                 let streamed: String = parts.filter_map(|part| part["delta"]["content"].as_str()).collect();
                 assert_eq!(streamed, text, "{case}");
             }
         }
         let mut body = completion(case.clone());
-        body["max_tokens"] = json!(60);
+        // White space is bounded, and this model likes it.
+        body["max_tokens"] = json!(300);
         let text = ok(&server, COMPLETIONS, body.clone()).await["choices"][0]["text"].as_str().unwrap().to_owned();
         assert!(form(&text, number), "{case}: {text:?}");
         body["max_tokens"] = json!(2);
@@ -457,8 +462,8 @@ async fn forms_beside_other_parameters() {
         ok(&server, CHAT, body).await["choices"][0].clone()
     };
     let text = |choice: &Value| choice["message"]["content"].as_str().unwrap().to_owned();
-    // The model says an allowed letter for as long as its own answer would go on (25 bytes), then ends its turn where it may.
-    assert_eq!(text(&ask(json!({})).await), "ab".repeat(13));
+    // Of what is allowed the model likes the end of the turn best when its own answer has come to `ö`, and after its end.
+    assert_eq!(text(&ask(json!({})).await), "abab");
     assert_eq!(text(&ask(json!({"min_tokens": 29})).await), "ab".repeat(15));
     let ignoring = ask(json!({"ignore_eos": true, "max_tokens": 31})).await;
     assert_eq!((text(&ignoring), &ignoring["finish_reason"]), ("ab".repeat(15) + "a", &json!("length")));

@@ -64,7 +64,9 @@ pub enum ApiError {
     /// A schema, regular expression or grammar that cannot be used; `code` says why.
     #[error("{message}")]
     Schema { param: String, code: &'static str, message: String },
-    #[error("The answer could not be completed in the form that was asked for: {reason}. Simplify the schema or grammar.")]
+    #[error(
+        "The answer could not be completed in the form that was asked for: {reason}. Simplify the schema or grammar."
+    )]
     GrammarStuck { reason: String },
     #[error("No API key was given. Send it as `Authorization: Bearer KEY`.")]
     KeyMissing,

@@ -102,7 +102,7 @@ impl Grammars {
 
 impl Shared {
     fn compile(&self, source: &GrammarSource) -> Outcome {
-        let compiler = self.compiler.get_or_init(|| GrammarCompiler::new(Arc::clone(&self.tokenizer), self.vocab));
+        let compiler = self.compiler.get_or_init(|| GrammarCompiler::new(&self.tokenizer, self.vocab));
         compiler.as_ref().map_err(Clone::clone)?.compile(source)
     }
 }

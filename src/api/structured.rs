@@ -25,7 +25,8 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Option<Asked>, ApiError> {
     asked.extend(structured_outputs(fields)?);
     asked.extend(constraints(fields, "guided_")?);
     if let [first, second, ..] = asked.as_slice() {
-        let message = format!("`{}` and `{}` both constrain the answer; give only one of them.", first.param, second.param);
+        let message =
+            format!("`{}` and `{}` both constrain the answer; give only one of them.", first.param, second.param);
         return Err(ApiError::invalid(second.param.clone(), message));
     }
     Ok(asked.pop())
@@ -226,7 +227,10 @@ mod tests {
         let cases = [
             (json!({"response_format": "json_object"}), "`response_format` must be an object, but it is a string."),
             (json!({"response_format": {}}), "Missing required parameter: `response_format.type`."),
-            (json!({"response_format": {"type": "json_schema"}}), "Missing required parameter: `response_format.json_schema`."),
+            (
+                json!({"response_format": {"type": "json_schema"}}),
+                "Missing required parameter: `response_format.json_schema`.",
+            ),
             (
                 json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}),
                 "Missing required parameter: `response_format.json_schema.name`.",

@@ -9,8 +9,8 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::{Admitted, Shared, Ticket};
-use super::message::{EngineFailure, EngineStats, Guesses, SeqEvent, StepObserver, StepReport, Usage};
 use super::masks::{Batch, MaskThread, Masks};
+use super::message::{EngineFailure, EngineStats, Guesses, SeqEvent, StepObserver, StepReport, Usage};
 use super::pace::Pace;
 use crate::grammar::Constraint;
 use crate::runner::{Logits, Runner};

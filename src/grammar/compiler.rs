@@ -8,12 +8,15 @@ use llguidance::toktrie::TokEnv;
 use llguidance::{Matcher, ParserFactory};
 
 use super::constraint::Grammar;
-use super::vocabulary::Vocabulary;
-use super::{GrammarError, GrammarSource, gbnf, schema};
+use super::{GrammarError, GrammarSource, gbnf, schema, vocabulary};
 use crate::text::Tokenizer;
 
-/// Longest regular expression or list of choices, in bytes.
-const REGEX_BYTES_MAX: usize = 64 << 10;
+/// Longest regular expression, in bytes, and longest list of choices together.
+const REGEX_BYTES_MAX: usize = 16 << 10;
+/// Longest grammar in Lark without its schemas, in bytes, and longest one in GBNF. (llguidance takes time with the square
+/// of a regular expression's length.)
+const LARK_BYTES_MAX: usize = 16 << 10;
+const GBNF_BYTES_MAX: usize = 64 << 10;
 /// Deepest nesting of brackets in a regular expression or grammar.
 const NESTING_MAX: usize = 200;
 /// Longest reason taken over from llguidance, in characters.
@@ -45,9 +48,9 @@ impl GrammarCompiler {
     ///
     /// # Errors
     /// `Tokenizer`: the tokenizer does not say which bytes a token stands for.
-    pub fn new(tokenizer: Arc<Tokenizer>, vocab: usize) -> Result<Self, GrammarError> {
+    pub fn new(tokenizer: &Tokenizer, vocab: usize) -> Result<Self, GrammarError> {
         let ends = tokenizer.stop_ids().into();
-        let env: TokEnv = Arc::new(Vocabulary::new(tokenizer, vocab)?);
+        let env: TokEnv = Arc::new(vocabulary::environment(tokenizer, vocab)?);
         let mut factory = guarded(|| ParserFactory::new_simple(&env).map_err(|error| explain(&error.to_string())))?;
         factory.quiet();
         *factory.limits_mut() = LIMITS;
@@ -72,7 +75,8 @@ impl GrammarCompiler {
     fn compile_here(&self, source: &GrammarSource) -> Result<Arc<Grammar>, GrammarError> {
         let most = match source {
             GrammarSource::Regex(_) | GrammarSource::Choice(_) => REGEX_BYTES_MAX,
-            _ => schema::BYTES_MAX,
+            GrammarSource::Gbnf(_) => GBNF_BYTES_MAX,
+            GrammarSource::JsonSchema { .. } | GrammarSource::Lark(_) => schema::BYTES_MAX,
         };
         if source.bytes() > most {
             let reason = format!("it has {} bytes, more than the limit of {most}", source.bytes());
@@ -89,7 +93,7 @@ impl GrammarCompiler {
             GrammarSource::Choice(choices) => TopLevelGrammar::from_regex(&one_of(choices)),
             GrammarSource::Lark(text) => {
                 check_nesting(text)?;
-                TopLevelGrammar::from_lark(schema::prepare_blocks(text)?)
+                TopLevelGrammar::from_lark(schema::prepare_blocks(text, LARK_BYTES_MAX)?)
             }
             GrammarSource::Gbnf(text) => TopLevelGrammar::from_lark(gbnf::to_lark(text)?),
         };
@@ -160,6 +164,13 @@ fn one_of(choices: &[String]) -> String {
 /// llguidance's message as an error of ours.
 fn explain(message: &str) -> GrammarError {
     let reason: String = message.lines().next().unwrap_or_default().chars().take(REASON_MAX).collect();
+    if reason.starts_with("panic") {
+        tracing::error!(panic = reason, "compiling a grammar panicked");
+        return GrammarError::invalid("compiling it failed unexpectedly; simplify it");
+    }
+    if reason.contains("NoExtension") {
+        return GrammarError::invalid("no answer could match it");
+    }
     let lower = reason.to_lowercase();
     let unsupported = |keyword: &str, hint: &str| GrammarError::Unsupported {
         keyword: keyword.to_owned(),

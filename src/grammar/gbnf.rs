@@ -214,9 +214,12 @@ impl<'t> Parser<'t> {
 
     fn count(&self, text: &str) -> Result<String, GrammarError> {
         let number = |text: &str| {
-            let number = text.trim().parse::<usize>().map_err(|_| self.error("counts are numbers: {2}, {2,} or {2,5}"))?;
+            let number =
+                text.trim().parse::<usize>().map_err(|_| self.error("counts are numbers: {2}, {2,} or {2,5}"))?;
             if number > REPEAT_MAX {
-                return Err(GrammarError::too_large(format!("it counts to {number}, more than the limit of {REPEAT_MAX}")));
+                return Err(GrammarError::too_large(format!(
+                    "it counts to {number}, more than the limit of {REPEAT_MAX}"
+                )));
             }
             Ok(number)
         };
@@ -273,7 +276,10 @@ impl<'t> Parser<'t> {
     /// A character of a literal or a class, and whether it was escaped.
     fn character(&mut self) -> Result<(char, bool), GrammarError> {
         let mut chars = self.rest().chars();
-        let first = chars.next().filter(|&c| c != '\n').ok_or_else(|| self.error("this line ends inside of a literal or a class"))?;
+        let first = chars
+            .next()
+            .filter(|&c| c != '\n')
+            .ok_or_else(|| self.error("this line ends inside of a literal or a class"))?;
         self.at += first.len_utf8();
         if first != '\\' {
             return Ok((first, false));
@@ -292,7 +298,8 @@ impl<'t> Parser<'t> {
         };
         let code = self.rest().get(..digits).and_then(|digits| u32::from_str_radix(digits, 16).ok());
         let found = code.and_then(char::from_u32);
-        let found = found.ok_or_else(|| self.error(&format!("{digits} hexadecimal digits of a character are expected here")))?;
+        let found = found
+            .ok_or_else(|| self.error(&format!("{digits} hexadecimal digits of a character are expected here")))?;
         self.at += digits;
         Ok((found, true))
     }
@@ -330,9 +337,23 @@ mod tests {
         assert_eq!(error("x ::= \"a\""), "it has no rule named `root`, where a GBNF grammar starts");
         assert_eq!(error("root ::= x"), "the rule `x` is used but not defined");
         for bad in [
-            "root ::= \"a", "root ::= [a", "root ::= [", "root ::= (\"a\"", "root ::= \"a\")", "root ::= []", "root ::= [z-a]",
-            "root ::= \"\\q\"", "root ::= \"\\x4\"", "root ::= \"\\", "root ::= \"a\"{", "root ::= \"a\"{x}", "root ::= \"a\"{3,1}",
-            "root ::= <1>", "root ::= \"a\"\nroot ::= \"b\"", "root ::= \"\\uD800\"", "root ::= $",
+            "root ::= \"a",
+            "root ::= [a",
+            "root ::= [",
+            "root ::= (\"a\"",
+            "root ::= \"a\")",
+            "root ::= []",
+            "root ::= [z-a]",
+            "root ::= \"\\q\"",
+            "root ::= \"\\x4\"",
+            "root ::= \"\\",
+            "root ::= \"a\"{",
+            "root ::= \"a\"{x}",
+            "root ::= \"a\"{3,1}",
+            "root ::= <1>",
+            "root ::= \"a\"\nroot ::= \"b\"",
+            "root ::= \"\\uD800\"",
+            "root ::= $",
         ] {
             assert!(matches!(to_lark(bad), Err(GrammarError::Invalid { .. })), "{bad}");
         }

@@ -42,7 +42,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Lru<K, V> {
             self.weight -= old.weight;
         }
         while self.entries.len() > 1 && (self.entries.len() > self.entries_max || self.weight > self.weight_max) {
-            let Some(oldest) = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone()) else {
+            let Some(oldest) = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone())
+            else {
                 return;
             };
             self.remove(&oldest);

@@ -56,7 +56,9 @@ impl GrammarSource {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::JsonSchema { schema: text, .. } | Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => text.len(),
+            Self::JsonSchema { schema: text, .. } | Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => {
+                text.len()
+            }
             Self::Choice(choices) => choices.iter().map(String::len).sum(),
         }
     }

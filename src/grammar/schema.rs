@@ -9,6 +9,11 @@ pub(super) const BYTES_MAX: usize = 256 << 10;
 const DEPTH_MAX: usize = 64;
 /// Most values in a schema, of all kinds.
 const VALUES_MAX: usize = 20_000;
+/// Longest regular expression in a schema, and all of them together, in bytes.
+const PATTERN_BYTES_MAX: usize = 4 << 10;
+const PATTERNS_BYTES_MAX: usize = 64 << 10;
+/// Largest `multipleOf`, without its decimal point: each remainder is a state.
+const MULTIPLE_MAX: u64 = 10_000;
 /// Longest path in a message.
 const PATH_SHOWN_MAX: usize = 200;
 
@@ -55,7 +60,10 @@ const NAMED: [&str; 4] = ["properties", "patternProperties", "$defs", "definitio
 /// Reads a schema, refuses what cannot be enforced, and says how the JSON is spaced.
 pub(super) fn prepare(text: &str, compact: bool) -> Result<Value, GrammarError> {
     if text.len() > BYTES_MAX {
-        return Err(GrammarError::too_large(format!("it has {} bytes, more than the limit of {BYTES_MAX}", text.len())));
+        return Err(GrammarError::too_large(format!(
+            "it has {} bytes, more than the limit of {BYTES_MAX}",
+            text.len()
+        )));
     }
     let mut schema: Value = serde_json::from_str(text).map_err(|error| {
         if error.to_string().starts_with("recursion limit") {
@@ -70,23 +78,23 @@ pub(super) fn prepare(text: &str, compact: bool) -> Result<Value, GrammarError> 
         Value::Object(_) => schema,
         _ => return Err(GrammarError::invalid("it must be a JSON object")),
     };
-    check_schema(&mut schema, &mut String::new())?;
+    let mut walk = Walk { path: String::new(), pattern_bytes: 0 };
+    walk.schema(&mut schema)?;
     if let Value::Object(map) = &mut schema {
         // Whatever the client wrote there: it could switch checks off.
-        let spacing = if compact {
-            json!({"whitespace_flexible": false})
-        } else {
-            json!({"whitespace_pattern": WHITESPACE})
-        };
+        let spacing =
+            if compact { json!({"whitespace_flexible": false}) } else { json!({"whitespace_pattern": WHITESPACE}) };
         map.insert("x-guidance".to_owned(), spacing);
     }
     Ok(schema)
 }
 
 /// Does the same to every `%json {…}` block of a Lark grammar.
-pub(super) fn prepare_blocks(lark: &str) -> Result<String, GrammarError> {
+/// `bytes_max` bounds what is around them.
+pub(super) fn prepare_blocks(lark: &str, bytes_max: usize) -> Result<String, GrammarError> {
     let mut prepared = String::with_capacity(lark.len());
     let mut rest = lark;
+    let mut around = lark.len();
     while let Some(at) = rest.find("%json") {
         let (before, after) = rest.split_at(at + "%json".len());
         prepared.push_str(before);
@@ -97,7 +105,12 @@ pub(super) fn prepare_blocks(lark: &str) -> Result<String, GrammarError> {
             prepared.push(' ');
             prepared.push_str(&prepare(&schema.to_string(), false)?.to_string());
             rest = &after[values.byte_offset()..];
+            around -= values.byte_offset();
         }
+    }
+    if around > bytes_max {
+        let reason = format!("it has {around} bytes besides its schemas, more than the limit of {bytes_max}");
+        return Err(GrammarError::too_large(reason));
     }
     prepared.push_str(rest);
     Ok(prepared)
@@ -127,65 +140,116 @@ fn check_size(schema: &Value) -> Result<(), GrammarError> {
     Ok(())
 }
 
-/// Checks the keywords of a schema and of all below it. What asks for nothing is removed (`"uniqueItems": false`).
-fn check_schema(schema: &mut Value, path: &mut String) -> Result<(), GrammarError> {
-    let Value::Object(map) = schema else { return Ok(()) };
-    for (keyword, hint) in UNSUPPORTED {
-        match map.get(keyword) {
-            None => {}
-            Some(Value::Bool(false)) if keyword == "uniqueItems" => _ = map.shift_remove(keyword),
-            // Without further restrictions these say what is true anyway.
-            Some(Value::Bool(true)) if keyword.starts_with("unevaluated") => _ = map.shift_remove(keyword),
-            Some(_) => return Err(unsupported(keyword, path, hint)),
-        }
-    }
-    check_counts(map, path)?;
-    if let Some(Value::String(target)) = map.get("$ref")
-        && !target.starts_with('#')
-    {
-        return Err(unsupported("$ref", path, " to another document; put the schema under `$defs`"));
-    }
-    let length = path.len();
-    for (keyword, value) in map.iter_mut() {
-        let named = NAMED.contains(&keyword.as_str());
-        if !named && !NESTED.contains(&keyword.as_str()) {
-            continue;
-        }
-        enter(path, keyword);
-        let inner = path.len();
-        match value {
-            Value::Object(below) if named => {
-                for (name, schema) in below {
-                    enter(path, name);
-                    check_schema(schema, path)?;
-                    path.truncate(inner);
-                }
-            }
-            Value::Array(below) if !named => {
-                for (index, schema) in below.iter_mut().enumerate() {
-                    enter(path, &index.to_string());
-                    check_schema(schema, path)?;
-                    path.truncate(inner);
-                }
-            }
-            schema if !named => check_schema(schema, path)?,
-            _ => {}
-        }
-        path.truncate(length);
-    }
-    Ok(())
+/// A walk through a schema and all below it.
+struct Walk {
+    /// Where it is, as a JSON pointer.
+    path: String,
+    pattern_bytes: usize,
 }
 
-fn check_counts(map: &Map<String, Value>, path: &mut String) -> Result<(), GrammarError> {
-    for (keyword, most) in COUNTS {
-        let Some(value) = map.get(keyword) else { continue };
-        if value.as_f64().is_some_and(|count| count > most as f64) {
-            enter(path, keyword);
-            let at = shown(path);
-            return Err(GrammarError::too_large(format!("`{keyword}` (at `{at}`) is {value}, more than the limit of {most}")));
+impl Walk {
+    /// Checks the keywords of a schema and of all below it. What asks for nothing is removed (`"uniqueItems": false`).
+    fn schema(&mut self, schema: &mut Value) -> Result<(), GrammarError> {
+        let Value::Object(map) = schema else { return Ok(()) };
+        for (keyword, hint) in UNSUPPORTED {
+            match map.get(keyword) {
+                None => {}
+                Some(Value::Bool(false)) if keyword == "uniqueItems" => _ = map.shift_remove(keyword),
+                // Without further restrictions these say what is true anyway.
+                Some(Value::Bool(true)) if keyword.starts_with("unevaluated") => _ = map.shift_remove(keyword),
+                Some(_) => return Err(self.unsupported(keyword, hint)),
+            }
         }
+        self.numbers(map)?;
+        self.patterns(map)?;
+        if let Some(Value::String(target)) = map.get("$ref")
+            && !target.starts_with('#')
+        {
+            return Err(self.unsupported("$ref", " to another document; put the schema under `$defs`"));
+        }
+        let length = self.path.len();
+        for (keyword, value) in map.iter_mut() {
+            let named = NAMED.contains(&keyword.as_str());
+            if !named && !NESTED.contains(&keyword.as_str()) {
+                continue;
+            }
+            enter(&mut self.path, keyword);
+            match value {
+                Value::Object(below) if named => {
+                    for (name, schema) in below {
+                        self.below(name, schema)?;
+                    }
+                }
+                Value::Array(below) if !named => {
+                    for (index, schema) in below.iter_mut().enumerate() {
+                        self.below(&index.to_string(), schema)?;
+                    }
+                }
+                schema if !named => self.schema(schema)?,
+                _ => {}
+            }
+            self.path.truncate(length);
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn below(&mut self, step: &str, schema: &mut Value) -> Result<(), GrammarError> {
+        let length = self.path.len();
+        enter(&mut self.path, step);
+        self.schema(schema)?;
+        self.path.truncate(length);
+        Ok(())
+    }
+
+    fn numbers(&mut self, map: &Map<String, Value>) -> Result<(), GrammarError> {
+        for (keyword, most) in COUNTS {
+            let Some(value) = map.get(keyword) else { continue };
+            if value.as_f64().is_some_and(|count| count > most as f64) {
+                return Err(self.too_large(keyword, &format!("is {value}, more than the limit of {most}")));
+            }
+        }
+        if let Some(Value::Number(step)) = map.get("multipleOf") {
+            let text = step.to_string();
+            let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+            let fits = digits.parse::<u64>().is_ok_and(|digits| digits <= MULTIPLE_MAX) && !text.contains(['e', 'E']);
+            if !fits {
+                let what =
+                    format!("is {step}, which has more than {MULTIPLE_MAX} steps to the next whole number or tenfold");
+                return Err(self.too_large("multipleOf", &what));
+            }
+        }
+        Ok(())
+    }
+
+    fn patterns(&mut self, map: &Map<String, Value>) -> Result<(), GrammarError> {
+        let pattern = map.get("pattern").and_then(Value::as_str).map(|pattern| ("pattern", pattern));
+        let names = map.get("patternProperties").and_then(Value::as_object);
+        let names = names.into_iter().flat_map(|names| names.keys().map(|name| ("patternProperties", name.as_str())));
+        for (keyword, pattern) in pattern.into_iter().chain(names) {
+            self.pattern_bytes += pattern.len();
+            if pattern.len() > PATTERN_BYTES_MAX {
+                let what = format!("has {} bytes, more than the limit of {PATTERN_BYTES_MAX}", pattern.len());
+                return Err(self.too_large(keyword, &what));
+            }
+            if self.pattern_bytes > PATTERNS_BYTES_MAX {
+                return Err(
+                    self.too_large(keyword, &format!("and those before it have more than {PATTERNS_BYTES_MAX} bytes"))
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn too_large(&mut self, keyword: &str, what: &str) -> GrammarError {
+        enter(&mut self.path, keyword);
+        GrammarError::too_large(format!("`{keyword}` (at `{}`) {what}", shown(&self.path)))
+    }
+
+    fn unsupported(&mut self, keyword: &str, hint: &str) -> GrammarError {
+        enter(&mut self.path, keyword);
+        let path = shown(&self.path);
+        GrammarError::Unsupported { keyword: keyword.to_owned(), path, hint: hint.to_owned() }
+    }
 }
 
 /// Adds a step to a JSON pointer.
@@ -200,11 +264,6 @@ fn shown(path: &str) -> String {
         shown.push('…');
     }
     shown
-}
-
-fn unsupported(keyword: &str, path: &mut String, hint: &str) -> GrammarError {
-    enter(path, keyword);
-    GrammarError::Unsupported { keyword: keyword.to_owned(), path: shown(path), hint: hint.to_owned() }
 }
 
 #[cfg(test)]
@@ -228,7 +287,9 @@ mod tests {
         );
         let error = refused(&json!({"$defs": {"x": {"anyOf": [{"if": {}}]}}}));
         assert_eq!(error.to_string(), "`if` (at `/$defs/x/anyOf/0/if`) is not supported; use `anyOf`");
-        assert!(matches!(refused(&json!({"$ref": "other.json#/a"})), GrammarError::Unsupported { keyword, .. } if keyword == "$ref"));
+        assert!(
+            matches!(refused(&json!({"$ref": "other.json#/a"})), GrammarError::Unsupported { keyword, .. } if keyword == "$ref")
+        );
     }
 
     #[test]
@@ -249,11 +310,11 @@ mod tests {
         let schema = json!({"x-guidance": {"lenient": true}, "type": "string"});
         assert_eq!(prepare(&schema.to_string(), true).unwrap()["x-guidance"], json!({"whitespace_flexible": false}));
         let lark = format!("start: \"%json\" a // %json x\na: %json {schema} | %json{{\"type\":\"null\"}}\n");
-        let prepared = prepare_blocks(&lark).unwrap();
+        let prepared = prepare_blocks(&lark, 1000).unwrap();
         assert!(!prepared.contains("lenient"));
         assert_eq!(prepared.matches("whitespace_pattern").count(), 2);
         assert!(prepared.starts_with("start: \"%json\" a // %json x\na: %json {") && prepared.ends_with("}}\n"));
-        assert!(prepare_blocks("a: %json {\"minItems\": 1e9}").is_err());
+        assert!(prepare_blocks("a: %json {\"minItems\": 1e9}", 1000).is_err());
     }
 
     #[test]
@@ -272,6 +333,21 @@ mod tests {
         assert!(refused(&json!({ "title": long })).to_string().contains("bytes"));
         let error = refused(&json!({"properties": {"a": {"minItems": 1e12}}}));
         assert!(error.to_string().contains("`minItems` (at `/properties/a/minItems`) is"), "{error}");
+        assert!(prepare_blocks(&"x".repeat(1001), 1000).is_err());
+        assert!(
+            refused(&json!({"pattern": "a?".repeat(2049)})).to_string().contains("`pattern` (at `/pattern`) has 4098")
+        );
+        let patterns: Vec<Value> = (0..17).map(|_| json!({"pattern": "a".repeat(4000)})).collect();
+        assert!(refused(&json!({ "anyOf": patterns })).to_string().contains("and those before it"));
+        for (step, fits) in [
+            (json!(7), true),
+            (json!(0.01), true),
+            (json!(12.5), true),
+            (json!(982_451_653), false),
+            (json!(1e-9), false),
+        ] {
+            assert_eq!(prepare(&json!({ "multipleOf": step }).to_string(), false).is_ok(), fits, "{step}");
+        }
         for bad in [json!(null), json!(3), json!("x"), json!([])] {
             assert!(matches!(refused(&bad), GrammarError::Invalid { .. }));
         }

@@ -313,12 +313,6 @@ impl Tokenizer {
         !matches!(self.decoding, Decoding::Library(_))
     }
 
-    /// Whether the tokens are those of a byte-level tokenizer: any part of a text is tokenized as if it stood alone.
-    #[must_use]
-    pub fn is_byte_level(&self) -> bool {
-        matches!(self.decoding, Decoding::Bytes)
-    }
-
     pub(super) fn first_space(&self) -> FirstSpace {
         match self.decoding {
             Decoding::Pieces { first_space } => first_space,

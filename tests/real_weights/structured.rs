@@ -14,7 +14,7 @@ const NEW_TOKENS: usize = 192;
 
 /// Every schema at temperature 0 and, with several seeds, at 1.5.
 fn requests(text: &TextTools, vocab: usize) -> Vec<(String, serde_json::Value, GenerationRequest)> {
-    let compiler = GrammarCompiler::new(text.tokenizer.clone(), vocab).unwrap();
+    let compiler = GrammarCompiler::new(&text.tokenizer, vocab).unwrap();
     let mut requests = Vec::new();
     for (name, schema) in schemas::all() {
         let source = GrammarSource::JsonSchema { schema: schema.to_string(), compact: false };

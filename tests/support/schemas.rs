@@ -85,11 +85,11 @@ pub fn all() -> Vec<(&'static str, Value)> {
                 "additionalProperties": false
             }),
         ),
+        ("map", json!({"type": "object", "additionalProperties": {"type": "boolean"}, "maxProperties": 3})),
         (
-            "map",
-            json!({"type": "object", "additionalProperties": {"type": "boolean"}, "maxProperties": 3}),
+            "tuple",
+            json!({"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": false, "minItems": 2}),
         ),
-        ("tuple", json!({"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": false, "minItems": 2})),
         (
             "merged",
             json!({"allOf": [

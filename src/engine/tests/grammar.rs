@@ -6,18 +6,13 @@ use crate::grammar::{Grammar, GrammarCompiler, GrammarSource};
 use crate::text::Tokenizer;
 
 /// Over the bytes below [`VOCAB`], which are the tokens of these tests.
-const PATTERNS: [&str; 5] = [
-    r"(\((\+|,){2,6}\)!)+",
-    r"#[!-/]{10,30}#",
-    r"(\+\+|\*\*){3}(,,)?",
-    r"[ -/]*",
-    r#"("[^"]{0,9}"( |,))*-"#,
-];
+const PATTERNS: [&str; 5] =
+    [r"(\((\+|,){2,6}\)!)+", r"#[!-/]{10,30}#", r"(\+\+|\*\*){3}(,,)?", r"[ -/]*", r#"("[#-/]{0,9}"( |,))*-"#];
 
 fn compiler() -> GrammarCompiler {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-tokenizer/tokenizer.json");
     let tokenizer = Tokenizer::from_tokenizer_json(&std::fs::read(path).unwrap()).unwrap();
-    GrammarCompiler::new(tokenizer.into(), VOCAB).unwrap()
+    GrammarCompiler::new(&tokenizer, VOCAB).unwrap()
 }
 
 fn regex(compiler: &GrammarCompiler, pattern: &str) -> Arc<Grammar> {
@@ -37,7 +32,7 @@ fn requests() -> Vec<(GenerationRequest, Option<usize>)> {
         request.grammar = pattern.map(|pattern| grammars[pattern].clone());
         if pattern.is_some() {
             request.limits.max_new_tokens += 20;
-            // Control tokens and ends, which have no text here.
+            // No pattern has them.
             request.limits.stop_tokens = if i % 2 == 0 { Arc::new([1, 2]) } else { Arc::new([]) };
         }
         (request, pattern)
@@ -135,8 +130,7 @@ async fn a_grammar_that_gets_stuck_fails_its_sequence_alone() {
     stuck.grammar = Some(regex(&compiler, r"(!{4}0)+"));
     let mut well = request(&[3, 4], 30);
     well.grammar = Some(regex(&compiler, r"[!-/]*"));
-    let streams: Vec<_> =
-        [&well, &stuck, &request(&[5, 6], 30), &stuck].map(|r| submit_one(&engine, r.clone())).into();
+    let streams: Vec<_> = [&well, &stuck, &request(&[5, 6], 30), &stuck].map(|r| submit_one(&engine, r.clone())).into();
     let mut outcomes = Vec::new();
     for stream in streams {
         outcomes.push(read(stream).await);
