@@ -70,12 +70,12 @@ fn walks_over_real_tokenizers_end_in_valid_json() {
             let source = GrammarSource::JsonSchema { schema: schema.to_string(), compact: false };
             let grammar = compiler.compile(&source).unwrap_or_else(|error| panic!("{name}: {error}"));
             let mut ended = 0;
-            for seed in 0..30 {
+            for seed in 0..16 {
                 let Some(text) = walk(&grammar, &tokenizer, &mut Dice(seed)) else { continue };
                 schemas::assert_valid(&schema, &text, &format!("{alias}, {name}, {seed}"));
                 ended += 1;
             }
-            assert!(ended >= 10, "{alias}, {name}: only {ended} walks of 30 ended");
+            assert!(ended >= 4, "{alias}, {name}: only {ended} walks of 16 ended");
         }
     }
 }
@@ -91,7 +91,7 @@ fn every_tokenization_of_a_valid_text_is_allowed() {
         let grammar = compiler.compile(&source).unwrap();
         let words: Vec<&[u8]> =
             (0..tokenizer.vocab_size() as u32).map(|id| tokenizer.token_bytes(id).unwrap_or_default()).collect();
-        for seed in 0..20 {
+        for seed in 0..8 {
             let mut dice = Dice(seed);
             let mut constraint = Constraint::new(grammar.clone(), tokenizer.stop_ids().into());
             let mut rest = text.as_bytes();

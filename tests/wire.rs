@@ -469,7 +469,7 @@ async fn forms_beside_other_parameters() {
     assert_eq!((text(&ignoring), &ignoring["finish_reason"]), ("ab".repeat(15) + "a", &json!("length")));
     let stopped = ask(json!({"stop": "ba"})).await;
     assert_eq!((text(&stopped).as_str(), &stopped["finish_reason"]), ("a", &json!("stop")));
-    let biased = ask(json!({"logit_bias": {"97": -100, "120": 100}, "max_tokens": 2})).await;
+    let biased = ask(json!({"logit_bias": {"97": -100, "120": 100}, "ignore_eos": true, "max_tokens": 2})).await;
     assert_eq!(text(&biased), "ab");
     let told = ask(json!({"logprobs": true, "top_logprobs": 1, "max_tokens": 1})).await;
     let entry = &told["logprobs"]["content"][0];

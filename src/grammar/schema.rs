@@ -213,8 +213,7 @@ impl Walk {
             let digits: String = text.chars().filter(char::is_ascii_digit).collect();
             let fits = digits.parse::<u64>().is_ok_and(|digits| digits <= MULTIPLE_MAX) && !text.contains(['e', 'E']);
             if !fits {
-                let what =
-                    format!("is {step}, which has more than {MULTIPLE_MAX} steps to the next whole number or tenfold");
+                let what = format!("is {step}: without its decimal point it may be at most {MULTIPLE_MAX}");
                 return Err(self.too_large("multipleOf", &what));
             }
         }
