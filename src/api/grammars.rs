@@ -113,3 +113,31 @@ fn busy() -> ApiError {
         retry_after: Duration::from_secs(1),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(schema: &str) -> Asked {
+        let source = GrammarSource::JsonSchema { schema: schema.to_owned(), compact: false };
+        Asked { source, param: "response_format".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn equal_sources_are_compiled_once_and_kept() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-tokenizer/tokenizer.json");
+        let tokenizer = Tokenizer::from_tokenizer_json(&std::fs::read(path).unwrap()).unwrap();
+        let grammars = Grammars::new(tokenizer.into(), 259);
+        let same = || grammars.get(asked(r#"{"enum": [1, 2]}"#));
+        let together = futures_util::future::join_all([same(), same(), same(), same()]).await;
+        let first = together[0].as_ref().unwrap();
+        assert!(together.iter().all(|grammar| Arc::ptr_eq(grammar.as_ref().unwrap(), first)));
+        assert!(Arc::ptr_eq(&same().await.unwrap(), first));
+        assert!(!Arc::ptr_eq(&grammars.get(asked(r#"{"enum": [2, 1]}"#)).await.unwrap(), first));
+        // What is wrong with a source is known the second time, too.
+        for _ in 0..2 {
+            let error = grammars.get(asked(r#"{"not": {}}"#)).await.unwrap_err();
+            assert!(matches!(error, ApiError::Schema { code: "unsupported_schema", .. }), "{error}");
+        }
+    }
+}

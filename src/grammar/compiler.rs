@@ -25,13 +25,14 @@ const REASON_MAX: usize = 300;
 /// Stack of the thread that compiles: llguidance recurses along a source's structure.
 const STACK_BYTES: usize = 64 << 20;
 
-/// Bounds on work. llguidance's own defaults allow a step some 20 ms, which would be a pause for everyone in the batch.
+/// Bounds on work. llguidance's own defaults allow a step some 20 ms, which would be a pause for everyone in the batch,
+/// and a state takes one or two kilobytes in every sequence.
 const LIMITS: ParserLimits = ParserLimits {
     max_items_in_row: 2000,
     initial_lexer_fuel: 1_000_000,
     step_lexer_fuel: 100_000,
     step_max_items: 50_000,
-    max_lexer_states: 50_000,
+    max_lexer_states: 20_000,
     max_grammar_size: 200_000,
     precompute_large_lexemes: false,
     verbose_errors: false,

@@ -6,7 +6,7 @@ use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
 
 /// Matchers that finished sequences leave to the next ones: they know the grammar's states already.
-const SPARE_MATCHERS_MAX: usize = 8;
+const SPARE_MATCHERS_MAX: usize = 4;
 
 /// A compiled grammar of one model.
 pub struct Grammar {
