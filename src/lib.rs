@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod encoder;
 pub mod engine;
+pub mod grammar;
 pub mod hub;
 pub mod kv;
 pub mod model;

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// For each module, the other modules of the crate that it may use.
-const IMPORTS: [(&str, &[&str]); 17] = [
+const IMPORTS: [(&str, &[&str]); 18] = [
     ("kv", &[]),
     ("sampling", &[]),
     ("scheduler", &["kv"]),
     ("runner", &["kv", "model", "ops", "scheduler", "weights"]),
     ("encoder", &["ops", "runner", "weights"]),
-    ("engine", &["kv", "runner", "sampling", "scheduler"]),
+    ("engine", &["grammar", "kv", "runner", "sampling", "scheduler"]),
+    ("grammar", &["text"]),
     ("weights", &["model"]),
     ("ops", &["weights"]),
     ("nn", &["model", "ops", "weights"]),
@@ -18,7 +19,7 @@ const IMPORTS: [(&str, &[&str]); 17] = [
     ("text", &["weights"]),
     ("hub", &[]),
     ("telemetry", &["engine"]),
-    ("api", &["encoder", "engine", "kv", "sampling", "scheduler", "telemetry", "text"]),
+    ("api", &["encoder", "engine", "grammar", "kv", "sampling", "scheduler", "telemetry", "text"]),
     ("server", &["api"]),
     ("config", &["hub", "telemetry"]),
     (
@@ -44,7 +45,7 @@ const IMPORTS: [(&str, &[&str]); 17] = [
 ];
 
 /// For each dependency, the modules (or files) that may know it. A dependency that is not listed may be used anywhere.
-const DEPENDENCIES: [(&str, &[&str]); 21] = [
+const DEPENDENCIES: [(&str, &[&str]); 22] = [
     ("anyhow", &["cli"]),
     ("axum", &["api", "server", "telemetry"]),
     ("candle_core", &["encoder", "model", "nn", "ops", "runner", "weights"]),
@@ -54,6 +55,7 @@ const DEPENDENCIES: [(&str, &[&str]); 21] = [
     ("hyper", &["api", "server", "telemetry"]),
     ("hyper_util", &["api", "server", "telemetry"]),
     ("indicatif", &["hub"]),
+    ("llguidance", &["grammar"]),
     ("memmap2", &["weights"]),
     ("minijinja", &["text"]),
     ("minijinja_contrib", &["text"]),
@@ -61,7 +63,7 @@ const DEPENDENCIES: [(&str, &[&str]); 21] = [
     ("reqwest", &["cli/bench", "hub"]),
     ("safetensors", &["weights"]),
     ("serde", &["api", "cli", "config", "hub", "model", "text", "weights"]),
-    ("serde_json", &["api", "cli", "encoder", "hub", "model", "text", "weights"]),
+    ("serde_json", &["api", "cli", "encoder", "grammar", "hub", "model", "text", "weights"]),
     ("tokenizers", &["text"]),
     ("tokio", &["api", "cli", "encoder", "engine", "hub", "server"]),
     ("wick_kernels", &["cli/loading.rs", "ops", "runner", "weights"]),

@@ -12,8 +12,12 @@ mod models;
 mod reference;
 #[path = "real_weights/same_bytes.rs"]
 mod same_bytes;
+#[path = "support/schemas.rs"]
+mod schemas;
 #[path = "real_weights/speculation.rs"]
 mod speculation;
+#[path = "real_weights/structured.rs"]
+mod structured;
 
 use harness::{Engine, Setup};
 use models::pulled;

@@ -6,6 +6,8 @@ mod support;
 #[path = "wire/tools.rs"]
 mod tools;
 
+use std::sync::Arc;
+
 use insta::{assert_json_snapshot, assert_snapshot};
 use serde_json::{Value, json};
 use support::{ANSWER, IM_END, MODEL, Server, Setup, chat, chunks, completion, redact, transcript};
@@ -347,10 +349,16 @@ async fn refused_parameters() {
     let server = server().await;
     let chat_cases = json!([
         {"tool_choice": "auto"}, {"tool_choice": {"type": "function"}},
-        {"functions": [{"name": "f"}]}, {"function_call": "auto"}, {"response_format": {"type": "json_object"}},
+        {"functions": [{"name": "f"}]}, {"function_call": "auto"}, {"guided_json": []},
+        {"response_format": {"type": "xml"}}, {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+        {"response_format": {"type": "json_object"}, "guided_regex": "a"}, {"structured_outputs": {"structural_tag": "{}"}},
+        {"guided_json": {"properties": {"a": {"uniqueItems": true}}}}, {"guided_json": {"type": "what"}}, {"guided_json": "{"},
+        {"guided_json": {"type": "string", "format": "magic"}}, {"guided_json": {"minItems": 1e9}}, {"guided_regex": "("},
+        {"guided_grammar": "start: x"}, {"guided_grammar": "root ::= x"}, {"guided_choice": []},
+        {"guided_choice": ["a"], "stop_token_ids": [97]},
         {"modalities": ["text", "audio"]}, {"audio": {"voice": "x"}}, {"prediction": {"type": "content", "content": "x"}},
         {"web_search_options": {}}, {"moderation": {"model": "x"}}, {"reasoning_effort": "high"}, {"verbosity": "low"},
-        {"guided_json": {}}, {"structured_outputs": {}}, {"priority": 1}, {"chat_template": "x"}, {"bad_words": ["a"]},
+        {"priority": 1}, {"chat_template": "x"}, {"bad_words": ["a"]},
         {"temprature": 1}, {"echo": true}, {"best_of": 2}, {"stream_options": {"include_usage": true}},
         {"stream": true, "stream_options": {"usage": true}}, {"stream": true, "prompt_logprobs": 1},
         {"temperature": 2.1}, {"temperature": -0.1}, {"temperature": "hot"}, {"top_p": 1.5}, {"n": 0}, {"n": 129}, {"n": 1.5},
@@ -388,6 +396,112 @@ async fn refused_parameters() {
         }
     }
     assert_snapshot!(lines.join("\n"));
+}
+
+/// The model would say something else; the mask leaves it no choice but of the form.
+#[tokio::test]
+async fn answers_have_the_form_that_is_asked_for() {
+    let server = server().await;
+    let record = json!({"type": "object", "properties": {"a": {"type": "integer", "maximum": 999, "minimum": 100},
+        "b": {"enum": ["x", "yy"]}}, "required": ["a", "b"], "additionalProperties": false});
+    let format =
+        |schema: &Value| json!({"type": "json_schema", "json_schema": {"name": "r", "strict": true, "schema": schema}});
+    let cases = [
+        json!({ "response_format": format(&record) }),
+        json!({"structured_outputs": {"json": record, "disable_any_whitespace": true}}),
+        json!({ "guided_json": record.to_string() }),
+        json!({"guided_regex": "[a-d]{3}(x|y)"}),
+        json!({"guided_choice": ["one", "two", "one more"]}),
+        json!({"guided_grammar": "start: \"<\" /[a-z]/ \">\""}),
+        json!({"structured_outputs": {"grammar": "root ::= \"<\" [a-z]{2} \">\""}}),
+    ];
+    let form = |text: &str, case: usize| match case {
+        0..=2 => {
+            let value: Value = serde_json::from_str(text).unwrap();
+            let fields = value.as_object().unwrap();
+            fields.len() == 2
+                && (100..=999).contains(&fields["a"].as_i64().unwrap())
+                && ["x", "yy"].contains(&fields["b"].as_str().unwrap())
+        }
+        3 => text.len() == 4 && text.ends_with(['x', 'y']),
+        4 => ["one", "two", "one more"].contains(&text),
+        5 => text.len() == 3 && text.starts_with('<') && text.ends_with('>'),
+        _ => text.len() == 4 && text.starts_with('<') && text.ends_with('>'),
+    };
+    for (number, case) in cases.iter().enumerate() {
+        for sampling in [json!({"temperature": 0}), json!({"temperature": 1.5, "seed": 7, "n": 3})] {
+            let mut body = chat(case.clone());
+            body.as_object_mut().unwrap().extend(sampling.as_object().unwrap().clone());
+            let whole = ok(&server, CHAT, body.clone()).await;
+            body["stream"] = json!(true);
+            let chunks = chunks(&streamed(&server, CHAT, body).await);
+            for choice in whole["choices"].as_array().unwrap() {
+                let text = choice["message"]["content"].as_str().unwrap();
+                assert!(form(text, number), "{case}: {text:?}");
+                assert_eq!(choice["finish_reason"], "stop");
+                let parts =
+                    chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|part| part["index"] == choice["index"]);
+                let streamed: String = parts.filter_map(|part| part["delta"]["content"].as_str()).collect();
+                assert_eq!(streamed, text, "{case}");
+            }
+        }
+        let mut body = completion(case.clone());
+        // White space is bounded, and this model likes it.
+        body["max_tokens"] = json!(300);
+        let text = ok(&server, COMPLETIONS, body.clone()).await["choices"][0]["text"].as_str().unwrap().to_owned();
+        assert!(form(&text, number), "{case}: {text:?}");
+        body["max_tokens"] = json!(2);
+        let cut = ok(&server, COMPLETIONS, body).await["choices"][0].clone();
+        assert_eq!((&cut["finish_reason"], cut["text"].as_str().unwrap()), (&json!("length"), &text[..2]), "{case}");
+    }
+}
+
+/// What a client asks beside a form: the form wins, and log-probabilities are those of the model.
+#[tokio::test]
+async fn forms_beside_other_parameters() {
+    let server = server().await;
+    let ask = async |extra: Value| {
+        let mut body = chat(json!({"guided_regex": "(ab)*"}));
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        ok(&server, CHAT, body).await["choices"][0].clone()
+    };
+    let text = |choice: &Value| choice["message"]["content"].as_str().unwrap().to_owned();
+    // Of what is allowed the model likes the end of the turn best when its own answer has come to `ö`, and after its end.
+    assert_eq!(text(&ask(json!({})).await), "abab");
+    assert_eq!(text(&ask(json!({"min_tokens": 29})).await), "ab".repeat(15));
+    let ignoring = ask(json!({"ignore_eos": true, "max_tokens": 31})).await;
+    assert_eq!((text(&ignoring), &ignoring["finish_reason"]), ("ab".repeat(15) + "a", &json!("length")));
+    let stopped = ask(json!({"stop": "ba"})).await;
+    assert_eq!((text(&stopped).as_str(), &stopped["finish_reason"]), ("a", &json!("stop")));
+    let biased = ask(json!({"logit_bias": {"97": -100, "120": 100}, "ignore_eos": true, "max_tokens": 2})).await;
+    assert_eq!(text(&biased), "ab");
+    let told = ask(json!({"logprobs": true, "top_logprobs": 1, "max_tokens": 1})).await;
+    let entry = &told["logprobs"]["content"][0];
+    assert_eq!((&entry["token"], &entry["top_logprobs"][0]["token"]), (&json!("a"), &json!("H")));
+    // Only one text is possible, whatever else is asked.
+    let mut only = chat(json!({"guided_choice": ["ok"], "ignore_eos": true, "min_tokens": 50}));
+    only["max_tokens"] = json!(60);
+    let only = ok(&server, CHAT, only).await["choices"][0].clone();
+    assert_eq!((text(&only).as_str(), &only["finish_reason"]), ("ok", &json!("stop")));
+}
+
+#[tokio::test]
+async fn the_same_new_schema_is_compiled_once_and_hostile_ones_stall_nobody() {
+    let server = Arc::new(server().await);
+    let hostile = |i: usize| json!({"guided_regex": format!("(.*a(b|{i})){{60}}(a|b|ab)*c(a|b){{1,60}}")});
+    let mut tasks = Vec::new();
+    for i in 0..40 {
+        let server = Arc::clone(&server);
+        let extra = if i % 4 == 0 { hostile(i) } else { json!({"guided_json": {"enum": ["same", "schema"]}}) };
+        tasks.push(tokio::spawn(async move { server.ask(CHAT, chat(extra)).await.0 }));
+    }
+    let begin = std::time::Instant::now();
+    ok(&server, CHAT, chat(json!({"max_tokens": 5}))).await;
+    assert!(begin.elapsed().as_secs() < 5, "a plain request took {:?}", begin.elapsed());
+    for (i, task) in tasks.into_iter().enumerate() {
+        let status = task.await.unwrap();
+        assert!(if i % 4 == 0 { matches!(status, 200 | 400 | 503) } else { status == 200 }, "{i}: {status}");
+    }
 }
 
 #[tokio::test]

@@ -263,6 +263,7 @@ async fn generate(engine: &EngineHandle, prompt: &[u32], tokens: usize, sampled:
         salt: CacheSalt(0),
         tenant: 0,
         prompt_logprobs: None,
+        grammar: None,
     };
     let mut stream = engine.submit(vec![request])?.pop().context("no stream")?;
     while let Some(event) = stream.next().await {

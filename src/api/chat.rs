@@ -14,7 +14,7 @@ use super::fields::Fields;
 use super::fold::fold;
 use super::gate::RequestContext;
 use super::params::{Common, small};
-use super::pipeline::{Job, Plan, admit, check_choices, check_length};
+use super::pipeline::{self, Job, Plan, admit, check_choices, check_length};
 use super::stream::{self, Streaming};
 use super::tools::ToolUse;
 use super::types::Envelope;
@@ -80,7 +80,7 @@ pub(crate) async fn start(
     claim: Claim,
     field: &'static str,
 ) -> Result<Job, ApiError> {
-    let ChatRequest { model, input, tools, common, max_tokens, logprobs, hide_reasoning } = request;
+    let ChatRequest { model, input, tools, mut common, max_tokens, logprobs, hide_reasoning } = request;
     let continuing = input.continue_final_message;
     let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
     let encode = move || {
@@ -95,6 +95,7 @@ pub(crate) async fn start(
         Ok((prompt, text.output.thinking(&rendered, continued)))
     };
     let (prompt, thinking) = claim.work(app, encode).await?;
+    let grammar = pipeline::grammar(&model, &mut common).await?;
     let per_prompt = common.n;
     let prompt_logprobs = common.prompt_logprobs;
     let plan = Plan {
@@ -111,6 +112,7 @@ pub(crate) async fn start(
         // A continued message's text is in the prompt.
         continuing,
         reading: Reading { tools: tools.tools, parallel: tools.parallel, thinking, hide_reasoning },
+        grammar,
     };
     admit(app, context, plan)
 }

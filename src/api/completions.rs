@@ -15,7 +15,7 @@ use super::fold::{Folded, fold};
 use super::gate::RequestContext;
 use super::logprobs::{self, CompletionLogprobs, PromptLogprobs};
 use super::params::{Common, small, token_ids};
-use super::pipeline::{Job, Plan, admit, check_choices, check_length};
+use super::pipeline::{self, Job, Plan, admit, check_choices, check_length};
 use super::stream::{self, Chunks, Streaming};
 use super::types::Envelope;
 use super::{AppState, Model};
@@ -34,7 +34,7 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (request, claim) = body.lower(&app, CompletionRequest::lower).await?;
-    let CompletionRequest { model, prompts, add_special, common, max_tokens, best_of, logprobs, echo } = request;
+    let CompletionRequest { model, prompts, add_special, mut common, max_tokens, best_of, logprobs, echo } = request;
     let (n, streaming) = (common.n, common.stream);
     let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
     let encode = move || {
@@ -51,6 +51,7 @@ pub(crate) async fn create(
         Ok((prompts, ids))
     };
     let (prompts, ids) = claim.work(&app, encode).await?;
+    let grammar = pipeline::grammar(&model, &mut common).await?;
     let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
     let skip_special = common.rules.skip_special;
     let mut shape = CompletionShape {
@@ -77,6 +78,7 @@ pub(crate) async fn create(
         rank: best_of > n,
         continuing: true,
         reading: Reading::plain(),
+        grammar,
     };
     let job = admit(&app, &context, plan)?;
     shape.prompts.clone_from(&job.prompts);

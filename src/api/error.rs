@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::encoder::{EncodeFailure, EncodeRefusal};
 use crate::engine::{EngineFailure, SubmitError};
+use crate::grammar::GrammarError;
 use crate::text::TextError;
 
 /// When a draining server suggests to come back (by then a load balancer has noticed).
@@ -61,6 +62,13 @@ pub enum ApiError {
     PromptTooLong { param: &'static str, context_max: usize, bytes: usize },
     #[error("{message}")]
     Template { message: String },
+    /// A schema, regular expression or grammar that cannot be used; `code` says why.
+    #[error("{message}")]
+    Schema { param: String, code: &'static str, message: String },
+    #[error(
+        "The answer could not be completed in the form that was asked for: {reason}. Simplify the schema or grammar."
+    )]
+    GrammarStuck { reason: String },
     #[error("No API key was given. Send it as `Authorization: Bearer KEY`.")]
     KeyMissing,
     #[error("The API key is not valid.")]
@@ -102,6 +110,18 @@ impl ApiError {
         Self::InvalidValue { param: param.into(), message: message.into() }
     }
 
+    /// The `kind` (schema, grammar …) in the field `param` cannot be compiled.
+    pub(crate) fn schema(param: String, kind: &str, error: &GrammarError) -> Self {
+        let code = match error {
+            GrammarError::Invalid { .. } => "invalid_schema",
+            GrammarError::Unsupported { .. } | GrammarError::TooLarge { .. } | GrammarError::Tokenizer => {
+                "unsupported_schema"
+            }
+        };
+        let message = format!("The {kind} in `{param}` cannot be used: {error}.");
+        Self::Schema { param, code, message }
+    }
+
     fn row(&self) -> Row {
         const INVALID: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
@@ -125,6 +145,8 @@ impl ApiError {
             | Self::PromptTooLong { .. }
             | Self::InputTooLong { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded")),
             Self::Template { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("chat_template_error")),
+            Self::Schema { code, .. } => (StatusCode::BAD_REQUEST, INVALID, Some(*code)),
+            Self::GrammarStuck { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("unsupported_schema")),
             Self::KeyMissing | Self::KeyInvalid => {
                 (StatusCode::UNAUTHORIZED, "authentication_error", Some("invalid_api_key"))
             }
@@ -154,6 +176,7 @@ impl ApiError {
             | Self::WrongType { param, .. }
             | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. }
+            | Self::Schema { param, .. }
             | Self::UnknownParameter { param }
             | Self::InputTooLong { param, .. } => Some(param),
             Self::ContextLength { param, .. } | Self::PromptTooLong { param, .. } => Some(param),
@@ -230,6 +253,7 @@ impl From<EngineFailure> for ApiError {
         match failure {
             // What failed is for the log, not for the client.
             EngineFailure::Step { .. } => Self::Internal,
+            EngineFailure::Grammar(error) => Self::GrammarStuck { reason: error.to_string() },
             EngineFailure::Stopped => Self::EngineStopped,
         }
     }

@@ -18,6 +18,7 @@ pub mod error;
 mod fields;
 mod fold;
 mod gate;
+mod grammars;
 mod limits;
 mod logprobs;
 mod messages;
@@ -27,6 +28,7 @@ pub mod params;
 mod pipeline;
 mod rerank;
 mod stream;
+mod structured;
 mod tokenize;
 mod tools;
 mod types;
@@ -114,6 +116,7 @@ pub(crate) struct Model {
     pub(crate) context_max: usize,
     /// Changes when answers may change: with the version and the model.
     pub(crate) fingerprint: String,
+    pub(crate) grammars: grammars::Grammars,
 }
 
 /// What all requests share. Cheap to clone.
@@ -161,6 +164,7 @@ impl AppState {
                     metrics: Arc::new(metrics.model(&served.alias)),
                     context_max: served.context_max.min(served.engine.info().context_max),
                     fingerprint: types::fingerprint(&served.alias),
+                    grammars: grammars::Grammars::new(Arc::clone(&served.text.tokenizer), served.engine.info().vocab),
                     served,
                 })
             })

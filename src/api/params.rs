@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::Model;
 use super::error::ApiError;
 use super::fields::{Fields, integer_at, type_name};
+use super::structured::{self, Asked};
 use crate::sampling::SamplingParams;
 use crate::text::StopStrings;
 
@@ -68,8 +69,6 @@ pub enum Neutral {
     True,
     Zero,
     One,
-    /// `{"type": "text"}`.
-    TypeText,
     /// `["text"]`.
     OnlyText,
 }
@@ -81,12 +80,8 @@ pub const UNSUPPORTED: &[(&str, Neutral, &str)] = &[
     ("tool_choice", Neutral::Text("none"), " here, except `none`; use /v1/chat/completions"),
     ("functions", Neutral::EmptyArray, ""),
     ("function_call", Neutral::Text("none"), ", except `none`"),
-    ("response_format", Neutral::TypeText, " yet, except `{\"type\": \"text\"}`"),
-    ("structured_outputs", Neutral::Nothing, " yet"),
-    ("guided_json", Neutral::Nothing, " yet"),
-    ("guided_regex", Neutral::Nothing, " yet"),
-    ("guided_choice", Neutral::Nothing, " yet"),
-    ("guided_grammar", Neutral::Nothing, " yet"),
+    ("guided_decoding_backend", Neutral::Nothing, ": there is one backend"),
+    ("guided_whitespace_pattern", Neutral::Nothing, ": white space is bounded by the server"),
     ("modalities", Neutral::OnlyText, ", except `[\"text\"]`"),
     ("audio", Neutral::Nothing, ": models here speak text only"),
     ("prediction", Neutral::Nothing, ""),
@@ -124,9 +119,6 @@ impl Neutral {
             Self::True => value == true,
             Self::Zero => value.as_f64() == Some(0.0),
             Self::One => value.as_f64() == Some(1.0),
-            Self::TypeText => value
-                .as_object()
-                .is_some_and(|object| object.len() == 1 && object.get("type").is_some_and(|t| t == "text")),
             Self::OnlyText => value.as_array().is_some_and(|items| items.len() == 1 && items[0] == "text"),
         }
     }
@@ -172,6 +164,8 @@ pub(crate) struct Common {
     pub(crate) cache_salt: Option<String>,
     pub(crate) truncate: Option<Truncate>,
     pub(crate) return_token_ids: bool,
+    /// The form that the answer must have.
+    pub(crate) form: Option<Asked>,
     /// `None`: one JSON response.
     pub(crate) stream: Option<StreamOptions>,
 }
@@ -200,8 +194,12 @@ impl Common {
             cache_salt: short_text(fields, "cache_salt")?,
             truncate: truncate(fields, model.context_max)?,
             return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
+            form: structured::take(fields)?,
             stream: stream(fields)?,
         };
+        if let Some(form) = &common.form {
+            check_stop_tokens(model, &common.rules, form)?;
+        }
         if common.stream.is_some() && common.prompt_logprobs.is_some() {
             return Err(ApiError::invalid(
                 "prompt_logprobs",
@@ -209,6 +207,22 @@ impl Common {
             ));
         }
         Ok(common)
+    }
+}
+
+/// Where the form of an answer is given, a stop token may come only at its end: one that has text would be missing before.
+fn check_stop_tokens(model: &Model, rules: &TextRules, form: &Asked) -> Result<(), ApiError> {
+    let tokenizer = &model.served.text.tokenizer;
+    let is_text = |id: &&u32| !tokenizer.is_control(**id) && !tokenizer.stop_ids().contains(id);
+    match rules.stop_tokens.iter().find(is_text) {
+        None => Ok(()),
+        Some(id) => Err(ApiError::invalid(
+            "stop_token_ids",
+            format!(
+                "`stop_token_ids` has the token {id}, which has text and may be needed by `{}`; use `stop` for texts.",
+                form.param
+            ),
+        )),
     }
 }
 
@@ -435,9 +449,6 @@ mod tests {
 
     #[test]
     fn neutral_values_ask_for_nothing() {
-        assert!(Neutral::TypeText.accepts(&json!({"type": "text"})));
-        assert!(!Neutral::TypeText.accepts(&json!({"type": "json_object"})));
-        assert!(!Neutral::TypeText.accepts(&json!({"type": "text", "schema": {}})));
         assert!(Neutral::OnlyText.accepts(&json!(["text"])));
         assert!(!Neutral::OnlyText.accepts(&json!(["text", "audio"])));
         assert!(Neutral::EmptyArray.accepts(&json!([])));

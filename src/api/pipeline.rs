@@ -13,6 +13,7 @@ use super::gate::{RequestContext, TokenCounts, Tokens};
 use super::params::{Common, TextRules, Truncate};
 use super::{AppState, Model};
 use crate::engine::{FinishReason, GenerationRequest, GenerationStream, Guesses, SeqEvent};
+use crate::grammar::Grammar;
 use crate::sampling::{SampledToken, TokenLogprobs};
 use crate::scheduler::StopLimits;
 use crate::telemetry::{Outcome, SequenceTimer};
@@ -43,6 +44,8 @@ pub(crate) struct Plan {
     /// The completion continues the prompt's text.
     pub(crate) continuing: bool,
     pub(crate) reading: Reading,
+    /// Of `common.form`.
+    pub(crate) grammar: Option<Arc<Grammar>>,
 }
 
 /// An admitted request: its sequences are queued or running.
@@ -94,6 +97,14 @@ pub(crate) enum Event {
     Failed(ApiError),
 }
 
+/// The grammar of the form that a request asks for.
+pub(crate) async fn grammar(model: &Model, common: &mut Common) -> Result<Option<Arc<Grammar>>, ApiError> {
+    match common.form.take() {
+        Some(form) => model.grammars.get(form).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// Checks the request against the context and hands it to the engine: from here on it is admitted.
 pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Result<Job, ApiError> {
     let Plan { model, common, prompt_field, max_tokens, per_prompt, .. } = plan;
@@ -137,6 +148,7 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
                 // One choice computes them for all, so that the others share its prompt's KV. In a stream each choice
                 // begins by itself and cannot wait for the first.
                 prompt_logprobs: plan.prompt_logprobs.filter(|_| index == 0 || common.stream.is_some()),
+                grammar: plan.grammar.clone(),
             });
         }
         prompts.push(prompt);
@@ -154,7 +166,8 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
             logprobs: plan.logprobs.is_some(),
             hidden_logprobs: plan.hidden_logprobs,
             token_ids: common.return_token_ids,
-            continuing: plan.continuing,
+            // A grammar is about the tokens' text as it is, the first space included.
+            continuing: plan.continuing || plan.grammar.is_some(),
         },
         reading: plan.reading,
         want_prompt: plan.prompt_logprobs.is_some(),
@@ -330,7 +343,7 @@ impl Drive {
             SeqEvent::Finished { reason, .. } => {
                 self.begin(job, choice).await?;
                 let reason = match reason {
-                    FinishReason::StopToken(_) => Finish::Stop,
+                    FinishReason::StopToken(_) | FinishReason::Complete => Finish::Stop,
                     FinishReason::Length => Finish::Length,
                 };
                 let (delta, reason) = self.lanes[choice].text.finish(reason);

@@ -82,6 +82,7 @@ impl Chat {
             salt: CacheSalt::default(),
             tenant: 0,
             prompt_logprobs: None,
+            grammar: None,
         };
         let answer = self.follow(request).await?;
         self.messages.push(json!({ "role": "assistant", "content": answer }));

@@ -9,10 +9,12 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::{Admitted, Shared, Ticket};
+use super::masks::{Batch, MaskThread, Masks};
 use super::message::{EngineFailure, EngineStats, Guesses, SeqEvent, StepObserver, StepReport, Usage};
 use super::pace::Pace;
+use crate::grammar::Constraint;
 use crate::runner::{Logits, Runner};
-use crate::sampling::{SampledToken, Sampler, TokenLogprobs, logprobs};
+use crate::sampling::{SampledToken, Sampler, TokenLogprobs, TokenMask, logprobs};
 use crate::scheduler::{
     FinishReason, LogitRows, NewSequence, ScheduledSeq, Scheduler, SchedulerConfig, SchedulerOutput, SeqId,
 };
@@ -22,6 +24,10 @@ struct LiveSeq {
     prompt: Arc<[u32]>,
     stop_tokens: Arc<[u32]>,
     sampler: Sampler,
+    /// Where the text is in its grammar. Away while its mask is computed; see [`MaskThread`].
+    constraint: Option<Box<Constraint>>,
+    /// It has a grammar.
+    constrained: bool,
     /// Alternatives to report for every prompt token.
     prompt_logprobs: Option<u8>,
     /// The prompt position whose log-probability is reported next.
@@ -39,10 +45,12 @@ struct StepResult {
     prompt_logprobs: Vec<TokenLogprobs>,
     /// The guesses that turned out right, then one more token.
     sampled: Vec<SampledToken>,
+    /// The last token completed the grammar: the sequence ends.
+    complete: bool,
 }
 
 /// What became of a sequence in a step that ran: an error is its own, not the step's.
-type SeqOutcome = Result<StepResult, String>;
+type SeqOutcome = Result<StepResult, EngineFailure>;
 
 /// Events that leave once the step's books are closed.
 type Outbox = Vec<(UnboundedSender<SeqEvent>, SeqEvent)>;
@@ -56,6 +64,7 @@ pub(super) struct EngineCore {
     observer: Option<Arc<dyn StepObserver>>,
     stats: EngineStats,
     pace: Pace,
+    masks: MaskThread,
     /// The bound on prompt tokens beside decodes that was asked for; `pace` stays below it.
     prefill_chunk_max: usize,
     /// Steps in a row in which nothing could run.
@@ -85,6 +94,7 @@ impl EngineCore {
             observer,
             stats,
             pace: Pace::default(),
+            masks: MaskThread::default(),
             prefill_chunk_max: config.prefill_chunk_max,
             empty_steps: 0,
         }
@@ -142,10 +152,14 @@ impl EngineCore {
                 tenant: request.tenant,
             };
             self.scheduler.add(sequence).expect("the handle checked it against the same limits; else it is a bug");
+            let stop_tokens = request.limits.stop_tokens;
+            let constraint = request.grammar.map(|grammar| Box::new(Constraint::new(grammar, stop_tokens.clone())));
             let seq = LiveSeq {
                 sampler: Sampler::new(request.params, &request.prompt),
                 prompt: request.prompt,
-                stop_tokens: request.limits.stop_tokens,
+                stop_tokens,
+                constrained: constraint.is_some(),
+                constraint,
                 prompt_logprobs: request.prompt_logprobs,
                 next_prompt_position: 1,
                 cached_tokens: 0,
@@ -254,13 +268,19 @@ impl EngineCore {
         (count, step.total_tokens() - tokens)
     }
 
-    /// Runs the step and reads its rows, on the threads of the runner. A panic in the runner is the step's failure, not the engine's; one in reading a
-    /// sequence's rows is that sequence's alone. Either way the scheduler has not been touched since, and the samplers
-    /// concerned go with their sequences.
+    /// Runs the step, with the masks of its grammars beside it, and reads its rows, on the threads of the runner. A panic in
+    /// the runner is the step's failure, not the engine's; one in reading a sequence's rows is that sequence's alone. Either
+    /// way the scheduler has not been touched since, and the samplers concerned go with their sequences.
     fn compute(&mut self, step: &SchedulerOutput) -> Result<Vec<SeqOutcome>, String> {
+        let masks = self.begin_masks(step);
+        let executed = catch_unwind(AssertUnwindSafe(|| self.runner.execute(step)));
+        self.end_masks(step, masks);
         let Self { runner, live: sequences, .. } = self;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let mut logits = runner.execute(step).map_err(|error| error.to_string())?;
+            let mut logits = match executed {
+                Ok(result) => result.map_err(|error| error.to_string())?,
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
             check_shape(&logits, step, runner.vocab())?;
             let mut rows = logits.rows_mut();
             let parts: Vec<_> = together(sequences, step)
@@ -268,7 +288,8 @@ impl EngineCore {
                 .zip(&step.seqs)
                 .map(|(seq, scheduled)| {
                     let rows: Vec<_> = rows.by_ref().take(row_count(scheduled)).collect();
-                    Mutex::new((Some((seq, rows)), Err("it was not read".to_owned())))
+                    let unread = EngineFailure::Step { message: "it was not read".to_owned() };
+                    Mutex::new((Some((seq, rows)), Err(unread)))
                 })
                 .collect();
             // Sequences know nothing of each other, so it does not matter which thread reads whose rows.
@@ -276,7 +297,9 @@ impl EngineCore {
                 let mut part = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
                 let Some((seq, rows)) = part.0.take() else { return };
                 let read = catch_unwind(AssertUnwindSafe(|| seq.read_rows(&step.seqs[index], rows)));
-                part.1 = read.map_err(|panic| format!("sampling panicked: {}", panic_message(&*panic)));
+                part.1 = read.unwrap_or_else(|panic| {
+                    Err(EngineFailure::Step { message: format!("sampling panicked: {}", panic_message(&*panic)) })
+                });
             });
             let results =
                 parts.into_iter().map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner).1).collect();
@@ -286,14 +309,33 @@ impl EngineCore {
         outcome.unwrap_or_else(|panic| Err(format!("it panicked: {}", panic_message(&*panic))))
     }
 
+    /// Lends the constraints of the sequences that will sample to the thread that computes masks.
+    fn begin_masks(&mut self, step: &SchedulerOutput) -> Masks {
+        let mut batch = Batch::new();
+        for (at, scheduled) in step.seqs.iter().enumerate().filter(|(_, scheduled)| scheduled.sample) {
+            let constraint = self.live.get_mut(&scheduled.id).and_then(|seq| seq.constraint.take());
+            batch.extend(constraint.map(|constraint| (at, constraint)));
+        }
+        self.masks.begin(batch)
+    }
+
+    fn end_masks(&mut self, step: &SchedulerOutput, masks: Masks) {
+        for (at, constraint) in self.masks.end(masks) {
+            live(&mut self.live, step.seqs[at].id).constraint = Some(constraint);
+        }
+    }
+
     /// Advances the scheduler and turns the results into events. Returns the number of tokens sampled.
     fn commit(&mut self, step: &SchedulerOutput, results: Vec<SeqOutcome>, outbox: &mut Outbox) -> usize {
         for (scheduled, result) in step.seqs.iter().zip(&results) {
-            if let Err(message) = result {
-                tracing::error!(error = message, "a sequence failed");
+            if let Err(failure) = result {
+                match failure {
+                    EngineFailure::Grammar(error) => tracing::warn!(%error, "a sequence failed"),
+                    _ => tracing::error!(error = %failure, "a sequence failed"),
+                }
                 // What the step computed for it is not published.
                 self.scheduler.abort(scheduled.id);
-                self.lose(scheduled.id, message, outbox);
+                self.lose(scheduled.id, failure.clone(), outbox);
             }
         }
         let sampled_ids = |result: &SeqOutcome| {
@@ -325,7 +367,14 @@ impl EngineCore {
                 };
                 outbox.push((seq.events.clone(), SeqEvent::Token(token, guesses)));
             }
-            if let Some(&reason) = finished.get(&scheduled.id) {
+            let reason = if result.complete {
+                // The scheduler may have ended it for its length.
+                self.scheduler.abort(scheduled.id);
+                Some(FinishReason::Complete)
+            } else {
+                finished.get(&scheduled.id).copied()
+            };
+            if let Some(reason) = reason {
                 let usage = Usage {
                     prompt_tokens: seq.prompt.len(),
                     cached_tokens: seq.cached_tokens,
@@ -344,15 +393,15 @@ impl EngineCore {
     fn fail(&mut self, step: &SchedulerOutput, message: &str, outbox: &mut Outbox) {
         tracing::error!(sequences = step.seqs.len(), tokens = step.total_tokens(), error = message, "a step failed");
         for id in self.scheduler.fail_step(step) {
-            self.lose(id, message, outbox);
+            self.lose(id, EngineFailure::Step { message: message.to_owned() }, outbox);
         }
     }
 
     /// Tells a sequence that it is lost; the scheduler has forgotten it.
-    fn lose(&mut self, id: SeqId, message: &str, outbox: &mut Outbox) {
+    fn lose(&mut self, id: SeqId, failure: EngineFailure, outbox: &mut Outbox) {
         let Some(seq) = self.live.remove(&id) else { return };
         self.stats.failed += 1;
-        outbox.push((seq.events, SeqEvent::Failed(EngineFailure::Step { message: message.to_owned() })));
+        outbox.push((seq.events, SeqEvent::Failed(failure)));
     }
 
     fn publish(&mut self) {
@@ -367,7 +416,7 @@ impl LiveSeq {
     /// each position, and a new token from the row of the last known one. If that token had been guessed, the next row
     /// is what it would be had the token come first and been computed then: another token is sampled from it, and so on.
     /// The sampler is asked for every token as it would be without guesses, so its choice cannot depend on them.
-    fn read_rows(&mut self, scheduled: &ScheduledSeq, rows: Vec<&mut [f32]>) -> StepResult {
+    fn read_rows(&mut self, scheduled: &ScheduledSeq, rows: Vec<&mut [f32]>) -> SeqOutcome {
         #[cfg(test)]
         assert!(self.sampler.params.seed != super::tests::POISON, "the test poisons a request");
         let mut result = StepResult::default();
@@ -388,15 +437,31 @@ impl LiveSeq {
             if !scheduled.sample || predicted < known {
                 continue;
             }
-            let token = self.sampler.sample(row, self.generated, &self.stop_tokens);
+            let token = self.sample(row)?;
+            result.complete = match &mut self.constraint {
+                Some(constraint) => constraint.accept(token.id)?,
+                None => false,
+            };
             self.generated += 1;
             let guessed = scheduled.drafted().get(predicted - known) == Some(&token.id);
             result.sampled.push(token);
-            if !guessed {
+            if !guessed || result.complete {
                 break;
             }
         }
-        result
+        Ok(result)
+    }
+
+    /// The next token, from its row of logits. The mask is there already, except after a guess that was right.
+    fn sample(&mut self, row: &mut [f32]) -> Result<SampledToken, EngineFailure> {
+        let mask = match &mut self.constraint {
+            Some(constraint) => Some(TokenMask::new(constraint.allowed()?)),
+            None if self.constrained => {
+                return Err(EngineFailure::Step { message: "computing a grammar's mask panicked".to_owned() });
+            }
+            None => None,
+        };
+        Ok(self.sampler.sample_within(row, self.generated, &self.stop_tokens, mask))
     }
 }
 

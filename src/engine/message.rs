@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::grammar::{ConstraintError, Grammar};
 use crate::kv::CacheSalt;
 use crate::sampling::{SampledToken, SamplingParams, TokenLogprobs};
 pub use crate::scheduler::FinishReason;
@@ -19,6 +20,8 @@ pub struct GenerationRequest {
     pub tenant: u64,
     /// `Some(n)`: log-probabilities of the prompt's tokens with `n` alternatives each; bypasses the prefix cache.
     pub prompt_logprobs: Option<u8>,
+    /// What the generated text must follow. Compiled for this engine's model.
+    pub grammar: Option<Arc<Grammar>>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,6 +71,9 @@ pub enum SeqEvent {
 pub enum EngineFailure {
     #[error("the step that computed this request failed: {message}")]
     Step { message: String },
+    /// The sequence's own: others go on.
+    #[error(transparent)]
+    Grammar(#[from] ConstraintError),
     #[error("the engine stopped")]
     Stopped,
 }

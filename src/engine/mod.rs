@@ -4,6 +4,7 @@
 //! (`admission`), so that a submission is admitted or refused on the spot, without waiting for a step.
 mod admission;
 mod core;
+mod masks;
 pub mod message;
 mod pace;
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! The engine over a fake model: same bytes always, nothing lost, every failure contained.
+mod grammar;
 mod harness;
 mod speculation;
 

@@ -3,8 +3,9 @@
 //! The order of the steps is the one vLLM documents for its sampler, so that equal parameters mean the same thing:
 //!
 //! 1. log-probabilities, from the raw logits (`logprobs`);
-//! 2. `logit_bias`, the repetition, frequency and presence penalties, and the ban of stop tokens below `min_tokens`
-//!    (`processors`): these also act on greedy decoding (the ban comes last here, which only makes it absolute);
+//! 2. `logit_bias`, the repetition, frequency and presence penalties, the ban of stop tokens below `min_tokens` and the
+//!    mask of a grammar (`processors`, `mask`): these also act on greedy decoding (the bans come last here, which only
+//!    makes them absolute; a grammar that leaves nothing but stop tokens overrules `min_tokens`);
 //! 3. temperature, `min_p`, `top_k`, `top_p` and the draw (`draw`), or the arg-max at temperature 0.
 //!
 //! **Same bytes always**: everything here is a function of one row, the parameters, the sequence's own tokens and the
@@ -15,6 +16,7 @@
 //! without any finite logit the lowest id that is not banned is chosen.
 mod draw;
 pub mod logprobs;
+mod mask;
 mod nucleus;
 pub mod params;
 mod processors;
@@ -27,6 +29,7 @@ mod softmax;
 mod tests;
 
 pub use logprobs::logprobs;
+pub use mask::TokenMask;
 pub use params::SamplingParams;
 pub use sampler::Sampler;
 

@@ -1,7 +1,7 @@
 //! Transformations of single logits that also change what greedy decoding picks: bans, bias and penalties.
 use std::collections::HashMap;
 
-use super::SamplingParams;
+use super::{SamplingParams, TokenMask};
 
 /// A row of logits being changed in a few places, with the raw values of the places changed.
 pub(super) struct EditedRow<'a> {
@@ -40,6 +40,11 @@ impl<'a> EditedRow<'a> {
         for &id in tokens {
             self.edit(id, |_| f32::NEG_INFINITY);
         }
+    }
+
+    /// Makes all tokens impossible that `mask` does not allow. [`Self::raw`] no longer knows what their logits were.
+    pub(super) fn keep_only(&mut self, mask: TokenMask<'_>) {
+        mask.apply(self.logits);
     }
 
     /// Adds every bias to its logit.

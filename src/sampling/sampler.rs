@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::logprobs::RawLogprobs;
 use super::processors::{EditedRow, TokensSeen};
-use super::{SampledToken, SamplingParams, draw, rng, softmax};
+use super::{SampledToken, SamplingParams, TokenMask, draw, rng, softmax};
 
 /// What a sequence's sampler remembers between tokens: the tokens seen, for the penalties. Rebuilt from tokens alone.
 #[derive(Debug, Clone)]
@@ -44,17 +44,33 @@ impl Sampler {
     ///
     /// In a row without finite logits the lowest id that is not banned is picked, and 0 if all are banned.
     pub fn sample(&mut self, logits: &mut [f32], output_index: usize, stop_tokens: &[u32]) -> SampledToken {
+        self.sample_within(logits, output_index, stop_tokens, None)
+    }
+
+    /// As [`Self::sample`], among the tokens of a grammar's mask. Where it allows nothing but stop tokens they are not
+    /// banned.
+    pub fn sample_within(
+        &mut self,
+        logits: &mut [f32],
+        output_index: usize,
+        stop_tokens: &[u32],
+        mask: Option<TokenMask<'_>>,
+    ) -> SampledToken {
         let params = &*self.params;
         let raw = params.logprobs.map(|top| RawLogprobs::of(logits, usize::from(top)));
-        let banned = if output_index < params.min_tokens { stop_tokens } else { &[] };
+        let must_end = || mask.is_some_and(|mask| mask.allows_only(stop_tokens, logits.len()));
+        let banned = if output_index < params.min_tokens && !must_end() { stop_tokens } else { &[] };
 
         let mut row = EditedRow::new(logits);
         row.bias(&params.logit_bias);
         if let Some(seen) = &self.seen {
             row.penalise(params, seen);
         }
-        // Last, so that no bias and no NaN survives the ban.
+        // Last, so that no bias and no NaN survives the bans.
         row.ban(banned);
+        if let Some(mask) = mask {
+            row.keep_only(mask);
+        }
 
         let picked = if params.is_greedy() {
             softmax::argmax(row.logits())
@@ -62,7 +78,8 @@ impl Sampler {
             draw::draw(row.logits(), params, rng::uniform(params.seed, output_index as u64))
         };
         let vocab = row.logits().len() as u32;
-        let id = picked.or_else(|| (0..vocab).find(|id| !banned.contains(id))).unwrap_or(0);
+        let possible = |id: &u32| !banned.contains(id) && mask.is_none_or(|mask| mask.allows(*id));
+        let id = picked.or_else(|| (0..vocab).find(possible)).unwrap_or(0);
         let logprobs = raw.map(|raw| raw.with_chosen(row.raw(id)));
         self.remember(id);
         SampledToken { id, logprobs }

@@ -35,6 +35,9 @@ pub enum FinishReason {
     StopToken(u32),
     /// `max_new_tokens` or the context's end was reached.
     Length,
+    /// The last token completed the sequence's grammar: nothing can follow. (The engine knows grammars; a scheduler
+    /// never gives this reason.)
+    Complete,
 }
 
 /// Where the scheduler keeps a sequence.

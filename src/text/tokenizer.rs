@@ -319,6 +319,12 @@ impl Tokenizer {
         text
     }
 
+    /// Whether a text is the bytes of its tokens in a row (but for a space that SentencePiece puts first).
+    #[must_use]
+    pub fn is_bytewise(&self) -> bool {
+        !matches!(self.decoding, Decoding::Library(_))
+    }
+
     pub(super) fn first_space(&self) -> FirstSpace {
         match self.decoding {
             Decoding::Pieces { first_space } => first_space,

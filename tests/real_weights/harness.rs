@@ -160,5 +160,6 @@ pub fn request(prompt: &[u32], count: usize, top: u8) -> GenerationRequest {
         salt: CacheSalt::default(),
         tenant: 0,
         prompt_logprobs: None,
+        grammar: None,
     }
 }

@@ -150,6 +150,7 @@ pub(super) fn request(prompt: &[u32], max_new_tokens: usize) -> GenerationReques
         salt: CacheSalt(0),
         tenant: 0,
         prompt_logprobs: None,
+        grammar: None,
     }
 }
 
