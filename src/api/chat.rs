@@ -14,12 +14,14 @@ use super::fields::Fields;
 use super::fold::fold;
 use super::gate::RequestContext;
 use super::params::{Common, small};
-use super::pipeline::{self, Job, Plan, admit, check_choices, check_length};
+use super::pipeline::{Job, Plan, admit, check_choices, check_length};
 use super::stream::{self, Streaming};
+use super::structured::Asked;
 use super::tools::ToolUse;
 use super::types::Envelope;
 use super::{AppState, Model, logprobs, messages};
-use crate::text::ChatInput;
+use crate::grammar::{Grammar, GrammarSource};
+use crate::text::{ChatInput, Thinking};
 
 /// How much a model thinks, in OpenAI's words.
 const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
@@ -95,7 +97,7 @@ pub(crate) async fn start(
         Ok((prompt, text.output.thinking(&rendered, continued)))
     };
     let (prompt, thinking) = claim.work(app, encode).await?;
-    let grammar = pipeline::grammar(&model, &mut common).await?;
+    let grammar = grammar(&model, &tools, common.form.take(), thinking).await?;
     let per_prompt = common.n;
     let prompt_logprobs = common.prompt_logprobs;
     let plan = Plan {
@@ -111,17 +113,36 @@ pub(crate) async fn start(
         rank: false,
         // A continued message's text is in the prompt.
         continuing,
-        reading: Reading { tools: tools.tools, parallel: tools.parallel, thinking, hide_reasoning },
+        reading: Reading { tools: tools.callable(), parallel: tools.parallel, thinking, hide_reasoning },
         grammar,
     };
     admit(app, context, plan)
+}
+
+/// The grammar of an answer that may call tools, or that must have a form.
+async fn grammar(
+    model: &Model,
+    tools: &ToolUse,
+    form: Option<Asked>,
+    thinking: Thinking,
+) -> Result<Option<Arc<Grammar>>, ApiError> {
+    let format = &model.served.text.output;
+    let Some(asked) = tools.form(format, thinking, form.clone())? else { return Ok(None) };
+    let is_of_tools = matches!(asked.source, GrammarSource::Lark(_)) && !tools.tools.is_empty();
+    match (model.grammars.get(asked).await, tools.relaxed()) {
+        // Nobody has asked for the arguments' schemas to be enforced: what of them can not be is not.
+        (Err(ApiError::Schema { .. }), Some(relaxed)) if is_of_tools => match relaxed.form(format, thinking, form)? {
+            Some(asked) => model.grammars.get(asked).await.map(Some),
+            None => Ok(None),
+        },
+        (grammar, _) => grammar.map(Some),
+    }
 }
 
 impl ChatRequest {
     fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
         let model = app.named(&mut fields)?;
         let (mut input, tools) = input(&mut fields)?;
-        tools.check_supported()?;
         effort(&mut fields, &model, &mut input.kwargs)?;
         let hide_reasoning = !fields.bool("include_reasoning")?.unwrap_or(true);
         let common = Common::take(&mut fields, &model)?;

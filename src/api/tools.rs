@@ -6,7 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, quoted, type_name};
-use crate::text::{Tool, ToolChoice};
+use super::structured::Asked;
+use crate::grammar::GrammarSource;
+use crate::text::{OutputFormat, Thinking, Tool, ToolChoice, call_grammar};
 
 /// More tools than this are refused, as at OpenAI.
 const TOOLS_MAX: usize = 128;
@@ -48,22 +50,53 @@ impl ToolUse {
         Ok(Self { tools: tools.into(), choice, parallel })
     }
 
-    /// Refuses what needs the answer to be constrained while it is generated.
-    pub(crate) fn check_supported(&self) -> Result<(), ApiError> {
-        let hint = " yet: it needs constrained decoding; `auto` and `none` work";
-        match self.choice {
-            ToolChoice::Required | ToolChoice::Named(_) => {
-                return Err(ApiError::Unsupported { param: "tool_choice".into(), hint });
-            }
-            ToolChoice::None | ToolChoice::Auto => {}
+    /// The tools that may be called: a named one alone.
+    pub(crate) fn callable(&self) -> Arc<[Tool]> {
+        match &self.choice {
+            ToolChoice::Named(name) => self.tools.iter().filter(|tool| tool.name == *name).cloned().collect(),
+            _ => Arc::clone(&self.tools),
         }
-        match self.tools.iter().position(|tool| tool.strict) {
-            None => Ok(()),
-            Some(index) => Err(ApiError::Unsupported {
-                param: format!("tools[{index}].function.strict"),
-                hint: " yet: it needs constrained decoding; leave it out",
-            }),
+    }
+
+    /// What an answer must look like: calls as `format` writes them, with arguments of the tools' schemas; where there need
+    /// not be a call, also any text, or what `form` asks for. A call that must be made leaves no room for another form.
+    pub(crate) fn form(
+        &self,
+        format: &OutputFormat,
+        thinking: Thinking,
+        form: Option<Asked>,
+    ) -> Result<Option<Asked>, ApiError> {
+        let grammar = |choice: &ToolChoice| call_grammar(format, &self.tools, choice, self.parallel, thinking);
+        let lark = |text: String| Asked { source: GrammarSource::Lark(text), param: "tools".to_owned() };
+        let Some(form) = form.filter(|_| matches!(self.choice, ToolChoice::Auto | ToolChoice::None)) else {
+            return Ok(grammar(&self.choice).map(lark));
+        };
+        let Some(calls) =
+            grammar(&if self.choice == ToolChoice::Auto { ToolChoice::Required } else { ToolChoice::None })
+        else {
+            return Ok(Some(form));
+        };
+        let (GrammarSource::JsonSchema { schema, .. }, Some(calls)) = (&form.source, calls.strip_prefix("start: "))
+        else {
+            let hint = " beside `tools`, unless it is a JSON schema or the tools are not to be called";
+            return Err(ApiError::Unsupported { param: form.param, hint });
+        };
+        Ok(Some(lark(format!("start: called | answered\nanswered: %json {schema}\ncalled: {calls}"))))
+    }
+
+    /// The same tools, with arguments that may be any object, if that makes a difference and none of them is strict: for
+    /// schemas with words that cannot be enforced.
+    pub(crate) fn relaxed(&self) -> Option<Self> {
+        if self.tools.is_empty() || self.tools.iter().any(|tool| tool.strict) {
+            return None;
         }
+        let any =
+            Map::from_iter([("type".to_owned(), json!("object")), ("additionalProperties".to_owned(), json!(true))]);
+        let relax = |tool: &Tool| match tool.custom {
+            true => tool.clone(),
+            false => Tool { parameters: any.clone(), ..tool.clone() },
+        };
+        Some(Self { tools: self.tools.iter().map(relax).collect(), ..self.clone() })
     }
 
     /// As templates take them.
@@ -348,7 +381,7 @@ mod tests {
         let with = |choice: Value| take(json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false}));
         let auto = with(Value::Null).unwrap();
         assert_eq!((auto.tools.len(), &auto.choice, auto.parallel), (3, &ToolChoice::Auto, false));
-        assert!(auto.tools[2].custom && auto.check_supported().is_ok());
+        assert!(auto.tools[2].custom && auto.callable().len() == 3);
         let shown = auto.for_template().unwrap();
         assert_eq!(
             shown[0],
@@ -360,7 +393,7 @@ mod tests {
         assert_eq!(with(json!("required")).unwrap().choice, ToolChoice::Required);
         let named = with(json!({"type": "custom", "custom": {"name": "patch"}})).unwrap();
         assert_eq!(named.choice, ToolChoice::Named("patch".into()));
-        assert!(named.check_supported().is_err());
+        assert_eq!((named.callable().len(), named.callable()[0].name.as_str()), (1, "patch"));
         let allowed = json!({"mode": "auto", "tools": [{"type": "function", "function": {"name": "a"}}]});
         let allowed = with(json!({"type": "allowed_tools", "allowed_tools": allowed})).unwrap();
         assert_eq!((allowed.tools.len(), allowed.tools[0].name.as_str(), allowed.choice), (1, "a", ToolChoice::Auto));
@@ -368,8 +401,37 @@ mod tests {
         assert_eq!((nothing.choice, nothing.parallel), (ToolChoice::None, true));
         assert!(take(json!({"tools": [], "tool_choice": "none"})).is_ok());
         let strict = json!({"tools": [{"type": "function", "function": {"name": "f", "strict": true}}]});
-        let error = take(strict).unwrap().check_supported().unwrap_err();
-        assert_eq!(error.body()["error"]["param"], "tools[0].function.strict");
+        assert!(take(strict).unwrap().relaxed().is_none());
+        let relaxed = auto.relaxed().unwrap();
+        assert_eq!(relaxed.tools[1].parameters["additionalProperties"], true);
+        assert_eq!(relaxed.tools[2], auto.tools[2]);
+    }
+
+    #[test]
+    fn forms_and_calls_share_an_answer_where_both_may_be() {
+        let weather = weather(json!({"type": "object", "properties": {"city": {"type": "string"}}}));
+        let form = |choice: Value, form: Option<GrammarSource>| {
+            let mut body = weather.clone();
+            body["tool_choice"] = choice;
+            let form = form.map(|source| Asked { source, param: "response_format".into() });
+            let asked = take(body).unwrap().form(&OutputFormat::default(), Thinking::Never, form);
+            asked.map(|asked| asked.map(|asked| (asked.source, asked.param)))
+        };
+        let json = || Some(GrammarSource::JsonSchema { schema: r#"{"enum":[1]}"#.into(), compact: false });
+        let Ok(Some((GrammarSource::Lark(auto), param))) = form(Value::Null, json()) else { panic!("both may be") };
+        assert!(
+            auto.starts_with("start: called | answered\nanswered: %json {\"enum\":[1]}\ncalled: (calls)\n"),
+            "{auto}"
+        );
+        assert_eq!(param, "tools");
+        let Ok(Some((GrammarSource::Lark(required), _))) = form(json!("required"), json()) else {
+            panic!("a call must be")
+        };
+        assert!(required.starts_with("start: (calls)\n"), "{required}");
+        assert_eq!(form(json!("none"), json()).unwrap().unwrap().1, "response_format");
+        let error = form(Value::Null, Some(GrammarSource::Regex("a".into()))).unwrap_err();
+        assert_eq!(error.body()["error"]["param"], "response_format");
+        assert_eq!(form(json!("none"), None), Ok(None));
     }
 
     #[test]

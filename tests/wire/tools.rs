@@ -103,7 +103,7 @@ async fn calls_in_an_answer() {
 
 #[tokio::test]
 async fn calls_in_a_stream() {
-    let server = says("<tool_call>{\"name\": \"weather\", \"arguments\": {\"c\": 1}}</tool_call>").await;
+    let server = says("<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"B\"}}\n</tool_call>").await;
     let body = with_tools(json!({"stream": true, "stream_options": {"include_usage": true}}));
     assert_snapshot!(lines(&streamed(&server, CHAT, body).await));
 }
@@ -188,9 +188,8 @@ async fn without_tools_calls_are_text() {
     let allowed = json!({"mode": "auto", "tools": [{"type": "custom", "custom": {"name": "patch"}}]});
     let extra = json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": allowed}});
     let message = ok(&server, CHAT, with_tools(extra)).await["choices"][0]["message"].clone();
-    assert_eq!(message["tool_calls"].as_array().unwrap().len(), 1);
-    assert_eq!(message["tool_calls"][0]["custom"], json!({"name": "patch", "input": "+ a\n"}));
-    assert!(message["content"].as_str().unwrap().contains("\"weather\""));
+    let calls = message["tool_calls"].as_array().unwrap();
+    assert!(calls.iter().all(|call| call["custom"]["name"] == "patch"), "{message}");
 }
 
 #[tokio::test]
@@ -255,9 +254,9 @@ async fn refused_tools() {
         {"tools": {}}, {"tools": [{}]}, {"tools": [{"type": "web_search"}]}, {"tools": [{"type": "function", "function": {"name": "a b"}}]},
         {"tools": [function("f"), function("f")]}, {"tools": many},
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "text"}}}}}]},
-        {"tools": [{"type": "function", "function": {"name": "f", "strict": true}}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": true, "parameters": {"type": "object", "properties": {"x": {"not": {}}}}}}]},
         {"tools": [{"type": "custom", "custom": {"name": "f", "format": {"type": "grammar"}}}]},
-        {"tool_choice": "required"}, {"tool_choice": {"type": "function", "function": {"name": "weather"}}},
+        {"response_format": {"type": "json_object"}, "guided_regex": "a"}, {"guided_regex": "a"},
         {"tool_choice": {"type": "function", "function": {"name": "none"}}}, {"tool_choice": "any"}, {"tool_choice": 1},
         {"tools": null, "tool_choice": "auto"}, {"parallel_tool_calls": "no"},
         {"messages": [result]}, {"messages": [call, result]},

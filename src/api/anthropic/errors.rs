@@ -11,7 +11,9 @@ const OVERLOADED: u16 = 529;
 
 fn status(error: &ApiError) -> StatusCode {
     match error.status() {
-        StatusCode::SERVICE_UNAVAILABLE => StatusCode::from_u16(OVERLOADED).expect("a status of three digits"),
+        StatusCode::SERVICE_UNAVAILABLE => {
+            StatusCode::from_u16(OVERLOADED).expect("a status of three digits that is none is a bug")
+        }
         status => status,
     }
 }

@@ -29,7 +29,6 @@ pub(super) fn lower(mut fields: Fields, app: &AppState) -> Result<ChatRequest, A
     let (mut input, tools) = input(&mut fields)?;
     let hide_reasoning = fields.peek("thinking").is_some_and(|thinking| thinking["display"] == "omitted");
     thinking(&mut fields, &model, &mut input.kwargs)?;
-    tools.check_supported()?;
     let common = common(&mut fields, &model)?;
     rest(fields)?;
     Ok(ChatRequest { model, input, tools, common, max_tokens: Some(max_tokens), logprobs: None, hide_reasoning })
