@@ -91,7 +91,7 @@ impl Case {
                     F16 => f16::from_f32(2.0 * rng.float()).to_f32(),
                     Bf16 => f32::from_bits((2.0 * rng.float()).to_bits() & 0xffff_0000),
                     // The scale of every group is 1/64.
-                    I8 if i % head_dim % KV_GROUP == 0 => 127.0 / 64.0,
+                    I8 if (i % head_dim).is_multiple_of(KV_GROUP) => 127.0 / 64.0,
                     I8 => (rng.below(255) as f32 - 127.0) / 64.0,
                 };
                 (0..n).map(value).collect()
@@ -327,7 +327,7 @@ fn same_in_blocks(isa: Isa, shape: Shape, formats: &[Cached], sizes: &[usize]) {
 fn a_row_that_meets_nan_or_infinity_does_not_reach_others() {
     let plain = Shape { heads: 3, kv_heads: 1, head_dim: 16, ..PLAIN };
     let width = plain.heads * plain.head_dim;
-    for (isa, cached) in isas().into_iter().flat_map(|isa| [(isa, F32), (isa, Bf16)]) {
+    for (isa, cached) in isas().flat_map(|isa| [(isa, F32), (isa, Bf16)]) {
         let shape = Shape { cached, ..plain };
         for bad in [3, 130, 140] {
             for (poison, in_k) in [(f32::NAN, true), (f32::NAN, false), (f32::INFINITY, false)] {
