@@ -59,7 +59,7 @@ pub enum ApiError {
     )]
     PromptTooLong { param: &'static str, context_max: usize, bytes: usize },
     #[error("{message}")]
-    Template { message: String },
+    Template { param: &'static str, message: String },
     #[error("No API key was given. Send it as `Authorization: Bearer KEY`.")]
     KeyMissing,
     #[error("The API key is not valid.")]
@@ -137,10 +137,19 @@ impl ApiError {
             | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. }
             | Self::UnknownParameter { param } => Some(param),
-            Self::ContextLength { param, .. } | Self::PromptTooLong { param, .. } => Some(param),
-            Self::Template { .. } => Some("messages"),
+            Self::ContextLength { param, .. } | Self::PromptTooLong { param, .. } | Self::Template { param, .. } => {
+                Some(param)
+            }
             Self::ModelNotFound { .. } => Some("model"),
             _ => None,
+        }
+    }
+
+    /// The prompt is in the field `param`.
+    pub(crate) fn about_prompt(self, param: &'static str) -> Self {
+        match self {
+            Self::Template { message, .. } => Self::Template { param, message },
+            other => other,
         }
     }
 
@@ -217,7 +226,9 @@ impl From<EngineFailure> for ApiError {
 impl From<TextError> for ApiError {
     fn from(error: TextError) -> Self {
         match error {
-            TextError::NoTemplate | TextError::Template(_) => Self::Template { message: error.to_string() },
+            TextError::NoTemplate | TextError::Template(_) => {
+                Self::Template { param: "messages", message: error.to_string() }
+            }
             // What the text was is nobody's business but the client's.
             _ => {
                 tracing::error!("tokenizing a prompt failed");

@@ -20,9 +20,13 @@ mod models;
 mod ops;
 pub mod params;
 mod pipeline;
+mod responses;
+mod responses_input;
+mod responses_shape;
 mod stream;
 mod tokenize;
 mod tools;
+mod turns;
 mod types;
 
 use std::sync::Arc;
@@ -262,6 +266,8 @@ pub fn router(state: AppState) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

@@ -16,6 +16,33 @@ const NAME_MAX: usize = 64;
 const SCHEMA_DEPTH_MAX: usize = 64;
 const TYPES: &[&str] = &["string", "number", "integer", "boolean", "object", "array", "null"];
 
+/// How a definition of a tool, and a choice of one, is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `{"type": "function", "function": {"name": …}}`: chats.
+    Nested,
+    /// `{"type": "function", "name": …}`: Responses.
+    Flat,
+}
+
+impl Form {
+    /// Reads what belongs to `kind`.
+    fn within<T>(
+        self,
+        fields: &mut Fields,
+        kind: &str,
+        read: impl FnOnce(&mut Fields) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        if self == Self::Flat {
+            return read(fields);
+        }
+        let mut inner = Fields::at(fields.path(kind), fields.require(kind)?)?;
+        let found = read(&mut inner)?;
+        inner.finish()?;
+        Ok(found)
+    }
+}
+
 /// The tools of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ToolUse {
@@ -28,13 +55,15 @@ pub(crate) struct ToolUse {
 
 impl ToolUse {
     /// Takes `tools`, `tool_choice` and `parallel_tool_calls`.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let mut tools = tools(fields)?;
+    pub(crate) fn take(fields: &mut Fields, form: Form) -> Result<Self, ApiError> {
+        let mut tools = tools(fields, form)?;
         let param = fields.path("tool_choice");
         let choice = match fields.take("tool_choice") {
             None if tools.is_empty() => ToolChoice::None,
             None => ToolChoice::Auto,
-            Some(value) => choice(&param, value, &mut tools)?,
+            // Clients of Responses send it always.
+            Some(auto) if form == Form::Flat && tools.is_empty() && auto == "auto" => ToolChoice::None,
+            Some(value) => choice(&param, value, form, &mut tools)?,
         };
         if tools.is_empty() && choice != ToolChoice::None {
             let message = format!("`{param}` is only allowed with `tools`; give at least one tool, or leave it out.");
@@ -49,7 +78,7 @@ impl ToolUse {
     }
 
     /// Refuses what needs the answer to be constrained while it is generated.
-    pub(crate) fn check_supported(&self) -> Result<(), ApiError> {
+    pub(crate) fn check_supported(&self, form: Form) -> Result<(), ApiError> {
         let hint = " yet: it needs constrained decoding; `auto` and `none` work";
         match self.choice {
             ToolChoice::Required | ToolChoice::Named(_) => {
@@ -60,7 +89,7 @@ impl ToolUse {
         match self.tools.iter().position(|tool| tool.strict) {
             None => Ok(()),
             Some(index) => Err(ApiError::Unsupported {
-                param: format!("tools[{index}].function.strict"),
+                param: format!("tools[{index}]{}.strict", if form == Form::Flat { "" } else { ".function" }),
                 hint: " yet: it needs constrained decoding; leave it out",
             }),
         }
@@ -72,7 +101,7 @@ impl ToolUse {
     }
 }
 
-fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
+fn tools(fields: &mut Fields, form: Form) -> Result<Vec<Tool>, ApiError> {
     let param = fields.path("tools");
     let items = fields.array("tools")?.unwrap_or_default();
     if items.len() > TOOLS_MAX {
@@ -83,23 +112,27 @@ fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
     let mut tools = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
         let path = format!("{param}[{index}]");
-        let tool = tool(path.clone(), item)?;
+        let tool = tool(path.clone(), item, form)?;
         if !names.insert(tool.name.clone()) {
-            let kind = if tool.custom { "custom" } else { "function" };
+            let kind = match (form, tool.custom) {
+                (Form::Flat, _) => "",
+                (Form::Nested, true) => ".custom",
+                (Form::Nested, false) => ".function",
+            };
             let message = format!("Two tools are named `{}`; give each tool a name of its own.", tool.name);
-            return Err(ApiError::InvalidValue { param: format!("{path}.{kind}.name"), message });
+            return Err(ApiError::InvalidValue { param: format!("{path}{kind}.name"), message });
         }
         tools.push(tool);
     }
     Ok(tools)
 }
 
-fn tool(path: String, item: Value) -> Result<Tool, ApiError> {
+fn tool(path: String, item: Value, form: Form) -> Result<Tool, ApiError> {
     let mut fields = Fields::at(path, item)?;
     let kind = fields.string("type")?.ok_or_else(|| ApiError::Missing { param: fields.path("type") })?;
     let tool = match kind.as_str() {
-        "function" => function(&mut fields)?,
-        "custom" => custom(&mut fields)?,
+        "function" => form.within(&mut fields, &kind, function)?,
+        "custom" => form.within(&mut fields, &kind, custom)?,
         _ => {
             return Err(ApiError::Unsupported { param: fields.path("type"), hint: ", except `function` and `custom`" });
         }
@@ -110,9 +143,8 @@ fn tool(path: String, item: Value) -> Result<Tool, ApiError> {
     Ok(tool)
 }
 
-fn function(fields: &mut Fields) -> Result<Tool, ApiError> {
-    let mut function = Fields::at(fields.path("function"), fields.require("function")?)?;
-    let name = name(&mut function)?;
+fn function(function: &mut Fields) -> Result<Tool, ApiError> {
+    let name = name(function)?;
     let description = function.string("description")?;
     let path = function.path("parameters");
     let parameters = match function.object("parameters")? {
@@ -128,13 +160,11 @@ fn function(fields: &mut Fields) -> Result<Tool, ApiError> {
     check_schema(&path, &schema, 0)?;
     let Value::Object(parameters) = schema else { unreachable!("made of an object above") };
     let strict = function.bool("strict")?.unwrap_or(false);
-    function.finish()?;
     Ok(Tool { name, description, parameters, strict, custom: false })
 }
 
-fn custom(fields: &mut Fields) -> Result<Tool, ApiError> {
-    let mut custom = Fields::at(fields.path("custom"), fields.require("custom")?)?;
-    let name = name(&mut custom)?;
+fn custom(custom: &mut Fields) -> Result<Tool, ApiError> {
+    let name = name(custom)?;
     let description = custom.string("description")?;
     if let Some(format) = custom.take("format") {
         let mut format = Fields::at(custom.path("format"), format)?;
@@ -146,7 +176,6 @@ fn custom(fields: &mut Fields) -> Result<Tool, ApiError> {
             None => return Err(ApiError::Missing { param: format.path("type") }),
         }
     }
-    custom.finish()?;
     Ok(Tool::custom(name, description))
 }
 
@@ -221,7 +250,7 @@ fn check_schema(path: &str, schema: &Value, depth: usize) -> Result<(), ApiError
 }
 
 /// Reads `tool_choice`; allowed tools leave the others out.
-fn choice(param: &str, value: Value, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
+fn choice(param: &str, value: Value, form: Form, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
     const WORDS: &str = "`none`, `auto`, `required`, or an object of type `function`, `custom` or `allowed_tools`";
     match &value {
         Value::String(word) => match word.as_str() {
@@ -234,8 +263,8 @@ fn choice(param: &str, value: Value, tools: &mut Vec<Tool>) -> Result<ToolChoice
             let mut fields = Fields::at(param.to_owned(), value)?;
             let kind = fields.string("type")?.ok_or_else(|| ApiError::Missing { param: fields.path("type") })?;
             let choice = match kind.as_str() {
-                "function" | "custom" => ToolChoice::Named(named(&mut fields, &kind, tools)?),
-                "allowed_tools" => allowed(&mut fields, tools)?,
+                "function" | "custom" => ToolChoice::Named(named(&mut fields, &kind, form, tools)?),
+                "allowed_tools" => form.within(&mut fields, &kind, |inner| allowed(inner, form, tools))?,
                 _ => {
                     let message = format!("`{param}` must be {WORDS}.");
                     return Err(ApiError::InvalidValue { param: fields.path("type"), message });
@@ -252,16 +281,16 @@ fn choice(param: &str, value: Value, tools: &mut Vec<Tool>) -> Result<ToolChoice
     }
 }
 
-/// The name in `{"type": KIND, KIND: {"name": …}}`, which must be a tool's.
-fn named(fields: &mut Fields, kind: &str, tools: &[Tool]) -> Result<String, ApiError> {
-    let mut inner = Fields::at(fields.path(kind), fields.require(kind)?)?;
-    let param = inner.path("name");
-    let name = name(&mut inner)?;
-    // A whole definition may stand here, too; the tool is the one in `tools`.
-    for more in ["description", "parameters", "strict", "format"] {
-        inner.take(more);
-    }
-    inner.finish()?;
+/// The name of a chosen tool, which must be in `tools`.
+fn named(fields: &mut Fields, kind: &str, form: Form, tools: &[Tool]) -> Result<String, ApiError> {
+    let (param, name) = form.within(fields, kind, |inner| {
+        let named = (inner.path("name"), name(inner)?);
+        // A whole definition may stand here, too; the tool is the one in `tools`.
+        for more in ["description", "parameters", "strict", "format"] {
+            inner.take(more);
+        }
+        Ok(named)
+    })?;
     if !tools.iter().any(|tool| tool.name == name && tool.custom == (kind == "custom")) {
         let message = format!("`{param}` is `{name}`, but no {kind} tool of this name is in `tools`.");
         return Err(ApiError::InvalidValue { param, message });
@@ -269,8 +298,7 @@ fn named(fields: &mut Fields, kind: &str, tools: &[Tool]) -> Result<String, ApiE
     Ok(name)
 }
 
-fn allowed(fields: &mut Fields, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
-    let mut inner = Fields::at(fields.path("allowed_tools"), fields.require("allowed_tools")?)?;
+fn allowed(inner: &mut Fields, form: Form, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
     let mode = inner.choice("mode", &["auto", "required"])?;
     let mode = mode.ok_or_else(|| ApiError::Missing { param: inner.path("mode") })?;
     let path = inner.path("tools");
@@ -283,10 +311,9 @@ fn allowed(fields: &mut Fields, tools: &mut Vec<Tool>) -> Result<ToolChoice, Api
         let mut item = Fields::at(format!("{path}[{index}]"), item)?;
         let kind = item.choice("type", &["function", "custom"])?;
         let kind = kind.ok_or_else(|| ApiError::Missing { param: item.path("type") })?;
-        names.insert(named(&mut item, kind, tools)?);
+        names.insert(named(&mut item, kind, form, tools)?);
         item.finish()?;
     }
-    inner.finish()?;
     tools.retain(|tool| names.contains(&tool.name));
     Ok(if mode == "required" { ToolChoice::Required } else { ToolChoice::Auto })
 }
@@ -297,7 +324,7 @@ mod tests {
 
     fn take(body: Value) -> Result<ToolUse, ApiError> {
         let mut fields = Fields::at(String::new(), body)?;
-        let used = ToolUse::take(&mut fields)?;
+        let used = ToolUse::take(&mut fields, Form::Nested)?;
         fields.finish()?;
         Ok(used)
     }
@@ -320,7 +347,7 @@ mod tests {
         let with = |choice: Value| take(json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": false}));
         let auto = with(Value::Null).unwrap();
         assert_eq!((auto.tools.len(), &auto.choice, auto.parallel), (3, &ToolChoice::Auto, false));
-        assert!(auto.tools[2].custom && auto.check_supported().is_ok());
+        assert!(auto.tools[2].custom && auto.check_supported(Form::Nested).is_ok());
         let shown = auto.for_template().unwrap();
         assert_eq!(
             shown[0],
@@ -332,7 +359,7 @@ mod tests {
         assert_eq!(with(json!("required")).unwrap().choice, ToolChoice::Required);
         let named = with(json!({"type": "custom", "custom": {"name": "patch"}})).unwrap();
         assert_eq!(named.choice, ToolChoice::Named("patch".into()));
-        assert!(named.check_supported().is_err());
+        assert!(named.check_supported(Form::Nested).is_err());
         let allowed = json!({"mode": "auto", "tools": [{"type": "function", "function": {"name": "a"}}]});
         let allowed = with(json!({"type": "allowed_tools", "allowed_tools": allowed})).unwrap();
         assert_eq!((allowed.tools.len(), allowed.tools[0].name.as_str(), allowed.choice), (1, "a", ToolChoice::Auto));
@@ -340,7 +367,7 @@ mod tests {
         assert_eq!((nothing.choice, nothing.parallel), (ToolChoice::None, true));
         assert!(take(json!({"tools": [], "tool_choice": "none"})).is_ok());
         let strict = json!({"tools": [{"type": "function", "function": {"name": "f", "strict": true}}]});
-        let error = take(strict).unwrap().check_supported().unwrap_err();
+        let error = take(strict).unwrap().check_supported(Form::Nested).unwrap_err();
         assert_eq!(error.body()["error"]["param"], "tools[0].function.strict");
     }
 
