@@ -1,5 +1,7 @@
 //! Every response shape, chunk transcript and error body, byte for byte.
 #![recursion_limit = "512"]
+#[path = "wire/responses.rs"]
+mod responses;
 mod support;
 #[path = "wire/tools.rs"]
 mod tools;

@@ -1,6 +1,6 @@
 //! HTTP and OpenAI's JSON. Nothing below knows either.
 //!
-//! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat` or `completions`
+//! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat`, `completions` or `responses`
 //! (fields → a `pipeline::Plan`) → `pipeline` (admission, then one stream of `pipeline::Event`s) → `stream` (server-sent
 //! events) or `fold` (one JSON body: the fold of the same events).
 pub mod auth;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::Model;
@@ -100,7 +101,8 @@ struct Item {
     id: String,
     #[serde(flatten)]
     body: Body,
-    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -258,7 +260,16 @@ impl Answer {
                     self.open(prefix, body, out);
                 }
                 Segment::CallArguments(text) => self.arguments(&text, out),
-                Segment::CallEnd => self.close(COMPLETED, out),
+                Segment::CallEnd => {
+                    // Where the answer is cut off, its last call ends, too.
+                    let is_whole = match self.growing() {
+                        Some(Body::FunctionCall { arguments, .. }) => {
+                            serde_json::from_str::<IgnoredAny>(arguments).is_ok()
+                        }
+                        _ => true,
+                    };
+                    self.close(if is_whole { COMPLETED } else { INCOMPLETE }, out);
+                }
             }
         }
     }
@@ -271,6 +282,9 @@ impl Answer {
             self.open("msg", Body::Message { role: "assistant", content: Vec::new() }, out);
             let part = Part::OutputText { text: String::new(), annotations: [], logprobs: Vec::new() };
             self.open_part(part, out);
+        }
+        if text.is_empty() {
+            return;
         }
         let tokens = logprobs::chat_tokens(&self.model.served.text.tokenizer, &std::mem::take(&mut self.pending));
         let more = More { delta: text, logprobs: Some(&tokens) };
@@ -321,7 +335,8 @@ impl Answer {
 
     fn open(&mut self, prefix: &str, body: Body, out: &mut Vec<u8>) {
         self.close(COMPLETED, out);
-        self.response.output.push(Item { id: new_id(prefix), body, status: IN_PROGRESS });
+        let status = has_status(&body).then_some(IN_PROGRESS);
+        self.response.output.push(Item { id: new_id(prefix), body, status });
         self.is_open = true;
         self.item("response.output_item.added", out);
     }
@@ -369,7 +384,7 @@ impl Answer {
                 events.tell("response.custom_tool_call_input.done", &done, out);
             }
         }
-        item.status = status;
+        item.status = has_status(&item.body).then_some(status);
         self.item("response.output_item.done", out);
     }
 
@@ -433,6 +448,11 @@ impl Telling for Answer {
         self.response.error = Some(Failure { code: "server_error", message: error.to_string() });
         self.whole("response.failed", out);
     }
+}
+
+/// A custom tool's free text does not show whether it is whole.
+fn has_status(body: &Body) -> bool {
+    !matches!(body, Body::CustomToolCall { .. })
 }
 
 /// How many of these tokens come before those that spell the text.
