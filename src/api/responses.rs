@@ -61,6 +61,9 @@ const INCLUDES: &[&str] = &[
     "code_interpreter_call.outputs",
 ];
 
+/// Bytes of JSON of what the answer repeats of one field.
+const SETTING_MAX: usize = 1 << 20;
+
 const SUMMARIES: &[&str] = &["auto", "concise", "detailed"];
 
 /// The handler.
@@ -98,7 +101,7 @@ pub(crate) struct InputTokens {
 pub(crate) async fn input_tokens(State(app): State<AppState>, body: JsonBody) -> Result<Json<InputTokens>, ApiError> {
     let lower = |mut fields: Fields, app: &AppState| {
         let model = app.named(&mut fields)?;
-        keep_nothing(&mut fields)?;
+        refuse(&mut fields)?;
         let (input, _) = prompt(&mut fields, &model)?;
         text_format(&mut fields)?;
         // Any form of the answer has the same prompt.
@@ -128,13 +131,9 @@ struct ResponseRequest {
 impl ResponseRequest {
     fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
         let model = app.named(&mut fields)?;
-        for (name, hint) in ELSEWHERE {
-            if fields.take(name).is_some() {
-                return Err(ApiError::Unsupported { param: fields.path(name), hint });
-            }
-        }
-        keep_nothing(&mut fields)?;
+        refuse(&mut fields)?;
         let settings = settings(&fields);
+        check_size(&settings)?;
         let (input, tools) = prompt(&mut fields, &model)?;
         tools.check_supported(Form::Flat)?;
         text_format(&mut fields)?;
@@ -191,9 +190,21 @@ fn settings(fields: &Fields) -> Map<String, Value> {
     settings
 }
 
-/// Refuses what needs responses to be kept, or to go on without their client.
-fn keep_nothing(fields: &mut Fields) -> Result<(), ApiError> {
-    for (name, hint) in STATEFUL {
+/// The answer repeats its request's settings, in a stream three times, and holds them all the while.
+fn check_size(settings: &Map<String, Value>) -> Result<(), ApiError> {
+    let sizes = settings.iter().map(|(name, value)| (name, value.to_string().len()));
+    match sizes.max_by_key(|(_, size)| *size) {
+        Some((name, size)) if size > SETTING_MAX => {
+            let message = format!("`{name}` must have at most {SETTING_MAX} bytes as JSON, but it has {size}.");
+            Err(ApiError::invalid(name.clone(), message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses fields of other endpoints, and what needs responses to be kept or to go on without their client.
+fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
+    for (name, hint) in ELSEWHERE.iter().chain(STATEFUL) {
         if fields.take(name).is_some() {
             return Err(ApiError::Unsupported { param: fields.path(name), hint });
         }

@@ -335,7 +335,7 @@ async fn a_failed_step_is_a_failed_response() {
     assert_eq!(last["type"], "response.failed");
     let response = &last["response"];
     assert_eq!((&response["status"], &response["error"]["code"]), (&json!("failed"), &json!("server_error")));
-    assert_eq!(response["output"][0]["content"][0]["text"], "Hi ");
+    assert_eq!(response["output"][0]["content"][0]["text"], "Hi w");
     assert_eq!(response["output"][0]["status"], "incomplete");
 }
 
@@ -377,6 +377,10 @@ async fn refused_responses() {
         lines.push(format!("{shown}\n  {status} {} {} {}", error["param"], error["code"], error["message"]));
     }
     assert_snapshot!(lines.join("\n"));
+    let (_, body) = server.ask(RESPONSES, request(json!({"user": "u".repeat(2 << 20)}))).await;
+    assert_eq!(body["error"]["param"], "user");
+    let (_, body) = server.ask(COUNT, json!({"input": "x", "response_format": {"type": "text"}})).await;
+    assert_eq!(body["error"]["param"], "response_format");
     // What asks for nothing more is taken.
     let harmless = json!({"store": false, "background": false, "previous_response_id": null, "truncation": "disabled", "tool_choice": "auto",
         "text": {"format": {"type": "text"}, "verbosity": "medium"}, "include": ["web_search_call.results".replace(".results", ".action.sources")],
