@@ -185,7 +185,7 @@ async fn the_response_is_the_fold_of_the_stream() {
             // The second request finds the first's prompt in the cache.
             assert_eq!(done["usage"]["input_tokens"], whole["usage"]["input_tokens"]);
             done["usage"]["input_tokens_details"] = whole["usage"]["input_tokens_details"].clone();
-            [&mut done, &mut whole].map(redact);
+            [&mut done, &mut whole].into_iter().for_each(redact);
             assert_eq!(done, whole, "{script} {extra}");
             assert_eq!(whole["incomplete_details"]["reason"] == "max_output_tokens", is_cut);
             assert!(!whole["output"].as_array().unwrap().is_empty());
