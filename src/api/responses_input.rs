@@ -2,6 +2,8 @@
 //!
 //! A response's items are finer than a chat's messages: what the assistant thought, said and called in one turn are items of
 //! their own there, and one message here.
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
@@ -39,8 +41,17 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
 /// Messages so far, and the assistant's turn that items may still be added to.
 #[derive(Default)]
 struct Conversation {
-    messages: Vec<Value>,
+    entries: Vec<Entry>,
     turn: Option<Turn>,
+    /// Id of a call → the last entry that makes it.
+    calls: HashMap<String, usize>,
+}
+
+/// A message, and the results of its calls.
+struct Entry {
+    role: &'static str,
+    message: Value,
+    results: Vec<Value>,
 }
 
 /// What an assistant's turn has so far.
@@ -148,39 +159,36 @@ impl Conversation {
         let output = texts(&path, item.require("output")?, &["input_text"])?;
         let name = item.string("name")?;
         self.close();
-        let calls = |message: &Value| {
-            let calls = message.get("tool_calls").and_then(Value::as_array);
-            calls.is_some_and(|calls| calls.iter().any(|call| call["id"] == *id))
-        };
-        let Some(at) = self.messages.iter().rposition(calls) else {
+        let Some(at) = self.calls.get(&id) else {
             let param = item.path("call_id");
             let message = format!("`{param}` names no call of an item before it; send the call, too.");
             return Err(ApiError::InvalidValue { param, message });
         };
-        let results = self.messages[at + 1..].iter().take_while(|message| message["role"] == "tool").count();
         let mut message = json!({"role": "tool", "content": output, "tool_call_id": id});
         if let Some(name) = name {
             message["name"] = name.into();
         }
-        self.messages.insert(at + 1 + results, message);
+        self.entries[*at].results.push(message);
         Ok(())
     }
 
     /// Systems' messages at the beginning are one: most templates know but one, and only there.
     fn system(&mut self, text: String) {
         self.close();
-        match self.messages.as_mut_slice() {
-            [first] if first["role"] == "system" => {
-                let before = first["content"].as_str().unwrap_or_default();
-                first["content"] = format!("{before}\n\n{text}").into();
-            }
-            _ => self.push("system", text.into()),
+        if let [Entry { role: "system", message, .. }] = self.entries.as_mut_slice()
+            && let Some(Value::String(before)) = message.get_mut("content")
+        {
+            before.push_str("\n\n");
+            before.push_str(&text);
+        } else {
+            self.push("system", text.into());
         }
     }
 
-    fn push(&mut self, role: &str, content: Value) {
+    fn push(&mut self, role: &'static str, content: Value) {
         self.close();
-        self.messages.push(json!({"role": role, "content": content}));
+        let message = json!({"role": role, "content": content});
+        self.entries.push(Entry { role, message, results: Vec::new() });
     }
 
     fn turn(&mut self) -> &mut Turn {
@@ -196,18 +204,22 @@ impl Conversation {
             "content".into(),
             content.map_or_else(|| if calls.is_empty() { "".into() } else { Value::Null }, Value::String),
         );
+        for id in calls.iter().filter_map(|call| call["id"].as_str()) {
+            self.calls.insert(id.to_owned(), self.entries.len());
+        }
         if !calls.is_empty() {
             message.insert("tool_calls".into(), calls.into());
         }
         if let Some(reasoning) = reasoning {
             message.insert("reasoning_content".into(), reasoning.into());
         }
-        self.messages.push(message.into());
+        self.entries.push(Entry { role: "assistant", message: message.into(), results: Vec::new() });
     }
 
     fn finish(mut self) -> Vec<Value> {
         self.close();
-        self.messages
+        let with_results = |entry: Entry| std::iter::once(entry.message).chain(entry.results);
+        self.entries.into_iter().flat_map(with_results).collect()
     }
 }
 
@@ -251,4 +263,65 @@ fn text_part(path: String, part: Value, kinds: &[&str]) -> Result<String, ApiErr
     }
     part.finish()?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(body: Value) -> Value {
+        take(&mut Fields::at(String::new(), body).unwrap()).unwrap().into()
+    }
+
+    fn call(id: &str) -> Value {
+        json!({"type": "function_call", "call_id": id, "name": "f", "arguments": "{}"})
+    }
+
+    fn result(id: &str, output: &str) -> Value {
+        json!({"type": "function_call_output", "call_id": id, "output": output})
+    }
+
+    #[test]
+    fn a_text_is_a_users_message() {
+        let found = messages(json!({"input": "x", "instructions": "y"}));
+        assert_eq!(found, json!([{"role": "system", "content": "y"}, {"role": "user", "content": "x"}]));
+    }
+
+    #[test]
+    fn items_of_a_turn_are_one_message_and_results_follow_their_call() {
+        let found = messages(json!({"input": [
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "short"}], "content": null},
+            call("a"), result("a", "1"),
+            {"role": "assistant", "content": "so"}, {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+            call("a"), call("b"),
+            {"role": "user", "content": "u"}, {"role": "developer", "content": "d"},
+            result("b", "2"), result("a", "3"),
+        ]}));
+        let calls = |ids: &[&str]| -> Value {
+            ids.iter()
+                .map(|id| json!({"type": "function", "function": {"name": "f", "arguments": {}}, "id": id}))
+                .collect()
+        };
+        let tool = |id: &str, text: &str| json!({"role": "tool", "content": text, "tool_call_id": id});
+        let expected = json!([
+            {"role": "assistant", "content": null, "tool_calls": calls(&["a"]), "reasoning_content": "short"},
+            tool("a", "1"),
+            {"role": "assistant", "content": "so\nno", "tool_calls": calls(&["a", "b"])},
+            tool("b", "2"), tool("a", "3"),
+            {"role": "user", "content": "u"},
+            {"role": "system", "content": "d"},
+        ]);
+        assert_eq!(found, expected);
+    }
+
+    /// Bodies have megabytes: what takes the square of their items would stall a thread.
+    #[test]
+    fn many_items_take_little_time() {
+        let started = std::time::Instant::now();
+        let mut items: Vec<Value> = (0..50_000).map(|_| json!({"role": "system", "content": "s"})).collect();
+        items.extend((0..20_000).map(|id| call(&id.to_string())));
+        items.extend((0..50_000).map(|id| result(&(id % 20_000).to_string(), "r")));
+        assert_eq!(messages(json!({ "input": items })).as_array().unwrap().len(), 50_002);
+        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+    }
 }
