@@ -2,6 +2,8 @@
 #![recursion_limit = "512"]
 #[path = "wire/messages.rs"]
 mod messages;
+#[path = "wire/responses.rs"]
+mod responses;
 mod support;
 #[path = "wire/tools.rs"]
 mod tools;

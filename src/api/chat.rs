@@ -13,18 +13,18 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::fold::fold;
 use super::gate::RequestContext;
-use super::params::{Common, small};
+use super::params::{Common, Truncate, small};
 use super::pipeline::{Job, Plan, admit, check_choices, check_length};
 use super::stream::{self, Streaming};
 use super::structured::Asked;
-use super::tools::ToolUse;
+use super::tools::{Form, ToolUse};
 use super::types::Envelope;
-use super::{AppState, Model, logprobs, messages};
+use super::{AppState, Model, logprobs, messages, turns};
 use crate::grammar::{Grammar, GrammarSource};
 use crate::text::{ChatInput, Thinking};
 
 /// How much a model thinks, in OpenAI's words.
-const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+pub(crate) const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
 /// Names that a template gets from the request itself.
 const RESERVED_KWARGS: &[&str] = &["messages", "tools", "documents", "add_generation_prompt", "continue_final_message"];
@@ -82,13 +82,16 @@ pub(crate) async fn start(
     claim: Claim,
     field: &'static str,
 ) -> Result<Job, ApiError> {
-    let ChatRequest { model, input, tools, mut common, max_tokens, logprobs, hide_reasoning } = request;
+    let ChatRequest { model, mut input, tools, mut common, max_tokens, logprobs, hide_reasoning } = request;
     let continuing = input.continue_final_message;
-    let (of, truncates) = (Arc::clone(&model), common.truncate.is_some());
+    let (of, truncate) = (Arc::clone(&model), common.truncate);
     let encode = move || {
         let text = &of.served.text;
+        if truncate == Some(Truncate::Turns) {
+            turns::fit(&mut input, &of, max_tokens.unwrap_or(1))?;
+        }
         let rendered = text.render_chat(&input)?;
-        if !truncates {
+        if matches!(truncate, None | Some(Truncate::Turns)) {
             check_length(&of, &rendered.text, field)?;
         }
         let prompt = text.tokenizer.encode_prompt(&rendered)?;
@@ -96,7 +99,7 @@ pub(crate) async fn start(
         let continued = continuing.then(|| last.unwrap_or_default());
         Ok((prompt, text.output.thinking(&rendered, continued)))
     };
-    let (prompt, thinking) = claim.work(app, encode).await?;
+    let (prompt, thinking) = claim.work(app, encode).await.map_err(|error| error.about_prompt(field))?;
     let grammar = grammar(&model, &tools, common.form.take(), thinking).await?;
     let per_prompt = common.n;
     let prompt_logprobs = common.prompt_logprobs;
@@ -156,7 +159,7 @@ impl ChatRequest {
 
 /// Messages and what else the template sees; `/tokenize` takes the same.
 pub(crate) fn input(fields: &mut Fields) -> Result<(ChatInput, ToolUse), ApiError> {
-    let tools = ToolUse::take(fields)?;
+    let tools = ToolUse::take(fields, Form::Nested)?;
     let messages = messages::lower(fields.require("messages")?)?;
     let continue_final_message = fields.bool("continue_final_message")?.unwrap_or(false);
     let add_generation_prompt = fields.bool("add_generation_prompt")?;
@@ -164,19 +167,26 @@ pub(crate) fn input(fields: &mut Fields) -> Result<(ChatInput, ToolUse), ApiErro
         let message = "`continue_final_message` and `add_generation_prompt` cannot both be true.";
         return Err(ApiError::invalid("continue_final_message", message));
     }
-    let path = fields.path("chat_template_kwargs");
-    let kwargs = fields.object("chat_template_kwargs")?.unwrap_or_default();
-    if let Some(name) = RESERVED_KWARGS.iter().find(|name| kwargs.contains_key(**name)) {
-        let message = format!("`{path}.{name}` is set by the server; give it as a field of the request.");
-        return Err(ApiError::invalid(format!("{path}.{name}"), message));
-    }
+    let kwargs = template_kwargs(fields)?;
     let add_generation_prompt = add_generation_prompt.unwrap_or(!continue_final_message);
     let shown = tools.for_template();
     Ok((ChatInput { messages, tools: shown, add_generation_prompt, continue_final_message, kwargs }, tools))
 }
 
-/// `reasoning_effort`, or `reasoning: {"effort": …}`: what of it a template can say. A model whose template has but a switch
-/// thinks with every effort other than `none`.
+/// What the client gives the template besides the conversation.
+pub(crate) fn template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    let path = fields.path("chat_template_kwargs");
+    let kwargs = fields.object("chat_template_kwargs")?.unwrap_or_default();
+    match RESERVED_KWARGS.iter().find(|name| kwargs.contains_key(**name)) {
+        None => Ok(kwargs),
+        Some(name) => {
+            let message = format!("`{path}.{name}` is set by the server; give it as a field of the request.");
+            Err(ApiError::invalid(format!("{path}.{name}"), message))
+        }
+    }
+}
+
+/// `reasoning_effort`, or `reasoning: {"effort": …}`.
 fn effort(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>) -> Result<(), ApiError> {
     let mut param = fields.path("reasoning_effort");
     let mut effort = fields.choice("reasoning_effort", EFFORTS)?;
@@ -196,7 +206,17 @@ fn effort(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>) -
         }
         reasoning.finish()?;
     }
-    let Some(effort) = effort else { return Ok(()) };
+    effort.map_or(Ok(()), |effort| set_effort(param, effort, model, kwargs))
+}
+
+/// Tells the template how much to think, as far as it can say that. A model whose template has but a switch thinks with every
+/// effort other than `none`.
+pub(crate) fn set_effort(
+    param: String,
+    effort: &str,
+    model: &Model,
+    kwargs: &mut Map<String, Value>,
+) -> Result<(), ApiError> {
     let output = &model.served.text.output;
     let thinks = effort != "none";
     if output.effort {

@@ -61,7 +61,7 @@ pub enum ApiError {
     )]
     PromptTooLong { param: &'static str, context_max: usize, bytes: usize },
     #[error("{message}")]
-    Template { message: String },
+    Template { param: &'static str, message: String },
     /// A schema, regular expression or grammar that cannot be used; `code` says why.
     #[error("{message}")]
     Schema { param: String, code: &'static str, message: String },
@@ -179,10 +179,19 @@ impl ApiError {
             | Self::Schema { param, .. }
             | Self::UnknownParameter { param }
             | Self::InputTooLong { param, .. } => Some(param),
-            Self::ContextLength { param, .. } | Self::PromptTooLong { param, .. } => Some(param),
-            Self::Template { .. } => Some("messages"),
+            Self::ContextLength { param, .. } | Self::PromptTooLong { param, .. } | Self::Template { param, .. } => {
+                Some(param)
+            }
             Self::ModelNotFound { .. } | Self::WrongEndpoint { .. } | Self::NoModel { .. } => Some("model"),
             _ => None,
+        }
+    }
+
+    /// The prompt is in the field `param`.
+    pub(crate) fn about_prompt(self, param: &'static str) -> Self {
+        match self {
+            Self::Template { message, .. } => Self::Template { param, message },
+            other => other,
         }
     }
 
@@ -283,7 +292,9 @@ impl From<EncodeFailure> for ApiError {
 impl From<TextError> for ApiError {
     fn from(error: TextError) -> Self {
         match error {
-            TextError::NoTemplate | TextError::Template(_) => Self::Template { message: error.to_string() },
+            TextError::NoTemplate | TextError::Template(_) => {
+                Self::Template { param: "messages", message: error.to_string() }
+            }
             // What the text was is nobody's business but the client's.
             _ => {
                 tracing::error!("tokenizing a prompt failed");

@@ -14,6 +14,8 @@ const NAME_SHOWN_MAX: usize = 64;
 pub(crate) struct Fields {
     path: String,
     map: Map<String, Value>,
+    /// Fields that the client wrote elsewhere: (name, path).
+    moved: Vec<(&'static str, String)>,
 }
 
 /// A value's JSON type, for messages.
@@ -49,24 +51,33 @@ fn whole(number: &Number) -> Option<i128> {
 impl Fields {
     /// The request's body.
     pub(crate) fn body(map: Map<String, Value>) -> Self {
-        Self { path: String::new(), map }
+        Self { path: String::new(), map, moved: Vec::new() }
     }
 
     /// An object inside the body, at `path`.
     pub(crate) fn at(path: String, value: Value) -> Result<Self, ApiError> {
         match value {
-            Value::Object(map) => Ok(Self { path, map }),
+            Value::Object(map) => Ok(Self { path, map, moved: Vec::new() }),
             other => Err(wrong(path, "an object", &other)),
         }
     }
 
     /// The path of one of this object's fields.
     pub(crate) fn path(&self, name: &str) -> String {
+        if let Some((_, path)) = self.moved.iter().find(|(moved, _)| *moved == name) {
+            return path.clone();
+        }
         let mut shown: String = name.chars().take(NAME_SHOWN_MAX).collect();
         if shown.len() < name.len() {
             shown.push('…');
         }
         if self.path.is_empty() { shown } else { format!("{}.{shown}", self.path) }
+    }
+
+    /// Puts a value where another dialect has it. Errors go on naming the `path` at which the client wrote it.
+    pub(crate) fn put(&mut self, name: &'static str, value: Value, path: String) {
+        self.map.insert(name.to_owned(), value);
+        self.moved.push((name, path));
     }
 
     /// Takes a field; absent and `null` are the same.
@@ -238,6 +249,13 @@ mod tests {
         let inner = Fields::at(outer.path("stream_options"), outer.take("stream_options").unwrap()).unwrap();
         assert_eq!(inner.finish(), Err(ApiError::UnknownParameter { param: "stream_options.include_usge".into() }));
         assert_eq!(outer.finish(), Ok(()));
+    }
+
+    #[test]
+    fn moved_fields_keep_their_path() {
+        let mut moved = fields(json!({}));
+        moved.put("response_format", json!("x"), "text.format".into());
+        assert_eq!(moved.object("response_format").unwrap_err().body()["error"]["param"], "text.format");
     }
 
     #[test]

@@ -14,8 +14,9 @@ pub(crate) struct ChatLogprobs {
     refusal: Option<()>,
 }
 
+/// A token of an answer, in chats and in Responses.
 #[derive(Debug, Serialize)]
-struct ChatToken {
+pub(crate) struct ChatToken {
     #[serde(flatten)]
     token: ChatAlternative,
     top_logprobs: Vec<ChatAlternative>,
@@ -44,11 +45,15 @@ fn alternative(tokenizer: &Tokenizer, id: u32, logprob: f32) -> ChatAlternative 
 }
 
 pub(crate) fn chat(tokenizer: &Tokenizer, entries: &[TokenEntry]) -> ChatLogprobs {
+    ChatLogprobs { content: chat_tokens(tokenizer, entries), refusal: None }
+}
+
+pub(crate) fn chat_tokens(tokenizer: &Tokenizer, entries: &[TokenEntry]) -> Vec<ChatToken> {
     let token = |entry: &TokenEntry| ChatToken {
         token: alternative(tokenizer, entry.id, entry.logprob.unwrap_or(0.0)),
         top_logprobs: entry.top.iter().map(|(id, logprob)| alternative(tokenizer, *id, *logprob)).collect(),
     };
-    ChatLogprobs { content: entries.iter().map(token).collect(), refusal: None }
+    entries.iter().map(token).collect()
 }
 
 /// Completions: four parallel arrays.

@@ -7,7 +7,7 @@ use super::fields::{Fields, type_name};
 const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool"];
 
 /// Hints about caching on messages and parts; they cannot change the answer.
-const CACHE_HINTS: &[&str] = &["cache_control", "prompt_cache_breakpoint"];
+pub(crate) const CACHE_HINTS: &[&str] = &["cache_control", "prompt_cache_breakpoint"];
 
 /// Validates `messages`; the result has the keys role, content, name, `tool_calls`, `tool_call_id`, `reasoning_content`.
 ///
@@ -172,15 +172,19 @@ fn tool_call(path: String, call: Value) -> Result<Value, ApiError> {
     Ok(lowered)
 }
 
-/// Models do not always write valid JSON, and an agent sends back what it got: text that is no object stays text.
 fn arguments(function: &mut Fields) -> Result<Value, ApiError> {
-    let text = function.string("arguments")?.unwrap_or_default();
+    Ok(arguments_of(function.string("arguments")?.unwrap_or_default()))
+}
+
+/// A call's arguments as templates take them. Models do not always write valid JSON, and an agent sends back what it got:
+/// text that is no object stays text.
+pub(crate) fn arguments_of(text: String) -> Value {
     if text.trim().is_empty() {
-        return Ok(Value::Object(Map::new()));
+        return Value::Object(Map::new());
     }
     match serde_json::from_str(&text) {
-        Ok(arguments @ Value::Object(_)) => Ok(arguments),
-        _ => Ok(Value::String(text)),
+        Ok(arguments @ Value::Object(_)) => arguments,
+        _ => Value::String(text),
     }
 }
 

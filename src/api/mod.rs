@@ -2,7 +2,7 @@
 //!
 //! `encoders` is what `embeddings` and `rerank` share: models that do not generate.
 //!
-//! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat` or `completions`
+//! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat`, `completions` or `responses`
 //! (fields → a `pipeline::Plan`) → `pipeline` (admission, then one stream of `pipeline::Event`s) → `stream` (server-sent
 //! events) or `fold` (one JSON body: the fold of the same events).
 mod anthropic;
@@ -27,10 +27,14 @@ mod ops;
 pub mod params;
 mod pipeline;
 mod rerank;
+mod responses;
+mod responses_input;
+mod responses_shape;
 mod stream;
 mod structured;
 mod tokenize;
 mod tools;
+mod turns;
 mod types;
 
 use std::sync::Arc;
@@ -300,6 +304,8 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/rerank", post(rerank::create))
         .route("/v2/rerank", post(rerank::create))
         .route("/rerank", post(rerank::create))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))

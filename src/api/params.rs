@@ -150,6 +150,8 @@ pub(crate) enum Truncate {
     To(usize),
     /// What the context leaves beside the completion.
     ToContext,
+    /// Whole turns of a chat, from the oldest on, until it fits the context.
+    Turns,
 }
 
 /// What both endpoints understand, validated.

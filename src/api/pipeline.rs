@@ -128,6 +128,8 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
         if let Some(truncate) = common.truncate {
             let keep = match truncate {
                 Truncate::To(tokens) => tokens,
+                // Done before the chat was tokenized.
+                Truncate::Turns => prompt.len(),
                 Truncate::ToContext => model.context_max.saturating_sub(max_tokens.unwrap_or(1)).max(1),
             };
             prompt.drain(..prompt.len().saturating_sub(keep));

@@ -40,6 +40,8 @@ pub(crate) struct Streaming {
 
 /// How an API tells the events of a request, in bytes of a `text/event-stream`.
 pub(crate) trait Telling: Send + 'static {
+    /// Before the first event, which may have to wait for its turn.
+    fn begin(&mut self, _out: &mut Vec<u8>) {}
     /// Any event but the failure.
     fn event(&mut self, event: Event, out: &mut Vec<u8>);
     /// All choices have finished.
@@ -69,6 +71,11 @@ pub(crate) fn tell<T: Telling>(job: Job, telling: T, keep_alive: Duration) -> Re
 
 async fn write<T: Telling>(job: Job, mut telling: T, keep_alive: Duration, out: mpsc::Sender<Bytes>) {
     let mut events = pin!(events(job));
+    let mut bytes = Vec::new();
+    telling.begin(&mut bytes);
+    if !bytes.is_empty() && out.send(bytes.into()).await.is_err() {
+        return;
+    }
     loop {
         let mut bytes = Vec::new();
         let more = match tokio::time::timeout(keep_alive, events.next()).await {

@@ -18,6 +18,33 @@ const NAME_MAX: usize = 64;
 const SCHEMA_DEPTH_MAX: usize = 64;
 const TYPES: &[&str] = &["string", "number", "integer", "boolean", "object", "array", "null"];
 
+/// How a definition of a tool, and a choice of one, is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `{"type": "function", "function": {"name": …}}`: chats.
+    Nested,
+    /// `{"type": "function", "name": …}`: Responses.
+    Flat,
+}
+
+impl Form {
+    /// Reads what belongs to `kind`.
+    fn within<T>(
+        self,
+        fields: &mut Fields,
+        kind: &str,
+        read: impl FnOnce(&mut Fields) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        if self == Self::Flat {
+            return read(fields);
+        }
+        let mut inner = Fields::at(fields.path(kind), fields.require(kind)?)?;
+        let found = read(&mut inner)?;
+        inner.finish()?;
+        Ok(found)
+    }
+}
+
 /// The tools of a request.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ToolUse {
@@ -30,13 +57,15 @@ pub(crate) struct ToolUse {
 
 impl ToolUse {
     /// Takes `tools`, `tool_choice` and `parallel_tool_calls`.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let mut tools = tools(fields)?;
+    pub(crate) fn take(fields: &mut Fields, form: Form) -> Result<Self, ApiError> {
+        let mut tools = tools(fields, form)?;
         let param = fields.path("tool_choice");
         let choice = match fields.take("tool_choice") {
             None if tools.is_empty() => ToolChoice::None,
             None => ToolChoice::Auto,
-            Some(value) => choice(&param, value, &mut tools)?,
+            // Clients of Responses send it always.
+            Some(auto) if form == Form::Flat && tools.is_empty() && auto == "auto" => ToolChoice::None,
+            Some(value) => choice(&param, value, form, &mut tools)?,
         };
         if tools.is_empty() && choice != ToolChoice::None {
             let message = format!("`{param}` is only allowed with `tools`; give at least one tool, or leave it out.");
@@ -136,25 +165,29 @@ impl Distinct {
     }
 }
 
-fn tools(fields: &mut Fields) -> Result<Vec<Tool>, ApiError> {
+fn tools(fields: &mut Fields, form: Form) -> Result<Vec<Tool>, ApiError> {
     let param = fields.path("tools");
     let items = fields.array("tools")?.unwrap_or_default();
     let mut all = Distinct::new(&param, items.len())?;
     for (index, item) in items.into_iter().enumerate() {
         let path = format!("{param}[{index}]");
-        let tool = tool(path.clone(), item)?;
-        let kind = if tool.custom { "custom" } else { "function" };
-        all.add(tool, format!("{path}.{kind}.name"))?;
+        let tool = tool(path.clone(), item, form)?;
+        let kind = match (form, tool.custom) {
+            (Form::Flat, _) => "",
+            (Form::Nested, true) => ".custom",
+            (Form::Nested, false) => ".function",
+        };
+        all.add(tool, format!("{path}{kind}.name"))?;
     }
     Ok(all.tools())
 }
 
-fn tool(path: String, item: Value) -> Result<Tool, ApiError> {
+fn tool(path: String, item: Value, form: Form) -> Result<Tool, ApiError> {
     let mut fields = Fields::at(path, item)?;
     let kind = fields.string("type")?.ok_or_else(|| ApiError::Missing { param: fields.path("type") })?;
     let tool = match kind.as_str() {
-        "function" => function(&mut fields)?,
-        "custom" => custom(&mut fields)?,
+        "function" => form.within(&mut fields, &kind, function)?,
+        "custom" => form.within(&mut fields, &kind, custom)?,
         _ => {
             return Err(ApiError::Unsupported { param: fields.path("type"), hint: ", except `function` and `custom`" });
         }
@@ -165,13 +198,11 @@ fn tool(path: String, item: Value) -> Result<Tool, ApiError> {
     Ok(tool)
 }
 
-fn function(fields: &mut Fields) -> Result<Tool, ApiError> {
-    let mut function = Fields::at(fields.path("function"), fields.require("function")?)?;
-    let name = name(&mut function)?;
+fn function(function: &mut Fields) -> Result<Tool, ApiError> {
+    let name = name(function)?;
     let description = function.string("description")?;
-    let parameters = parameters(&mut function, "parameters")?;
+    let parameters = parameters(function, "parameters")?;
     let strict = function.bool("strict")?.unwrap_or(false);
-    function.finish()?;
     Ok(Tool { name, description, parameters, strict, custom: false })
 }
 
@@ -193,9 +224,8 @@ pub(crate) fn parameters(function: &mut Fields, field: &str) -> Result<Map<Strin
     Ok(parameters)
 }
 
-fn custom(fields: &mut Fields) -> Result<Tool, ApiError> {
-    let mut custom = Fields::at(fields.path("custom"), fields.require("custom")?)?;
-    let name = name(&mut custom)?;
+fn custom(custom: &mut Fields) -> Result<Tool, ApiError> {
+    let name = name(custom)?;
     let description = custom.string("description")?;
     if let Some(format) = custom.take("format") {
         let mut format = Fields::at(custom.path("format"), format)?;
@@ -207,7 +237,6 @@ fn custom(fields: &mut Fields) -> Result<Tool, ApiError> {
             None => return Err(ApiError::Missing { param: format.path("type") }),
         }
     }
-    custom.finish()?;
     Ok(Tool::custom(name, description))
 }
 
@@ -282,7 +311,7 @@ fn check_schema(path: &str, schema: &Value, depth: usize) -> Result<(), ApiError
 }
 
 /// Reads `tool_choice`; allowed tools leave the others out.
-fn choice(param: &str, value: Value, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
+fn choice(param: &str, value: Value, form: Form, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
     const WORDS: &str = "`none`, `auto`, `required`, or an object of type `function`, `custom` or `allowed_tools`";
     match &value {
         Value::String(word) => match word.as_str() {
@@ -295,8 +324,8 @@ fn choice(param: &str, value: Value, tools: &mut Vec<Tool>) -> Result<ToolChoice
             let mut fields = Fields::at(param.to_owned(), value)?;
             let kind = fields.string("type")?.ok_or_else(|| ApiError::Missing { param: fields.path("type") })?;
             let choice = match kind.as_str() {
-                "function" | "custom" => ToolChoice::Named(named(&mut fields, &kind, tools)?),
-                "allowed_tools" => allowed(&mut fields, tools)?,
+                "function" | "custom" => ToolChoice::Named(named(&mut fields, &kind, form, tools)?),
+                "allowed_tools" => form.within(&mut fields, &kind, |inner| allowed(inner, form, tools))?,
                 _ => {
                     let message = format!("`{param}` must be {WORDS}.");
                     return Err(ApiError::InvalidValue { param: fields.path("type"), message });
@@ -313,16 +342,16 @@ fn choice(param: &str, value: Value, tools: &mut Vec<Tool>) -> Result<ToolChoice
     }
 }
 
-/// The name in `{"type": KIND, KIND: {"name": …}}`, which must be a tool's.
-fn named(fields: &mut Fields, kind: &str, tools: &[Tool]) -> Result<String, ApiError> {
-    let mut inner = Fields::at(fields.path(kind), fields.require(kind)?)?;
-    let param = inner.path("name");
-    let name = name(&mut inner)?;
-    // A whole definition may stand here, too; the tool is the one in `tools`.
-    for more in ["description", "parameters", "strict", "format"] {
-        inner.take(more);
-    }
-    inner.finish()?;
+/// The name of a chosen tool, which must be in `tools`.
+fn named(fields: &mut Fields, kind: &str, form: Form, tools: &[Tool]) -> Result<String, ApiError> {
+    let (param, name) = form.within(fields, kind, |inner| {
+        let named = (inner.path("name"), name(inner)?);
+        // A whole definition may stand here, too; the tool is the one in `tools`.
+        for more in ["description", "parameters", "strict", "format"] {
+            inner.take(more);
+        }
+        Ok(named)
+    })?;
     if !tools.iter().any(|tool| tool.name == name && tool.custom == (kind == "custom")) {
         let message = format!("`{param}` is `{name}`, but no {kind} tool of this name is in `tools`.");
         return Err(ApiError::InvalidValue { param, message });
@@ -330,8 +359,7 @@ fn named(fields: &mut Fields, kind: &str, tools: &[Tool]) -> Result<String, ApiE
     Ok(name)
 }
 
-fn allowed(fields: &mut Fields, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
-    let mut inner = Fields::at(fields.path("allowed_tools"), fields.require("allowed_tools")?)?;
+fn allowed(inner: &mut Fields, form: Form, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
     let mode = inner.choice("mode", &["auto", "required"])?;
     let mode = mode.ok_or_else(|| ApiError::Missing { param: inner.path("mode") })?;
     let path = inner.path("tools");
@@ -344,10 +372,9 @@ fn allowed(fields: &mut Fields, tools: &mut Vec<Tool>) -> Result<ToolChoice, Api
         let mut item = Fields::at(format!("{path}[{index}]"), item)?;
         let kind = item.choice("type", &["function", "custom"])?;
         let kind = kind.ok_or_else(|| ApiError::Missing { param: item.path("type") })?;
-        names.insert(named(&mut item, kind, tools)?);
+        names.insert(named(&mut item, kind, form, tools)?);
         item.finish()?;
     }
-    inner.finish()?;
     tools.retain(|tool| names.contains(&tool.name));
     Ok(if mode == "required" { ToolChoice::Required } else { ToolChoice::Auto })
 }
@@ -358,7 +385,7 @@ mod tests {
 
     fn take(body: Value) -> Result<ToolUse, ApiError> {
         let mut fields = Fields::at(String::new(), body)?;
-        let used = ToolUse::take(&mut fields)?;
+        let used = ToolUse::take(&mut fields, Form::Nested)?;
         fields.finish()?;
         Ok(used)
     }

@@ -62,11 +62,10 @@ pub(crate) struct Envelope {
 
 impl Envelope {
     pub(crate) fn new(prefix: &str, object: &'static str, model: &super::Model) -> Self {
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self {
             id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
             object,
-            created,
+            created: unix_now(),
             model: model.served.alias.as_str().into(),
             fingerprint: model.fingerprint.as_str().into(),
         }
@@ -107,6 +106,11 @@ pub(crate) struct Enveloped<'e, C> {
     pub(crate) prompt_logprobs: Option<PromptLogprobs>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt_token_ids: Option<Vec<u32>>,
+}
+
+/// Unix time in seconds.
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Changes with wick's version and the model.

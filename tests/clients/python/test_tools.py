@@ -106,3 +106,29 @@ def test_a_wrong_result_is_refused(client, model):
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model=model, messages=messages, tools=[WEATHER], **GREEDY)
     assert error.value.param == "messages[2].tool_call_id"
+
+
+FLAT = [{"type": "function", **tool["function"], "strict": False} for tool in (WEATHER, TIME)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_round_trip_with_responses(client, model, stream):
+    """The SDK's own loop: the answer's items go back with the call's output."""
+    question = [{"role": "user", "content": "What is the weather in Paris right now?"}]
+    ask = {"model": model, "instructions": SYSTEM, "tools": FLAT, "temperature": 0, "max_output_tokens": 200}
+    if stream:
+        with client.responses.stream(input=question, **ask) as events:
+            kinds = {event.type for event in events}
+            answer = events.get_final_response()
+        assert {"response.function_call_arguments.delta", "response.function_call_arguments.done"} <= kinds
+    else:
+        answer = client.responses.create(input=question, **ask)
+    assert answer.status == "completed"
+    [call] = answer.output
+    assert (call.type, call.name, call.status) == ("function_call", "get_weather", "completed")
+    assert call.id.startswith("fc_")
+    assert call.call_id.startswith("call_")
+    assert "Paris" in json.loads(call.arguments)["city"]
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": '{"temperature": "17 degrees", "sky": "light rain"}'}
+    last = client.responses.create(input=[*question, *answer.output, output], **ask)
+    assert "17" in last.output_text
