@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Instant;
 use wick_kernels::{Cpu, Isa, ThreadPool};
 
@@ -22,7 +23,8 @@ impl Setup {
         let mut next = || (!words.is_empty()).then(|| words.remove(0));
         let threads = next().map_or(2, |a| a.parse().expect("threads: a number"));
         let isa = next().map_or(Isa::detect(), |a| Isa::from_name(&a).unwrap_or_else(|e| panic!("{e}")));
-        let cpu = Cpu { isa, pool: ThreadPool::new(NonZeroUsize::new(threads).expect("at least one thread")) };
+        let cpu =
+            Cpu { isa, pool: Arc::new(ThreadPool::new(NonZeroUsize::new(threads).expect("at least one thread"))) };
         Setup { cpu, words, smoke: options.iter().any(|a| a == "--test") }
     }
 
