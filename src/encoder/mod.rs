@@ -1,6 +1,6 @@
 //! Encoder models: texts to vectors (embeddings), pairs of texts to numbers (reranking). No cache, no scheduler.
 //!
-//! One thread owns the model, as the engine's does ([`service`]). Inputs of many requests share a batch ([`queue`]) without padding:
+//! One thread owns the model, as the engine's does ([`service`]). Inputs of many requests share a batch (`queue`) without padding:
 //! their tokens stand one after another, so that what an input gets never depends, to the bit, on what it is batched with.
 //! [`config`] reads a folder into an [`EncoderSpec`], [`bert`] is the forward pass, [`model`] the heads.
 pub mod bert;
