@@ -6,7 +6,6 @@ import openai
 import pytest
 from conftest import say
 
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
 def refused(client, model, kind=openai.BadRequestError, **options):
@@ -69,20 +68,6 @@ def test_unknown_field(client, model):
     error = refused(client, model, extra_body={"temprature": 1})
     assert error.param == "temprature"
     assert "temprature" in str(error)
-
-
-# Until constrained decoding has its effect, they are refused by name.
-@pytest.mark.parametrize(
-    ("options", "param"),
-    [
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-    ],
-)
-def test_not_supported_yet(client, model, options, param):
-    error = refused(client, model, **options)
-    assert error.code == "unsupported_parameter"
-    assert error.param.startswith(param)
 
 
 def test_text_response_format_is_accepted(client, model):
