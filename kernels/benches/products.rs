@@ -35,7 +35,7 @@ fn main() {
 
 /// Bytes of weights that one product reads.
 fn piece_bytes(setup: &Setup) -> usize {
-    if setup.smoke { 64 << 10 } else { 4 << 20 }
+    if setup.smoke { 256 << 10 } else { 4 << 20 }
 }
 
 fn blocks(setup: &Setup, bandwidth: f64, only: Option<&str>) {

@@ -156,6 +156,16 @@ async fn the_answer_is_the_fold_of_the_stream() {
 }
 
 #[tokio::test]
+async fn an_answer_follows_its_schema() {
+    let server = says("{\"a\": 1} and more").await;
+    let format = json!({"format": {"type": "json_schema", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}}});
+    let message = ok(&server, request(json!({"output_config": format}))).await;
+    let text = message["content"][0]["text"].as_str().unwrap();
+    assert!(serde_json::from_str::<Value>(text).unwrap()["a"].is_i64(), "{text}");
+    assert_eq!(message["stop_reason"], "end_turn");
+}
+
+#[tokio::test]
 async fn stops_are_told_apart() {
     let server = says("one END two").await;
     let message = ok(&server, request(json!({"stop_sequences": ["X", "END"]}))).await;
@@ -211,6 +221,9 @@ async fn errors_have_anthropics_shape_and_name_its_fields() {
         (json!({"stop_sequences": [""]}), "stop_sequences"),
         (json!({"stop_sequences": [1]}), "stop_sequences"),
         (json!({"mcp_servers": []}), "mcp_servers"),
+        (json!({"output_config": {"effort": "huge"}}), "output_config.effort"),
+        (json!({"output_config": {"format": {"type": "json_schema"}}}), "output_config.format.schema"),
+        (json!({"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}}), "output_config.format"),
         (json!({"nonsense": 1}), "nonsense"),
     ] {
         let (status, body) = answer(&server, MESSAGES, request(extra)).await;

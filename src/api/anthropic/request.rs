@@ -18,8 +18,9 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("mcp_servers", ": call MCP servers from the client, as tools"),
     ("inference_geo", ""),
     ("diagnostics", ""),
-    ("output_config", " here; use `response_format` of /v1/chat/completions"),
 ];
+
+const EFFORTS: &[&str] = &["low", "medium", "high", "xhigh", "max"];
 
 /// Turns a request into a chat.
 pub(super) fn lower(mut fields: Fields, app: &AppState) -> Result<ChatRequest, ApiError> {
@@ -29,6 +30,7 @@ pub(super) fn lower(mut fields: Fields, app: &AppState) -> Result<ChatRequest, A
     let (mut input, tools) = input(&mut fields)?;
     let hide_reasoning = fields.peek("thinking").is_some_and(|thinking| thinking["display"] == "omitted");
     thinking(&mut fields, &model, &mut input.kwargs)?;
+    effort(&fields, &model, &mut input.kwargs);
     let common = common(&mut fields, &model)?;
     rest(fields)?;
     Ok(ChatRequest { model, input, tools, common, max_tokens: Some(max_tokens), logprobs: None, hide_reasoning })
@@ -45,6 +47,7 @@ pub(super) fn lower_count(mut fields: Fields, app: &AppState) -> Result<Counted,
     let model = app.named(&mut fields)?;
     let (mut input, _) = input(&mut fields)?;
     thinking(&mut fields, &model, &mut input.kwargs)?;
+    effort(&fields, &model, &mut input.kwargs);
     // Whoever counts sends the request it will make.
     fields.count("max_tokens", 1..=u32::MAX)?;
     common(&mut fields, &model)?;
@@ -89,7 +92,9 @@ fn common(fields: &mut Fields, model: &Model) -> Result<Common, ApiError> {
         chat.insert("stop".into(), sequences.into());
     }
     chat.insert("stream".into(), fields.bool("stream")?.unwrap_or(false).into());
-    Common::take(&mut Fields::body(chat), model).map_err(|error| match error {
+    let mut chat = Fields::body(chat);
+    output_config(fields, &mut chat)?;
+    Common::take(&mut chat, model).map_err(|error| match error {
         // The only one of them that has another name, and was not checked above.
         ApiError::InvalidValue { param, message } if param == "stop" => {
             ApiError::InvalidValue { message: message.replace("`stop`", &format!("`{stops}`")), param: stops }
@@ -99,6 +104,34 @@ fn common(fields: &mut Fields, model: &Model) -> Result<Common, ApiError> {
         }
         error => error,
     })
+}
+
+/// `output_config.effort`, where the model's template reads one: other models know no more or less.
+fn effort(fields: &Fields, model: &Model, kwargs: &mut Map<String, Value>) {
+    if let Some(effort) = fields.peek("output_config").and_then(|config| config["effort"].as_str())
+        && model.served.text.output.effort
+    {
+        kwargs.insert("reasoning_effort".into(), effort.into());
+    }
+}
+
+/// `output_config`: the schema of an answer goes where a chat has it.
+fn output_config(fields: &mut Fields, chat: &mut Fields) -> Result<(), ApiError> {
+    let Some(config) = fields.take("output_config") else { return Ok(()) };
+    let mut config = Fields::at(fields.path("output_config"), config)?;
+    if let Some(format) = config.take("format") {
+        let path = config.path("format");
+        let mut format = Fields::at(path.clone(), format)?;
+        let kind = format.choice("type", &["json_schema"])?;
+        kind.ok_or_else(|| ApiError::Missing { param: format.path("type") })?;
+        let schema = format.require("schema")?;
+        format.finish()?;
+        let moved = json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}});
+        chat.put("response_format", moved, path);
+    }
+    // Read by `effort`.
+    config.choice("effort", EFFORTS)?;
+    config.finish()
 }
 
 fn input(fields: &mut Fields) -> Result<(ChatInput, ToolUse), ApiError> {

@@ -7,7 +7,6 @@ import pytest
 from conftest import say
 
 
-
 def refused(client, model, kind=openai.BadRequestError, **options):
     with pytest.raises(kind) as caught:
         client.chat.completions.create(**{"model": model, "messages": say("Hi"), "max_tokens": 2, **options})
