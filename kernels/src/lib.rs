@@ -20,7 +20,7 @@ pub use cpu::encoder::{
 };
 pub use cpu::kv::{KV_GROUP, KV_PIECE, KvSlice, KvSliceMut, write_kv};
 pub use cpu::matmul::{MatmulScratch, MatrixRef, matmul};
-pub use cpu::packed::{PackedMatrix, PackedScratch, Precision, packed_matmul};
+pub use cpu::packed::{PackedMatrix, PackedScratch, Precision, packed_matmul, packed_refine};
 pub use cpu::pool::{ThreadPool, Turn};
 pub use cpu::quant::{QuantType, dequantize};
 pub use cpu::rope::{Heads, Rotation, rotate_heads};

@@ -5,7 +5,9 @@ mod common;
 
 use common::{Rng, assert_products, bits, cpu, isas};
 use proptest::prelude::*;
-use wick_kernels::{Cpu, Isa, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType, dequantize, packed_matmul};
+use wick_kernels::{
+    Cpu, Isa, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType, dequantize, packed_matmul, packed_refine,
+};
 
 const TYPES: [QuantType; 8] = [
     QuantType::Q4_0,
@@ -313,4 +315,53 @@ proptest! {
             check(ty, &cpu(isa, threads), (rows, k, m), precision, seed);
         }
     }
+}
+
+#[test]
+fn refined_products_are_exact_near_the_largest_and_untouched_elsewhere() {
+    let (rows, m) = (16 * 50 + 3, 7);
+    let mut refined_by_isa = Vec::new();
+    for isa in isas() {
+        for ty in [QuantType::Q8_0, QuantType::Q4_1, QuantType::Q6K] {
+            let cpus = [cpu(isa, 1), cpu(isa, 3)];
+            let k = widths(ty)[0];
+            let mut rng = Rng(9);
+            let w = pack(&cpus[1], ty, rows, k, &rng.matrix(ty, rows, k));
+            let x = activations(&mut rng, m, k);
+            let coarse = product(&cpus[1], &w, &x, m, Precision::Int8);
+            let exact = product(&cpus[1], &w, &x, m, Precision::Exact);
+            let spread = coarse.chunks_exact(rows).map(|row| largest(row) - row.iter().sum::<f32>() / rows as f32);
+            // From some strips to nearly all.
+            for margin in [0.0, 0.2, 2.0].map(|part| part * spread.clone().fold(0.0, f32::max)) {
+                let refine = |cpu: &Cpu, x: &[f32], out: &mut [f32]| {
+                    packed_refine(cpu, &w, x, x.len() / k, out, &mut PackedScratch::default(), margin);
+                };
+                let mut refined = coarse.clone();
+                refine(&cpus[1], &x, &mut refined);
+                for (r, got) in refined.chunks_exact(rows).enumerate() {
+                    let part = r * rows..(r + 1) * rows;
+                    let (coarse, exact) = (&coarse[part.clone()], &exact[part]);
+                    let mut peaks: Vec<f32> = coarse.chunks(16).map(largest).collect();
+                    let limits = peaks.clone();
+                    peaks.sort_by(|a, b| b.total_cmp(a));
+                    let limit = (peaks[0] - margin).max(peaks[31]);
+                    for (strip, peak) in limits.iter().enumerate() {
+                        let want = if *peak >= limit { exact } else { coarse };
+                        let part = strip * 16..(strip * 16 + 16).min(rows);
+                        assert_eq!(bits(&got[part.clone()]), bits(&want[part]), "{} {isa:?} row {r}", ty.name());
+                    }
+                    let mut alone = coarse.to_vec();
+                    refine(&cpus[0], &x[r * k..(r + 1) * k], &mut alone);
+                    assert_eq!(bits(&alone), bits(got));
+                }
+                refined_by_isa.push(bits(&refined));
+            }
+        }
+    }
+    let (first, others) = refined_by_isa.split_at(9);
+    others.chunks_exact(9).for_each(|other| assert!(other == first, "instruction sets differ"));
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }

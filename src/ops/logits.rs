@@ -1,11 +1,15 @@
 //! The output matrix: the last op, and the way back to the host.
 use candle_core::{Result, Tensor};
-use wick_kernels::Precision;
+use wick_kernels::{Precision, packed_refine};
 
 use super::context::ExecContext;
 use super::matmul::{cpu_shape, product, product_reference};
 use super::slices::f32_slice;
 use crate::weights::Matrix;
+
+/// How far below the row's largest a logit may be to be computed with 16-bit activations where others are not: a token there has at most
+/// 1/55 of the most likely one's probability.
+const REFINED_BELOW_MAX: f32 = 4.0;
 
 /// Logits of the normed rows `x` `[rows, hidden]` on the host, `rows · vocab` values; with a `softcap`, `cap · tanh(logit / cap)`.
 /// `x` is taken by value, for its memory, and must not be shared. The values are many: give their memory back with
@@ -16,9 +20,22 @@ use crate::weights::Matrix;
 pub fn logits(cx: &ExecContext, matrix: &Matrix, x: Tensor, softcap: Option<f32>) -> Result<Vec<f32>> {
     let Some(kernels) = cx.kernels() else { return reference(matrix, &x, softcap) };
     let (rows, width) = x.dims2()?;
-    // Errors of `x` show in the log-probabilities undamped here, and a prompt needs one row of this product: always the finest rounding.
     let mut values = kernels.buffer(rows * cpu_shape(matrix)?.0);
-    product(kernels, &[matrix], &f32_slice(&x)?, width, &mut [&mut values], Precision::Exact)?;
+    let rows_of_x = f32_slice(&x)?;
+    product(kernels, &[matrix], &rows_of_x, width, &mut [&mut values], kernels.activations)?;
+    if let (Matrix::Packed(matrix), false) = (matrix, kernels.activations == Precision::Exact) {
+        // Errors of `x` show in the log-probabilities undamped here: likely tokens get the finest rounding.
+        packed_refine(
+            &kernels.cpu,
+            matrix,
+            &rows_of_x,
+            rows,
+            &mut values,
+            &mut kernels.packed.borrow_mut(),
+            REFINED_BELOW_MAX,
+        );
+    }
+    drop(rows_of_x);
     kernels.recycle(x);
     if let Some(cap) = softcap {
         for value in &mut values {

@@ -8,6 +8,7 @@ use super::isa;
 use super::packed::{ActTile, GroupSource, Strip};
 use super::panel::{ActPanel, WeightPanel};
 use super::quant::QuantType;
+use super::shared::Rows;
 use std::fmt;
 
 /// An instruction set that kernels are written for.
@@ -221,6 +222,6 @@ pub struct PackedKernels {
     /// [`super::packed::low_bytes`], which are written only where the group is fine. Only the table's own `dot` knows how the values of a
     /// fine group are laid out.
     pub quantize: unsafe fn(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]),
-    /// The products of 16 rows of a matrix with a tile: `out[16 * row + lane]`.
-    pub dot: unsafe fn(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]),
+    /// The products of 16 rows of a matrix with a tile, to as many rows of 16 columns.
+    pub dot: unsafe fn(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>),
 }

@@ -5,7 +5,7 @@ use super::math;
 use super::shared::SharedSlice;
 
 /// Values a task should have at least: a parallel region costs a few microseconds when threads are parked.
-pub(crate) const PIECE: usize = 16 * 1024;
+pub(crate) const PIECE: usize = 4 * 1024;
 
 /// The activation of a gated MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

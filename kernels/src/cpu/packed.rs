@@ -19,6 +19,7 @@
 mod acts;
 mod matmul;
 mod pack;
+mod refine;
 
 pub use acts::{
     ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, group_bytes, low_bytes,
@@ -26,6 +27,7 @@ pub use acts::{
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use matmul::matmul_with;
 pub use matmul::{PackedScratch, packed_matmul};
+pub use refine::packed_refine;
 
 use super::Cpu;
 use super::quant::QuantType;

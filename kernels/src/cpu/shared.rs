@@ -14,6 +14,43 @@ unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for SharedSlice<'_, T> {}
 
+/// Some rows of a matrix, `stride` values from the beginning of one to that of the next, of which a task has the same columns.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// The first column of the first row.
+    pub at: *mut f32,
+    pub stride: usize,
+    pub rows: usize,
+    pub columns: usize,
+    _borrow: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows of `columns` values, one behind the other.
+    pub fn contiguous(values: &'a mut [f32], columns: usize) -> Rows<'a> {
+        let rows = values.len() / columns;
+        Rows { at: values.as_mut_ptr(), stride: columns, rows, columns, _borrow: PhantomData }
+    }
+}
+
+impl SharedSlice<'_, f32> {
+    /// `columns` values from `start` on, and as many at every `stride` after it: `rows` times.
+    ///
+    /// # Safety
+    /// As for [`SharedSlice::slice`].
+    pub unsafe fn rows(&self, start: usize, columns: usize, stride: usize, rows: usize) -> Rows<'_> {
+        let end =
+            rows.checked_sub(1).and_then(|before| before.checked_mul(stride)?.checked_add(start)?.checked_add(columns));
+        assert!(
+            end.is_some_and(|end| end <= self.len) && columns <= stride,
+            "{rows} rows of {columns}, {stride} apart, from {start} are not in a slice of {}",
+            self.len
+        );
+        // SAFETY: in bounds by the assertion.
+        Rows { at: unsafe { self.ptr.add(start) }, stride, rows, columns, _borrow: PhantomData }
+    }
+}
+
 impl<'a, T> SharedSlice<'a, T> {
     /// Takes the exclusive borrow that the parts are cut from.
     pub fn new(slice: &'a mut [T]) -> Self {

@@ -5,7 +5,7 @@ use super::{GROUP, LANES, Lines, PackedMatrix};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::PackedKernels;
 use crate::cpu::product;
-use crate::cpu::shared::SharedSlice;
+use crate::cpu::shared::{Rows, SharedSlice};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
@@ -14,16 +14,18 @@ const TICKET_BYTES: usize = 128 * 1024;
 /// Bytes of activations of one parallel region, low bytes left out: they are walked once for each ticket, so they should stay in a core's
 /// second-level cache too.
 const CHUNK_BYTES: usize = 512 * 1024;
-/// Values that one piece of the quantising region takes.
-const QUANTIZE_PIECE: usize = 16 * 1024;
+/// Values that one piece of the quantising region takes, at least: a few microseconds.
+const QUANTIZE_PIECE: usize = 4 * 1024;
 
 /// Buffers of [`packed_matmul`] that stay between calls.
 #[derive(Default)]
 pub struct PackedScratch {
-    acts: Lines,
-    tiles: Vec<TilePlan>,
+    pub(super) acts: Lines,
+    pub(super) tiles: Vec<TilePlan>,
     /// For each row the magnitude above which a group is fine.
     limits: Vec<f32>,
+    /// For each row of [`super::packed_refine`] the largest product of each strip, twice.
+    pub(super) peaks: Vec<f32>,
 }
 
 impl std::fmt::Debug for PackedScratch {
@@ -80,32 +82,37 @@ pub(crate) fn matmul_with(
     for start in (0..m).step_by(chunk) {
         let rows = start..(start + chunk).min(m);
         let x = &x[rows.start * k..rows.end * k];
-        quantize(cpu, kernels, x, rows.len(), k, precision, scratch);
+        tiles(rows.len(), k / GROUP, &mut scratch.tiles);
+        quantize_tiles(cpu, kernels, x, k, precision, scratch);
         multiply(cpu, kernels, ws, scratch, start, &outs);
     }
 }
 
-/// Fills the scratch with the tiles of `m` rows.
-fn quantize(
+/// Fills the scratch's tiles, of which there is at least one, from the rows `x`.
+pub(super) fn quantize_tiles(
     cpu: &Cpu,
     kernels: &PackedKernels,
     x: &[f32],
-    m: usize,
     cols: usize,
     precision: Precision,
     scratch: &mut PackedScratch,
 ) {
-    let PackedScratch { acts, tiles: plans, limits } = scratch;
+    let PackedScratch { acts, tiles: plans, limits, .. } = scratch;
     let groups = cols / GROUP;
-    let bytes = tiles(m, groups, plans);
+    let bytes = plans.last().map_or(0, |last| last.at + tile_bytes(last.height, groups));
     if acts.bytes().len() < bytes {
         *acts = Lines::zeroed(bytes);
     }
     let out = SharedSlice::new(acts.bytes_mut());
-    limits.resize(m, 0.0);
+    limits.resize(x.len() / cols, 0.0);
     let limits = SharedSlice::new(limits);
-    // Several tiles: one piece each. A single one is cut into runs of groups, so that it is spread too.
-    let run = if plans.len() >= cpu.pool.threads() { groups } else { QUANTIZE_PIECE.div_ceil(plans[0].rows * GROUP) };
+    // Of many tiles each is one run of groups; of fewer, runs are about as many as spread them evenly.
+    let spread = 4 * cpu.pool.threads();
+    let run = if plans.len() >= spread {
+        groups
+    } else {
+        (groups * plans.len()).div_ceil(spread).max(QUANTIZE_PIECE.div_ceil(plans[0].height * GROUP)).min(groups)
+    };
     let runs = groups.div_ceil(run);
     let tile_limits = |plan: &TilePlan| {
         // SAFETY: rows belong to one tile, and a tile's limits are written by one piece.
@@ -130,16 +137,22 @@ fn quantize(
         }
     };
     if runs == 1 {
-        // About as much work as a piece should be.
-        let piece = QUANTIZE_PIECE.div_ceil(plans[0].rows * cols);
-        cpu.for_pieces(plans.len(), piece, &|start, end| {
+        let tiles_per_piece = QUANTIZE_PIECE.div_ceil(plans[0].height * cols);
+        cpu.for_pieces(plans.len(), tiles_per_piece, &|start, end| {
             plans[start..end].iter().for_each(|plan| quantize_run(plan, tile_limits(plan), 0));
         });
     } else {
         for plan in &*plans {
-            let limits = tile_limits(plan);
-            cpu.for_pieces(runs, 1, &|start, end| (start..end).for_each(|i| quantize_run(plan, limits, i * run)));
+            tile_limits(plan);
         }
+        // SAFETY: nothing writes the limits any more.
+        let limits = unsafe { &*limits.slice(0, x.len() / cols) };
+        cpu.for_pieces(plans.len() * runs, 1, &|start, end| {
+            for piece in start..end {
+                let plan = &plans[piece / runs];
+                quantize_run(plan, &limits[plan.first_row..][..plan.rows], piece % runs * run);
+            }
+        });
     }
 }
 
@@ -183,18 +196,23 @@ fn multiply(
                 let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
                 let acts = ActTile::new(tile.height, groups, bytes);
                 for s in start..end {
-                    // SAFETY: the table is this processor's.
-                    unsafe { (kernels.dot)(&matrix.strip(s), &acts, &mut products[..LANES * tile.height]) }
+                    let at = (first_row + tile.first_row) * matrix.rows + s * LANES;
                     let lanes = LANES.min(matrix.rows - s * LANES);
-                    for (r, products) in products.as_chunks::<LANES>().0.iter().take(tile.rows).enumerate() {
-                        let at = (first_row + tile.first_row + r) * matrix.rows + s * LANES;
-                        // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
-                        let out = unsafe { outs[i].slice(at, lanes) };
-                        match out.first_chunk_mut() {
-                            // Of a known length: no call.
-                            Some(out) => *out = *products,
-                            None => out.copy_from_slice(&products[..lanes]),
+                    if lanes == LANES && tile.rows == tile.height {
+                        // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
+                        unsafe {
+                            let out = outs[i].rows(at, LANES, matrix.rows, tile.rows);
+                            (kernels.dot)(&matrix.strip(s), &acts, out);
                         }
+                        continue;
+                    }
+                    let products = &mut products[..LANES * tile.height];
+                    // SAFETY: the table is this processor's.
+                    unsafe { (kernels.dot)(&matrix.strip(s), &acts, Rows::contiguous(products, LANES)) }
+                    for (r, products) in products.chunks_exact(LANES).take(tile.rows).enumerate() {
+                        // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
+                        let out = unsafe { outs[i].slice(at + r * matrix.rows, lanes) };
+                        out.copy_from_slice(&products[..lanes]);
                     }
                 }
             }

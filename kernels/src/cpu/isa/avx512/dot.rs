@@ -9,6 +9,7 @@
 use super::formats::{Affine, AffineK, EightBits, FiveBits, FourBits, HalvesK, Quants, Scales, SixBits, Symmetric};
 use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Strip, all_fine, group_bytes, low_bytes};
 use crate::cpu::quant::QuantType;
+use crate::cpu::shared::Rows;
 use std::arch::x86_64::*;
 
 /// How far ahead weights are asked for, into the second-level cache. Tuned on a Zen 4 with 2 cores: with up to 12 rows 10 to 40% faster than
@@ -65,7 +66,7 @@ unsafe fn begin(offset: u32, at: *const u8) -> __m512i {
 ///
 /// # Safety
 /// `groups` groups of `Q` and their `S` are readable at `quants` (a multiple of 64) and `scales`, as many groups of a tile of `R` rows
-/// at `acts` and their low bytes at `low` (multiples of 4), and `16 * R` floats are writable at `out`; AVX-512 F, BW and VNNI.
+/// at `acts` and their low bytes at `low` (multiples of 4), and 16 floats are writable at `out` and every `stride` after it, for `R` rows; AVX-512 F, BW and VNNI.
 #[inline(always)]
 unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
     groups: usize,
@@ -74,6 +75,7 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
     acts: *const u8,
     low: *const u8,
     out: *mut f32,
+    stride: usize,
 ) {
     // SAFETY: group g of each begins at g times its size; prefetched addresses may lie anywhere.
     unsafe {
@@ -159,7 +161,7 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
             }
         }
         for r in 0..R {
-            _mm512_storeu_ps(out.add(r * LANES), sums[r]);
+            _mm512_storeu_ps(out.add(r * stride), sums[r]);
         }
     }
 }
@@ -167,7 +169,7 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
 /// One function for each format and height, so that each is compiled on its own.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]) {
+fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
     let groups = strip.groups;
     let fits = strip.quants.len() == groups * Q::BYTES
         && strip.quants.as_ptr().addr().is_multiple_of(LINE)
@@ -176,7 +178,7 @@ fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTi
         && acts.low.len() == groups * low_bytes(R)
         && acts.groups.as_ptr().addr().is_multiple_of(4)
         && acts.low.as_ptr().addr().is_multiple_of(4)
-        && out.len() == LANES * R;
+        && (out.rows, out.columns) == (R, LANES);
     assert!(fits, "a strip or a tile has the wrong size: this is a bug");
     // SAFETY: the sizes are those needed, and so are the features this function is compiled for and called with.
     unsafe {
@@ -186,13 +188,14 @@ fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTi
             strip.scales.as_ptr(),
             acts.groups.as_ptr(),
             acts.low.as_ptr(),
-            out.as_mut_ptr(),
+            out.at,
+            out.stride,
         )
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn dot_of<Q: Quants, S: Scales>(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]) {
+fn dot_of<Q: Quants, S: Scales>(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
     match acts.height {
         1 => tile_of::<Q, S, 1>(strip, acts, out),
         2 => tile_of::<Q, S, 2>(strip, acts, out),
@@ -207,7 +210,7 @@ fn dot_of<Q: Quants, S: Scales>(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]) {
+pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
     match strip.ty {
         QuantType::Q4_0 => dot_of::<FourBits, Symmetric<8>>(strip, acts, out),
         QuantType::Q4_1 => dot_of::<FourBits, Affine>(strip, acts, out),

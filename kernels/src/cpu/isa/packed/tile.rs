@@ -8,6 +8,7 @@
 
 use super::{Dots, FIRST, Quants, SECOND, Scales, Vector, WHOLE, four};
 use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Strip, group_bytes, low_bytes};
+use crate::cpu::shared::Rows;
 
 /// How far ahead weights are asked for, as in AVX-512's tiles.
 const AHEAD: usize = 4096;
@@ -23,6 +24,7 @@ pub struct Pass {
     acts: *const u8,
     low: *const u8,
     out: *mut f32,
+    stride: usize,
 }
 
 impl Pass {
@@ -30,7 +32,7 @@ impl Pass {
     ///
     /// # Panics
     /// If the sizes do not fit together.
-    pub fn new<Q: Quants>(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]) -> Pass {
+    pub fn new<Q: Quants>(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) -> Pass {
         let (groups, height) = (strip.groups, acts.height);
         let fits = strip.quants.len() == groups * Q::BYTES
             && strip.quants.as_ptr().addr().is_multiple_of(LINE)
@@ -39,7 +41,7 @@ impl Pass {
             && acts.low.len() == groups * low_bytes(height)
             && acts.groups.as_ptr().addr().is_multiple_of(4)
             && acts.low.as_ptr().addr().is_multiple_of(4)
-            && out.len() == LANES * height;
+            && (out.rows, out.columns) == (height, LANES);
         assert!(fits, "a strip or a tile has the wrong size: this is a bug");
         Pass {
             groups,
@@ -49,7 +51,8 @@ impl Pass {
             row: 0,
             acts: acts.groups.as_ptr(),
             low: acts.low.as_ptr(),
-            out: out.as_mut_ptr(),
+            out: out.at,
+            stride: out.stride,
         }
     }
 
@@ -87,7 +90,7 @@ unsafe fn begin<D: Dots>(offset: u32, at: *const u8) -> <D::V as Vector>::Int {
 #[inline(always)]
 pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize>(pass: &Pass) {
     const { assert!(B * D::V::LANES == LANES) };
-    let &Pass { groups, quants, scales, height, row, acts, low, out } = pass;
+    let &Pass { groups, quants, scales, height, row, acts, low, out, stride } = pass;
     // SAFETY: `Pass::new` has checked the sizes: group g of each begins at g times its size. Prefetched addresses may lie anywhere.
     unsafe {
         let mut sums = [[D::V::float(0.0); B]; R];
@@ -147,7 +150,7 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
         }
         for r in 0..R {
             for b in 0..B {
-                D::V::store(sums[r][b], out.add((row + r) * LANES + b * D::V::LANES));
+                D::V::store(sums[r][b], out.add((row + r) * stride + b * D::V::LANES));
             }
         }
     }
@@ -169,7 +172,7 @@ macro_rules! packed_dot {
         fn dot_of<Q: packed::Quants, S: packed::Scales>(
             strip: &crate::cpu::packed::Strip<'_>,
             acts: &crate::cpu::packed::ActTile<'_>,
-            out: &mut [f32],
+            out: crate::cpu::shared::Rows<'_>,
         ) {
             let mut pass = packed::tile::Pass::new::<Q>(strip, acts, out);
             let mut rows = 0;
@@ -188,7 +191,11 @@ macro_rules! packed_dot {
         }
 
         #[target_feature(enable = $features)]
-        pub fn dot(strip: &crate::cpu::packed::Strip<'_>, acts: &crate::cpu::packed::ActTile<'_>, out: &mut [f32]) {
+        pub fn dot(
+            strip: &crate::cpu::packed::Strip<'_>,
+            acts: &crate::cpu::packed::ActTile<'_>,
+            out: crate::cpu::shared::Rows<'_>,
+        ) {
             use crate::cpu::quant::QuantType;
             use packed::{Affine, AffineK, EightBits, FiveBits, FourBits, HalvesK, SixBits, Symmetric};
             match strip.ty {

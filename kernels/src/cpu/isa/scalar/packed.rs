@@ -3,6 +3,7 @@
 use crate::cpu::elementwise::mean_square;
 use crate::cpu::isa::packed::acts;
 use crate::cpu::packed::{ActTile, Field, GROUP, GroupSource, LANES, Packing, Strip, WIDEST_TILE, has_min, two_scales};
+use crate::cpu::shared::Rows;
 
 /// The root of the mean square of a row, summed in 16 lanes.
 pub fn root_mean_square(x: &[f32]) -> f32 {
@@ -14,8 +15,9 @@ pub fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
     acts::quantize::<false>(source, groups, low);
 }
 
-/// The products of a strip with a tile: `out[16 * row + lane]`.
-pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]) {
+/// The products of a strip with a tile.
+pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
+    assert!((out.rows, out.columns) == (acts.height, LANES), "products of the wrong size: this is a bug");
     let Some(Packing { offset, .. }) = Packing::of(strip.ty) else {
         panic!("a strip of {} is a bug", strip.ty.name());
     };
@@ -46,5 +48,8 @@ pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: &mut [f32]) {
             }
         }
     }
-    out.copy_from_slice(sums[..acts.height].as_flattened());
+    for (row, sums) in sums[..acts.height].iter().enumerate() {
+        // SAFETY: row `row` has as many columns.
+        unsafe { out.at.add(row * out.stride).copy_from_nonoverlapping(sums.as_ptr(), LANES) }
+    }
 }
