@@ -30,10 +30,25 @@ pub(super) struct CpuKernels {
     pub(super) full_attention: RefCell<FullAttentionScratch>,
     /// Memory of activations that are no longer needed.
     buffers: RefCell<Vec<Vec<f32>>>,
+    /// Memory of logits, by far the largest, apart: whatever else took one would leave most of it to be cleared again.
+    logits: RefCell<Vec<Vec<f32>>>,
 }
 
 /// Most buffers that are kept: a layer has fewer activations at a time.
 const BUFFERS_MAX: usize = 12;
+/// Most logits that are kept: the engine samples from one step's while the next is computed.
+const LOGITS_MAX: usize = 2;
+
+/// `buffer` with `len` values of any kind.
+fn with_len(mut buffer: Vec<f32>, len: usize) -> Vec<f32> {
+    if cfg!(debug_assertions) {
+        buffer.clear();
+        buffer.resize(len, f32::NAN);
+    } else {
+        buffer.resize(len, 0.0);
+    }
+    buffer
+}
 
 impl CpuKernels {
     /// Room for an op's output, with values left over from some other: the op writes all of them. In the steady state nothing is
@@ -42,14 +57,12 @@ impl CpuKernels {
         let mut buffers = self.buffers.borrow_mut();
         let fitting = (0..buffers.len()).filter(|&i| buffers[i].capacity() >= len);
         let smallest = fitting.min_by_key(|&i| buffers[i].capacity());
-        let mut buffer = smallest.map(|i| buffers.swap_remove(i)).unwrap_or_default();
-        if cfg!(debug_assertions) {
-            buffer.clear();
-            buffer.resize(len, f32::NAN);
-        } else {
-            buffer.resize(len, 0.0);
-        }
-        buffer
+        with_len(smallest.map(|i| buffers.swap_remove(i)).unwrap_or_default(), len)
+    }
+
+    /// The same for logits.
+    pub(super) fn logits_buffer(&self, len: usize) -> Vec<f32> {
+        with_len(self.logits.borrow_mut().pop().unwrap_or_default(), len)
     }
 
     /// Gives a buffer back.
@@ -84,6 +97,7 @@ impl ExecContext {
             in_place: RefCell::default(),
             full_attention: RefCell::default(),
             buffers: RefCell::default(),
+            logits: RefCell::default(),
         };
         Self { device: Device::Cpu, kernels: Some(kernels) }
     }
@@ -188,10 +202,12 @@ impl ExecContext {
         }
     }
 
-    /// Takes back the memory of values that an op has returned.
-    pub fn give_back(&self, values: Vec<f32>) {
+    /// Takes back the memory of [`super::logits`].
+    pub fn give_back(&self, logits: Vec<f32>) {
         if let Some(kernels) = self.kernels() {
-            kernels.give_back(values);
+            let mut kept = kernels.logits.borrow_mut();
+            kept.push(logits);
+            kept.truncate(LOGITS_MAX);
         }
     }
 

@@ -20,7 +20,7 @@ const REFINED_BELOW_MAX: f32 = 4.0;
 pub fn logits(cx: &ExecContext, matrix: &Matrix, x: Tensor, softcap: Option<f32>) -> Result<Vec<f32>> {
     let Some(kernels) = cx.kernels() else { return reference(matrix, &x, softcap) };
     let (rows, width) = x.dims2()?;
-    let mut values = kernels.buffer(rows * cpu_shape(matrix)?.0);
+    let mut values = kernels.logits_buffer(rows * cpu_shape(matrix)?.0);
     let rows_of_x = f32_slice(&x)?;
     product(kernels, &[matrix], &rows_of_x, width, &mut [&mut values], kernels.activations)?;
     if let (Matrix::Packed(matrix), false) = (matrix, kernels.activations == Precision::Exact) {

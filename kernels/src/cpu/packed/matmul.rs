@@ -114,6 +114,7 @@ pub(super) fn quantize_tiles(
         (groups * plans.len()).div_ceil(spread).max(QUANTIZE_PIECE.div_ceil(plans[0].height * GROUP)).min(groups)
     };
     let runs = groups.div_ceil(run);
+    let run = groups.div_ceil(runs);
     let tile_limits = |plan: &TilePlan| {
         // SAFETY: rows belong to one tile, and a tile's limits are written by one piece.
         let limits = unsafe { limits.slice(plan.first_row, plan.rows) };
