@@ -158,6 +158,13 @@ impl EngineHandle {
         self.shared.load(tenant)
     }
 
+    /// Whether this many more sequences would have to wait for others to end, as of the last step.
+    #[must_use]
+    pub fn is_busy(&self, sequences: usize) -> bool {
+        let EngineStats { gauges, queued_sequences, .. } = self.stats();
+        gauges.waiting > 0 || gauges.running + queued_sequences + sequences > self.info().scheduler.running_max
+    }
+
     /// A snapshot of counters and gauges for /metrics.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
