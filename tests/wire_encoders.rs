@@ -270,7 +270,8 @@ async fn workers_ai_embeds_and_reranks() {
     let rerank = format!("{ACCOUNT}/run/acme/reranker");
     let contexts = json!([{"text": "x"}, {"text": "x x x x"}, {"text": "x x"}]);
     let answer = ok(&server, &rerank, json!({"query": "x", "contexts": contexts, "top_k": 2})).await;
-    let ids: Vec<u64> = answer["result"]["response"].as_array().unwrap().iter().map(|c| c["id"].as_u64().unwrap()).collect();
+    let ids: Vec<u64> =
+        answer["result"]["response"].as_array().unwrap().iter().map(|c| c["id"].as_u64().unwrap()).collect();
     assert_eq!(ids, [1, 2]);
     assert!(answer["result"]["response"][0]["score"].is_f64() && answer["success"] == true);
     for (path, body, code, pointer) in [

@@ -107,11 +107,8 @@ pub(crate) async fn respond(
     write: impl FnOnce(Embedded) -> Result<Vec<u8>, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let values: usize = embedded.vectors.iter().map(Vec::len).sum();
-    let json = if values > INLINE_VALUES_MAX {
-        encoders::beside(move || write(embedded)).await?
-    } else {
-        write(embedded)
-    }?;
+    let json =
+        if values > INLINE_VALUES_MAX { encoders::beside(move || write(embedded)).await? } else { write(embedded) }?;
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response())
 }
 

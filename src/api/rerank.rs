@@ -144,7 +144,6 @@ impl RerankRequest {
         };
         self.documents.iter().enumerate().map(pair).collect()
     }
-
 }
 
 impl Ranked {

@@ -368,7 +368,10 @@ mod tests {
         };
         let c = load(entry("['@cf/a/mine']") + "[smollm2-135m]\naliases=['@cf/b/small', 'small']\n").unwrap();
         let name = |alias: &str| c.find(alias).map(|(name, _)| name);
-        assert_eq!([name("mine"), name("@cf/a/mine"), name("small")], [Some("mine"), Some("mine"), Some("smollm2-135m")]);
+        assert_eq!(
+            [name("mine"), name("@cf/a/mine"), name("small")],
+            [Some("mine"), Some("mine"), Some("smollm2-135m")]
+        );
         assert_eq!(name("@cf/a"), None);
         assert_eq!(c.get("small"), c.get("smollm2-135m"));
         assert_eq!(c.get("small").unwrap().files, Catalogue::load(None).unwrap().get("smollm2-135m").unwrap().files);

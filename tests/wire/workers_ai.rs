@@ -74,7 +74,8 @@ async fn text_result() {
     assert_eq!((&raw["response"], &raw["usage"]["prompt_tokens"]), (&json!(&ANSWER[..5]), &json!(4)));
     let limited = result(&server, hello(json!({"ignore_eos": true}))).await;
     assert_eq!((&limited["usage"]["completion_tokens"], &limited["finish_reason"]), (&json!(256), &json!("length")));
-    let wide = hello(json!({"temperature": 5, "top_p": 2, "top_k": 1, "repetition_penalty": 1.1, "seed": 9, "max_tokens": 3}));
+    let wide =
+        hello(json!({"temperature": 5, "top_p": 2, "top_k": 1, "repetition_penalty": 1, "seed": 9, "max_tokens": 3}));
     assert_eq!(result(&server, wide).await["response"], ANSWER[..3]);
 }
 
@@ -99,9 +100,13 @@ async fn calls_are_objects() {
     assert_eq!(result(&server, nested).await, answer);
     let mut streaming = body.clone();
     streaming["stream"] = true.into();
-    let chunks: Vec<Value> = chunks(&streamed(&server, &run(MODEL), streaming).await).into_iter().map(without_ids).collect();
+    let chunks: Vec<Value> =
+        chunks(&streamed(&server, &run(MODEL), streaming).await).into_iter().map(without_ids).collect();
     let text = |field: &str| -> String { chunks.iter().filter_map(|chunk| chunk[field].as_str()).collect() };
-    assert_eq!((json!(text("response")), json!(text("reasoning_content"))), (answer["response"].clone(), answer["reasoning_content"].clone()));
+    assert_eq!(
+        (json!(text("response")), json!(text("reasoning_content"))),
+        (answer["response"].clone(), answer["reasoning_content"].clone())
+    );
     let calls: Vec<&Value> = chunks.iter().filter_map(|chunk| chunk["tool_calls"].get(0)).collect();
     assert_eq!(calls, [&json!({"id": "[call]", "index": 0, "name": "weather", "arguments": {"city": "Zürich"}})]);
     let last = chunks.last().unwrap();
@@ -112,14 +117,17 @@ async fn calls_are_objects() {
         {"role": "assistant", "content": "", "tool_calls": [{"name": "weather", "arguments": {"city": "Zürich"}}]},
         {"role": "tool", "name": "weather", "content": "rain"},
     ]);
-    assert_eq!(result(&server, request(json!({"messages": round, "tools": weather()}))).await["finish_reason"], "tool_calls");
+    assert_eq!(
+        result(&server, request(json!({"messages": round, "tools": weather()}))).await["finish_reason"],
+        "tool_calls"
+    );
     let (status, error) = refused(&server, &run(MODEL), hello(json!({"tools": [{"name": "a b"}]}))).await;
     assert_eq!((status, &error["source"]["pointer"]), (400, &json!("/tools/0/name")));
 }
 
 #[tokio::test]
 async fn json_mode_answers_with_json() {
-    let server = says(r#"{"a": [1, 2]}"#).await;
+    let server = Server::start(Setup { script: Some(r#"{"a": [1, 2]}"#), ..Setup::default() }).await;
     let schema = json!({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}}}, "required": ["a"]});
     for format in [
         json!({"type": "json_schema", "json_schema": schema}),
@@ -127,7 +135,7 @@ async fn json_mode_answers_with_json() {
         json!({"type": "json_schema", "json_schema": {"schema": schema}}),
         json!({"type": "json_object"}),
     ] {
-        let body = hello(json!({"response_format": format, "chat_template_kwargs": {"enable_thinking": false}}));
+        let body = hello(json!({"response_format": format}));
         assert_eq!(result(&server, body.clone()).await["response"], json!({"a": [1, 2]}), "{format}");
         let mut cut = body.clone();
         cut["max_tokens"] = 4.into();
@@ -138,7 +146,7 @@ async fn json_mode_answers_with_json() {
         streaming["stream"] = true.into();
         assert_eq!(refused(&server, &run(MODEL), streaming).await.1["source"]["pointer"], "/stream");
     }
-    let text = hello(json!({"response_format": {"type": "text"}, "chat_template_kwargs": {"enable_thinking": false}}));
+    let text = hello(json!({"response_format": {"type": "text"}}));
     assert_eq!(result(&server, text).await["response"], r#"{"a": [1, 2]}"#);
 }
 
@@ -172,7 +180,8 @@ async fn errors_stand_in_the_envelope() {
         table.push(json!([status, answer]));
     }
     assert_json_snapshot!(table);
-    let broken = server.client.post(format!("{}{here}", server.url)).header("content-type", "application/json").body("{");
+    let broken =
+        server.client.post(format!("{}{here}", server.url)).header("content-type", "application/json").body("{");
     let broken = broken.send().await.unwrap();
     assert_eq!(broken.status(), 400);
     assert_eq!(broken.json::<Value>().await.unwrap()["errors"][0]["code"], 3003);
@@ -209,8 +218,13 @@ async fn a_request_may_refuse_to_wait() {
     assert!(error["message"].as_str().unwrap().starts_with("Capacity temporarily exceeded, please try again."));
     let compatible = format!("{ACCOUNT}/v1/chat/completions");
     let (status, answer) = server.ask(&compatible, chat(json!({"options": unless_busy}))).await;
-    assert_eq!((status, &answer["errors"][0]["code"], &answer["error"]["code"]), (429, &json!(3040), &json!("overloaded")));
-    let waits = tokio::spawn(server.post(&run(MODEL), &hello(json!({"options": {"rejectIfBusy": false}, "max_tokens": 2}))).send());
+    assert_eq!(
+        (status, &answer["errors"][0]["code"], &answer["error"]["code"]),
+        (429, &json!(3040), &json!("overloaded"))
+    );
+    let waits = tokio::spawn(
+        server.post(&run(MODEL), &hello(json!({"options": {"rejectIfBusy": false}, "max_tokens": 2}))).send(),
+    );
     server.gate.open();
     assert_eq!(all_places.await.unwrap().unwrap().status(), 200);
     assert_eq!(waits.await.unwrap().unwrap().status(), 200);

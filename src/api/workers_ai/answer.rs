@@ -173,6 +173,9 @@ mod tests {
         };
         let events = told(&mut story, finish);
         assert_eq!(events[0]["tool_calls"][0]["arguments"], json!({"input": "free"}));
-        assert_eq!((&events[0]["tool_calls"][0]["index"], &events[0]["tool_calls"][0]["name"]), (&json!(1), &json!("f")));
+        assert_eq!(
+            (&events[0]["tool_calls"][0]["index"], &events[0]["tool_calls"][0]["name"]),
+            (&json!(1), &json!("f"))
+        );
     }
 }

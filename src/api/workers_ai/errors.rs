@@ -52,14 +52,8 @@ fn row(error: &ApiError) -> (StatusCode, u32) {
         ApiError::Overloaded { .. } | ApiError::Draining | ApiError::CutOff => {
             (StatusCode::TOO_MANY_REQUESTS, OUT_OF_CAPACITY)
         }
-        ApiError::EngineStopped | ApiError::Internal => (error.status(), INTERNAL),
-        ApiError::Missing { .. }
-        | ApiError::WrongType { .. }
-        | ApiError::InvalidValue { .. }
-        | ApiError::Unsupported { .. }
-        | ApiError::UnknownParameter { .. }
-        | ApiError::Template { .. }
-        | ApiError::Schema { .. } => (StatusCode::BAD_REQUEST, BAD_INPUT),
+        _ if error.status().is_server_error() => (error.status(), INTERNAL),
+        _ => (error.status(), BAD_INPUT),
     }
 }
 

@@ -46,7 +46,12 @@ pub(super) struct TextRequest {
 enum Input {
     Chat(Box<ChatRequest>),
     /// Without the model's template.
-    Raw { model: Arc<Model>, prompt: String, common: Box<Common>, max_tokens: Option<usize> },
+    Raw {
+        model: Arc<Model>,
+        prompt: String,
+        common: Box<Common>,
+        max_tokens: Option<usize>,
+    },
 }
 
 /// Turns a request into one for this model.
