@@ -158,11 +158,11 @@ impl EngineHandle {
         self.shared.load(tenant)
     }
 
-    /// Whether this many more sequences would have to wait for others to end, as of the last step.
+    /// Whether this many more sequences would have to wait for others to end: for a place to run in, or for memory, which others
+    /// waited for at the end of the last step.
     #[must_use]
     pub fn is_busy(&self, sequences: usize) -> bool {
-        let EngineStats { gauges, queued_sequences, .. } = self.stats();
-        gauges.waiting > 0 || gauges.running + queued_sequences + sequences > self.info().scheduler.running_max
+        self.shared.is_busy(sequences)
     }
 
     /// A snapshot of counters and gauges for /metrics.
