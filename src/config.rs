@@ -173,6 +173,10 @@ pub struct ServeArgs {
     /// The name clients use, instead of the model's own (one model only)
     #[arg(long, env = "WICK_ALIAS", value_name = "NAME")]
     pub alias: Option<String>,
+    /// A further name for a model (for the first, without MODEL), which answers by it, e.g. @cf/meta/llama-3.1-8b-instruct; may
+    /// be repeated
+    #[arg(long, env = "WICK_ALSO", value_name = "NAME[=MODEL]", value_delimiter = ',')]
+    pub also: Vec<String>,
     /// Keys file: with it, every route but /livez and /readyz wants a key (see `wick key`)
     #[arg(long, env = "WICK_KEYS", value_name = "FILE")]
     pub keys: Option<PathBuf>,

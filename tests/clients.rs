@@ -1,5 +1,5 @@
-//! The official SDKs against a real server: installs them (pip, npm) into `target/clients`, starts `wick serve` with the
-//! default model and an embedding model, and runs the suites of tests/clients/.
+//! The official SDKs (OpenAI's, Anthropic's, and Cloudflare's for Workers AI) against a real server: installs them (pip, npm)
+//! into `target/clients`, starts `wick serve` with the default model and an embedding model, and runs the suites of tests/clients/.
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +10,8 @@ const TOOL_MODEL: &str = "qwen2.5-coder-1.5b";
 /// The suites for it.
 const TOOL_SUITES: [&str; 2] = ["test_tools.py", "test_messages.py"];
 const EMBEDDER: &str = "all-minilm-l6-v2";
+/// Another name of the first model, as Workers AI's clients write them.
+const FURTHER_NAME: &str = "@cf/acme/first";
 
 /// A `wick serve` on a free port; ended when dropped.
 struct Server {
@@ -22,7 +24,7 @@ impl Server {
         let mut process = Command::new(env!("CARGO_BIN_EXE_wick"))
             .args(["serve"])
             .args(models)
-            .args(["--port", "0", "--log", "warn"])
+            .args(["--also", FURTHER_NAME, "--port", "0", "--log", "warn"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("starting wick");
@@ -77,6 +79,7 @@ fn official_python_sdk() {
             .env("WICK_URL", &server.url)
             .env("WICK_MODEL", models[0])
             .env("WICK_EMBEDDER", EMBEDDER)
+            .env("WICK_FURTHER_NAME", FURTHER_NAME)
             .env("PYTHONDONTWRITEBYTECODE", "1"));
     };
     let [tools, messages] = TOOL_SUITES;

@@ -7,6 +7,8 @@ mod responses;
 mod support;
 #[path = "wire/tools.rs"]
 mod tools;
+#[path = "wire/workers_ai.rs"]
+mod workers_ai;
 
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use base64::Engine;
 use serde_json::{Value, json};
 use support::{MODEL, Server, Setup, chat};
 use wick::api::ServedEncoder;
-use wick::encoder::{EncodeError, EncoderHandle, EncoderInfo, EncoderInput, EncoderLimits, EncoderRunner};
+use wick::encoder::{EncodeError, EncoderHandle, EncoderInfo, EncoderInput, EncoderLimits, EncoderRunner, Pooling};
 use wick::text::TextTools;
 
 const EMBEDDINGS: &str = "/v1/embeddings";
@@ -36,7 +36,8 @@ impl EncoderRunner for Fake {
 
 fn encoder(alias: &str, scores: bool, delay: Duration) -> ServedEncoder {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/encoders/bert-reranker");
-    let info = EncoderInfo { vocab: VOCAB, tokens_max: LIMIT, dimensions: (!scores).then_some(4) };
+    let pooling = (!scores).then_some(Pooling::Mean);
+    let info = EncoderInfo { vocab: VOCAB, tokens_max: LIMIT, dimensions: pooling.map(|_| 4), pooling };
     let limits = EncoderLimits { requests_max: 2, tokens_max: 1000, batch_tokens_max: 64 };
     ServedEncoder {
         alias: alias.to_owned(),
@@ -244,4 +245,67 @@ async fn a_full_queue_is_503_with_the_time_to_come_back() {
         }
     }
     assert_eq!((fine, busy), (2, 4));
+}
+
+const ACCOUNT: &str = "/client/v4/accounts/any/ai";
+
+#[tokio::test]
+async fn workers_ai_embeds_and_reranks() {
+    let also = vec![("@cf/acme/embedder".to_owned(), "embedder".to_owned())];
+    let encoders = vec![encoder("embedder", false, Duration::ZERO), encoder("acme/reranker", true, Duration::ZERO)];
+    let options = wick::api::ServerOptions { also, ..Default::default() };
+    let server = Server::start(Setup { encoders, options, ..Setup::default() }).await;
+    let embed = format!("{ACCOUNT}/run/@cf/acme/embedder");
+    let answer = ok(&server, &embed, json!({"text": ["x", "x x"], "pooling": "mean"})).await;
+    let result = json!({
+        "shape": [2, 4],
+        "data": [[3.0, 3.0, 4.0, 0.0], [4.0, 3.0, 4.0, 0.0]],
+        "pooling": "mean",
+        "usage": {"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7},
+    });
+    assert_eq!(answer, json!({"result": result, "success": true, "errors": [], "messages": []}));
+    assert_eq!(ok(&server, &embed, json!({"text": "x"})).await["result"]["shape"], json!([1, 4]));
+    let long = json!({"text": "x ".repeat(500), "truncate_inputs": true});
+    assert_eq!(ok(&server, &embed, long).await["result"]["data"][0][0], json!(LIMIT as f32));
+    let rerank = format!("{ACCOUNT}/run/acme/reranker");
+    let contexts = json!([{"text": "x"}, {"text": "x x x x"}, {"text": "x x"}]);
+    let answer = ok(&server, &rerank, json!({"query": "x", "contexts": contexts, "top_k": 2})).await;
+    let ids: Vec<u64> =
+        answer["result"]["response"].as_array().unwrap().iter().map(|c| c["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [1, 2]);
+    assert!(answer["result"]["response"][0]["score"].is_f64() && answer["success"] == true);
+    for (path, body, code, pointer) in [
+        (&embed, json!({}), 5006, "/text"),
+        (&embed, json!({"text": [1, 2]}), 5006, "/text"),
+        (&embed, json!({"text": ["x", ""]}), 5006, "/text/1"),
+        (&embed, json!({"text": "x", "pooling": "cls"}), 5006, "/pooling"),
+        (&embed, json!({"text": "x", "input": "x"}), 5006, "/input"),
+        (&embed, json!({"text": ["x", "x ".repeat(11)]}), 5021, "/text/1"),
+        (&rerank, json!({"query": "x"}), 5006, "/contexts"),
+        (&rerank, json!({"query": "x", "contexts": [{"text": "x"}, {"txt": "x"}]}), 5006, "/contexts/1/text"),
+        (&rerank, json!({"query": "x", "contexts": contexts, "top_k": 0}), 5006, "/top_k"),
+        (&format!("{ACCOUNT}/v1/embeddings"), json!({"model": "nobody", "input": "x"}), 5007, "/model"),
+    ] {
+        let (status, answer) = server.ask(path, body.clone()).await;
+        let error = &answer["errors"][0];
+        assert!(status >= 400, "{body}");
+        assert_eq!((&error["code"], &error["source"]["pointer"]), (&json!(code), &json!(pointer)), "{body}: {answer}");
+    }
+    let asked = json!({"model": "@cf/acme/embedder", "input": "x"});
+    assert_eq!(ok(&server, &format!("{ACCOUNT}/v1/embeddings"), asked).await["model"], "@cf/acme/embedder");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encoders_request_may_refuse_to_wait() {
+    let encoders = vec![encoder("embedder", false, Duration::from_millis(300))];
+    let server = Server::start(Setup { encoders, ..Setup::default() }).await;
+    // More than a batch of 64 tokens.
+    let many = server.post(EMBEDDINGS, &json!({"input": vec!["x x x x x"; 20]}));
+    let many = tokio::spawn(many.send());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let body = json!({"text": "x", "options": {"rejectIfBusy": true}});
+    let (status, answer) = server.ask(&format!("{ACCOUNT}/run/embedder"), body.clone()).await;
+    assert_eq!((status, &answer["errors"][0]["code"]), (429, &json!(3040)));
+    assert_eq!(many.await.unwrap().unwrap().status(), 200);
+    ok(&server, &format!("{ACCOUNT}/run/embedder"), body).await;
 }

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{FromRequest, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::AppState;
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
+use super::{AppState, workers_ai};
 
 /// A refused request's body is read up to this much, so that the connection stays usable.
 const DISCARD_BYTES_MAX: usize = 1 << 20;
@@ -109,7 +110,7 @@ impl FromRequest<AppState> for JsonBody {
 
     async fn from_request(request: Request, app: &AppState) -> Result<Self, Response> {
         let (parts, body) = request.into_parts();
-        if !is_json(&parts.headers) {
+        if !is_json(&parts.headers) && !is_curl_without_a_type(&parts) {
             return Err(refuse(ApiError::ContentType, body).await);
         }
         if let Some(encoding) = encoding(&parts.headers) {
@@ -155,6 +156,15 @@ fn is_json(headers: &HeaderMap) -> bool {
     let Ok(value) = value.to_str() else { return false };
     let mime = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     mime == "application/json" || (mime.starts_with("application/") && mime.ends_with("+json"))
+}
+
+/// Workers AI takes what `curl -d` sends, which calls it a form, and its examples leave it so. No web page can make such a request
+/// without being allowed to: it has a key in a header.
+fn is_curl_without_a_type(parts: &Parts) -> bool {
+    let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind == Some(b"application/x-www-form-urlencoded")
+        && parts.headers.contains_key(header::AUTHORIZATION)
+        && workers_ai::speaks(parts.uri.path()).is_some()
 }
 
 /// An encoding of the body that would have to be undone.

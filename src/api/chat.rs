@@ -145,7 +145,12 @@ async fn grammar(
 impl ChatRequest {
     fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
         let model = app.named(&mut fields)?;
-        let (mut input, tools) = input(&mut fields)?;
+        Self::of(model, fields, Form::Nested)
+    }
+
+    /// A request for a model that is known, with tools in this form.
+    pub(crate) fn of(model: Arc<Model>, mut fields: Fields, form: Form) -> Result<Self, ApiError> {
+        let (mut input, tools) = input(&mut fields, form)?;
         effort(&mut fields, &model, &mut input.kwargs)?;
         let hide_reasoning = !fields.bool("include_reasoning")?.unwrap_or(true);
         let common = Common::take(&mut fields, &model)?;
@@ -158,8 +163,8 @@ impl ChatRequest {
 }
 
 /// Messages and what else the template sees; `/tokenize` takes the same.
-pub(crate) fn input(fields: &mut Fields) -> Result<(ChatInput, ToolUse), ApiError> {
-    let tools = ToolUse::take(fields, Form::Nested)?;
+pub(crate) fn input(fields: &mut Fields, form: Form) -> Result<(ChatInput, ToolUse), ApiError> {
+    let tools = ToolUse::take(fields, form)?;
     let messages = messages::lower(fields.require("messages")?)?;
     let continue_final_message = fields.bool("continue_final_message")?.unwrap_or(false);
     let add_generation_prompt = fields.bool("add_generation_prompt")?;
@@ -235,7 +240,7 @@ pub(crate) fn set_effort(
 }
 
 /// `max_completion_tokens`, or its old name. Some clients send both; then they must agree.
-fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+pub(crate) fn max_tokens(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     let new = fields.count("max_completion_tokens", 1..=u32::MAX)?;
     let old = fields.count("max_tokens", 1..=u32::MAX)?;
     match (new, old) {

@@ -11,12 +11,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::AppState;
-use super::body::JsonBody;
+use super::body::{Claim, JsonBody};
 use super::encoders::{self, Encoder, INPUTS_MAX, Purpose};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::gate::RequestContext;
-use super::params::token_ids;
+use super::params::{token_ids, unless_busy};
 use crate::encoder::{EncoderInput, normalize_vector};
 
 /// Values of a response that are written where they are; more are written beside the async workers.
@@ -28,13 +28,21 @@ enum Input {
     Ids(Vec<u32>),
 }
 
-struct EmbeddingRequest {
-    model: Arc<Encoder>,
+/// A validated request: what every dialect's comes down to.
+pub(crate) struct EmbeddingRequest {
+    pub(crate) model: Arc<Encoder>,
     /// Each with its path, for messages.
     inputs: Vec<(String, Input)>,
     truncate: Option<usize>,
     dimensions: Option<usize>,
     base64: bool,
+    unless_busy: bool,
+}
+
+/// Vectors, one for each input, and the tokens of all inputs.
+pub(crate) struct Embedded {
+    pub(crate) vectors: Vec<Vec<f32>>,
+    pub(crate) tokens: usize,
 }
 
 #[derive(Serialize)]
@@ -72,15 +80,35 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let (request, claim) = body.lower(&app, EmbeddingRequest::lower).await?;
-    let EmbeddingRequest { model, inputs, truncate, dimensions, base64 } = request;
+    let (model, dimensions, base64) = (Arc::clone(&request.model), request.dimensions, request.base64);
+    let embedded = embed(&app, &context, request, claim).await?;
+    respond(embedded, move |embedded| write(&model, embedded, dimensions, base64)).await
+}
+
+/// Computes the vectors of a request.
+pub(crate) async fn embed(
+    app: &AppState,
+    context: &RequestContext,
+    request: EmbeddingRequest,
+    claim: Claim,
+) -> Result<Embedded, ApiError> {
+    let EmbeddingRequest { model, inputs, truncate, unless_busy, .. } = request;
     let of = Arc::clone(&model);
     let encode = move || inputs.into_iter().map(|(path, input)| tokens(&of, input, &path, truncate)).collect();
-    let inputs: Vec<EncoderInput> = claim.work(&app, encode).await?;
+    let inputs: Vec<EncoderInput> = claim.work(app, encode).await?;
     let tokens = inputs.iter().map(|input| input.ids.len()).sum();
-    let vectors = encoders::run(&app, &context, &model, inputs).await?;
-    let values: usize = vectors.iter().map(Vec::len).sum();
-    let write = move || write(&model, vectors, tokens, dimensions, base64);
-    let json = if values > INLINE_VALUES_MAX { encoders::beside(write).await? } else { write() }?;
+    let vectors = encoders::run(app, context, &model, inputs, unless_busy).await?;
+    Ok(Embedded { vectors, tokens })
+}
+
+/// The response with what `write` makes of the vectors: beside the async workers, if they are many.
+pub(crate) async fn respond(
+    embedded: Embedded,
+    write: impl FnOnce(Embedded) -> Result<Vec<u8>, ApiError> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let values: usize = embedded.vectors.iter().map(Vec::len).sum();
+    let json =
+        if values > INLINE_VALUES_MAX { encoders::beside(move || write(embedded)).await? } else { write(embedded) }?;
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response())
 }
 
@@ -104,13 +132,8 @@ fn tokens(model: &Encoder, input: Input, path: &str, truncate: Option<usize>) ->
     Ok(EncoderInput::text(ids))
 }
 
-fn write(
-    model: &Encoder,
-    vectors: Vec<Vec<f32>>,
-    tokens: usize,
-    dimensions: Option<usize>,
-    base64: bool,
-) -> Result<Vec<u8>, ApiError> {
+fn write(model: &Encoder, embedded: Embedded, dimensions: Option<usize>, base64: bool) -> Result<Vec<u8>, ApiError> {
+    let Embedded { vectors, tokens } = embedded;
     let item = |(index, mut vector): (usize, Vec<f32>)| {
         if let Some(dimensions) = dimensions.filter(|dimensions| *dimensions < vector.len()) {
             vector.truncate(dimensions);
@@ -134,9 +157,10 @@ fn write(
 }
 
 impl EmbeddingRequest {
-    fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
+    pub(crate) fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
         let model = app.encoder(&mut fields, Purpose::Embed)?;
         encoders::take_harmless(&mut fields)?;
+        let unless_busy = unless_busy(&mut fields)?;
         let info = *model.served.encoder.info();
         let inputs = inputs(&mut fields, info.vocab)?;
         let special = model.served.text.tokenizer.frame_len();
@@ -149,34 +173,36 @@ impl EmbeddingRequest {
             return Err(ApiError::invalid("dimensions", message));
         }
         fields.finish()?;
-        Ok(Self { model, inputs, truncate, dimensions, base64 })
+        Ok(Self { model, inputs, truncate, dimensions, base64, unless_busy })
     }
 }
 
 /// A string, several, token ids, or several lists of token ids. None of them empty.
 fn inputs(fields: &mut Fields, vocab: usize) -> Result<Vec<(String, Input)>, ApiError> {
-    const PATH: &str = "input";
+    let param = fields.path("input");
     let expected = "a string, an array of strings, an array of token ids, or an array of such arrays";
-    let items = match fields.require(PATH)? {
-        Value::String(text) => return Ok(vec![text_at(PATH.to_owned(), text)?]),
+    let items = match fields.require("input")? {
+        Value::String(text) => return Ok(vec![text_at(param, text)?]),
         Value::Array(items) => items,
-        other => return Err(ApiError::WrongType { param: PATH.to_owned(), expected, found: type_name(&other) }),
+        other => return Err(ApiError::WrongType { param, expected, found: type_name(&other) }),
     };
     if items.is_empty() {
-        return Err(ApiError::invalid(PATH, "`input` is empty; give at least one text."));
+        let message = format!("`{param}` is empty; give at least one text.");
+        return Err(ApiError::InvalidValue { param, message });
     }
     if let Some(Value::Number(_)) = items.first() {
-        return Ok(vec![(PATH.to_owned(), Input::Ids(token_ids(PATH, &items, vocab)?))]);
+        let ids = token_ids(&param, &items, vocab)?;
+        return Ok(vec![(param, Input::Ids(ids))]);
     }
     if items.len() > INPUTS_MAX {
         let message = format!(
-            "`input` has {} texts, but one request may have at most {INPUTS_MAX}: send several requests.",
+            "`{param}` has {} texts, but one request may have at most {INPUTS_MAX}: send several requests.",
             items.len()
         );
-        return Err(ApiError::invalid(PATH, message));
+        return Err(ApiError::InvalidValue { param, message });
     }
     let input = |(index, item)| {
-        let path = format!("{PATH}[{index}]");
+        let path = format!("{param}[{index}]");
         match item {
             Value::String(text) => text_at(path, text),
             Value::Array(ids) if ids.is_empty() => Err(empty(path)),

@@ -13,6 +13,7 @@ use crate::text::TextTools;
 pub(crate) const INPUTS_MAX: usize = 2048;
 
 /// An encoder that clients can name.
+#[derive(Clone)]
 pub struct ServedEncoder {
     /// The name clients use; may contain slashes.
     pub alias: String,
@@ -26,7 +27,7 @@ pub struct ServedEncoder {
 /// A served encoder with what the API keeps about it.
 pub(crate) struct Encoder {
     pub(crate) served: ServedEncoder,
-    metrics: ModelMetrics,
+    metrics: Arc<ModelMetrics>,
 }
 
 /// What an endpoint wants of an encoder.
@@ -38,7 +39,13 @@ pub(crate) enum Purpose {
 
 impl Encoder {
     pub(crate) fn new(served: ServedEncoder, metrics: &Metrics) -> Self {
-        Self { metrics: metrics.model(&served.alias), served }
+        Self { metrics: Arc::new(metrics.model(&served.alias)), served }
+    }
+
+    /// The same encoder by another name.
+    pub(crate) fn named(&self, alias: &str) -> Self {
+        let served = ServedEncoder { alias: alias.to_owned(), ..self.served.clone() };
+        Self { metrics: Arc::clone(&self.metrics), served }
     }
 
     pub(crate) fn alias(&self) -> &str {
@@ -49,7 +56,7 @@ impl Encoder {
         self.served.encoder.is_healthy()
     }
 
-    fn purpose(&self) -> Purpose {
+    pub(crate) fn purpose(&self) -> Purpose {
         if self.served.encoder.info().dimensions.is_some() { Purpose::Embed } else { Purpose::Rerank }
     }
 
@@ -98,7 +105,7 @@ impl AppState {
             };
             return fitting.cloned().ok_or(ApiError::NoModel { example });
         };
-        let Some(found) = self.encoders().iter().find(|encoder| encoder.alias() == alias) else {
+        let Some(found) = self.every_encoder().find(|encoder| encoder.alias() == alias) else {
             let serves = "/v1/chat/completions and /v1/completions";
             return Err(self
                 .find(&alias)
@@ -131,13 +138,18 @@ pub(crate) fn take_harmless(fields: &mut Fields) -> Result<(), ApiError> {
     ["user", "request_id", "safety_identifier"].into_iter().try_for_each(|name| fields.string(name).map(drop))
 }
 
-/// Submits the inputs and waits for their results. Whoever drops the future gives them up.
+/// Submits the inputs and waits for their results. Whoever drops the future gives them up. `unless_busy`: refuses them where the
+/// next batch would not take them.
 pub(crate) async fn run(
     app: &AppState,
     context: &RequestContext,
     encoder: &Encoder,
     inputs: Vec<EncoderInput>,
+    unless_busy: bool,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
+    if unless_busy && encoder.served.encoder.is_busy() {
+        return Err(ApiError::busy());
+    }
     let prompt = inputs.iter().map(|input| input.ids.len()).sum();
     let answer = encoder.served.encoder.submit(inputs)?;
     context.tokens.set(Tokens { prompt, ..Tokens::default() });

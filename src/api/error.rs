@@ -110,6 +110,12 @@ impl ApiError {
         Self::InvalidValue { param: param.into(), message: message.into() }
     }
 
+    /// For a request that is not to wait.
+    pub(crate) fn busy() -> Self {
+        let reason = "the request would have to wait, which `options.rejectIfBusy` forbids".to_owned();
+        Self::Overloaded { reason, retry_after: Duration::from_secs(1) }
+    }
+
     /// The `kind` (schema, grammar …) in the field `param` cannot be compiled.
     pub(crate) fn schema(param: String, kind: &str, error: &GrammarError) -> Self {
         let code = match error {
@@ -170,7 +176,7 @@ impl ApiError {
     }
 
     /// The parameter at fault, as a path such as `messages[2].content`.
-    fn param(&self) -> Option<&str> {
+    pub(crate) fn param(&self) -> Option<&str> {
         match self {
             Self::Missing { param }
             | Self::WrongType { param, .. }
@@ -227,6 +233,17 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(self);
         response
     }
+}
+
+/// The same response with another status and body, for a dialect with its own errors.
+pub(crate) fn retold(response: &Response, status: StatusCode, body: Value) -> Response {
+    let mut told = (status, Json(body)).into_response();
+    for (name, value) in response.headers() {
+        if ![header::CONTENT_LENGTH, header::CONTENT_TYPE].contains(name) {
+            told.headers_mut().insert(name.clone(), value.clone());
+        }
+    }
+    told
 }
 
 impl From<SubmitError> for ApiError {

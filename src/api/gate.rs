@@ -15,7 +15,7 @@ use super::auth::{Scope, Tenant};
 use super::body::refuse;
 use super::error::ApiError;
 use super::limits;
-use super::{AppState, anthropic};
+use super::{AppState, anthropic, workers_ai};
 use crate::engine::EngineHandle;
 use crate::telemetry::RequestLabels;
 
@@ -94,7 +94,7 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
     let started = Instant::now();
     let path = request.uri().path();
     let rules = rules(path);
-    let anthropic = anthropic::speaks(path);
+    let (anthropic, workers_ai) = (anthropic::speaks(path), workers_ai::speaks(path));
     let allowed = match (&app.options().auth, rules.scope) {
         (Some(keys), Some(scope)) => keys.authorise(request.headers(), scope),
         _ => Ok(Tenant::ANONYMOUS),
@@ -130,7 +130,11 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
             response
         }
     };
-    let response = if anthropic { anthropic::reshape(response, &record.id) } else { response };
+    let response = match workers_ai {
+        Some(wording) => workers_ai::reshape(response, wording),
+        None if anthropic => anthropic::reshape(response, &record.id),
+        None => response,
+    };
     record.status = Some(response.status());
     let (mut parts, body) = response.into_parts();
     parts.headers.insert(REQUEST_ID, record.id.clone());

@@ -23,7 +23,8 @@ const WAIT_MAX: Duration = Duration::from_secs(20);
 
 type Outcome = Result<Arc<Grammar>, GrammarError>;
 
-/// The grammars of one model.
+/// The grammars of one model. Cheap to clone.
+#[derive(Clone)]
 pub(crate) struct Grammars {
     shared: Arc<Shared>,
 }

@@ -5,6 +5,8 @@
 //! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat`, `completions` or `responses`
 //! (fields → a `pipeline::Plan`) → `pipeline` (admission, then one stream of `pipeline::Event`s) → `stream` (server-sent
 //! events) or `fold` (one JSON body: the fold of the same events).
+//!
+//! `anthropic` and `workers_ai` are other dialects: their own paths, fields, answers and errors around the same requests and events.
 mod anthropic;
 pub mod auth;
 mod body;
@@ -36,6 +38,7 @@ mod tokenize;
 mod tools;
 mod turns;
 mod types;
+mod workers_ai;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +56,7 @@ use crate::telemetry::{Metrics, ModelMetrics, Observed, StepMetrics};
 use crate::text::TextTools;
 
 /// One model that clients can name.
+#[derive(Clone)]
 pub struct ServedModel {
     /// The name clients use; may contain slashes.
     pub alias: String,
@@ -92,6 +96,8 @@ pub struct ServerOptions {
     pub text_jobs_max: usize,
     /// Prompts waiting to be tokenized; one more is answered with 503.
     pub text_jobs_waiting_max: usize,
+    /// Further names of served models: (name, the alias that a model is served by). What is asked for by such a name answers by it.
+    pub also: Vec<(String, String)>,
 }
 
 impl Default for ServerOptions {
@@ -108,6 +114,7 @@ impl Default for ServerOptions {
             connections_max: 8192,
             text_jobs_max: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             text_jobs_waiting_max: 1024,
+            also: Vec::new(),
         }
     }
 }
@@ -123,6 +130,19 @@ pub(crate) struct Model {
     pub(crate) grammars: grammars::Grammars,
 }
 
+impl Model {
+    /// The same model by another name.
+    fn named(&self, alias: &str) -> Self {
+        Self {
+            served: ServedModel { alias: alias.to_owned(), ..self.served.clone() },
+            metrics: Arc::clone(&self.metrics),
+            context_max: self.context_max,
+            fingerprint: self.fingerprint.clone(),
+            grammars: self.grammars.clone(),
+        }
+    }
+}
+
 /// What all requests share. Cheap to clone.
 #[derive(Clone)]
 pub struct AppState {
@@ -132,6 +152,9 @@ pub struct AppState {
 struct Shared {
     models: Vec<Arc<Model>>,
     encoders: Vec<Arc<encoders::Encoder>>,
+    /// The same by further names.
+    also_models: Vec<Arc<Model>>,
+    also_encoders: Vec<Arc<encoders::Encoder>>,
     options: ServerOptions,
     metrics: Metrics,
     /// Requests being answered, streams included until their last byte.
@@ -153,6 +176,9 @@ impl AppState {
     }
 
     /// Models that generate, and models that encode; no two of them have the same name.
+    ///
+    /// # Panics
+    /// A name of [`ServerOptions::also`] belongs to a model that is not there.
     #[must_use]
     pub fn with_encoders(models: Vec<ServedModel>, encoders: Vec<ServedEncoder>, options: ServerOptions) -> Self {
         let observed = |model: &ServedModel| Observed {
@@ -161,7 +187,7 @@ impl AppState {
             steps: model.steps.clone(),
         };
         let metrics = Metrics::new(models.iter().map(observed).collect());
-        let models = models
+        let models: Vec<Arc<Model>> = models
             .into_iter()
             .map(|served| {
                 Arc::new(Model {
@@ -173,7 +199,19 @@ impl AppState {
                 })
             })
             .collect();
-        let encoders = encoders.into_iter().map(|served| Arc::new(encoders::Encoder::new(served, &metrics))).collect();
+        let encoders: Vec<Arc<encoders::Encoder>> =
+            encoders.into_iter().map(|served| Arc::new(encoders::Encoder::new(served, &metrics))).collect();
+        let (mut also_models, mut also_encoders) = (Vec::new(), Vec::new());
+        for (name, of) in &options.also {
+            match models.iter().find(|model| model.served.alias == *of) {
+                Some(model) => also_models.push(Arc::new(model.named(name))),
+                None => {
+                    let encoder = encoders.iter().find(|encoder| encoder.alias() == of);
+                    let encoder = encoder.expect("a further name of a model that is not served is a bug");
+                    also_encoders.push(Arc::new(encoder.named(name)));
+                }
+            }
+        }
         let jobs = options.text_jobs_max.max(1);
         // One body of the largest size always fits.
         let bodies = options.bodies_bytes_max.max(options.body_bytes_max).div_ceil(body::CLAIM_UNIT);
@@ -181,6 +219,8 @@ impl AppState {
             shared: Arc::new(Shared {
                 models,
                 encoders,
+                also_models,
+                also_encoders,
                 metrics,
                 in_flight: watch::Sender::new(0),
                 draining: watch::Sender::new(false),
@@ -249,12 +289,22 @@ impl AppState {
         &self.shared.encoders
     }
 
+    /// Models that generate by every name they have: their own first.
+    fn every_model(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.shared.models.iter().chain(&self.shared.also_models)
+    }
+
+    /// Encoders by every name they have: their own first.
+    fn every_encoder(&self) -> impl Iterator<Item = &Arc<encoders::Encoder>> {
+        self.shared.encoders.iter().chain(&self.shared.also_encoders)
+    }
+
     /// A model that generates, by its name.
     fn find(&self, alias: &str) -> Result<Arc<Model>, ApiError> {
-        if let Some(found) = self.models().iter().find(|model| model.served.alias == alias) {
+        if let Some(found) = self.every_model().find(|model| model.served.alias == alias) {
             return Ok(Arc::clone(found));
         }
-        Err(match self.encoders().iter().find(|encoder| encoder.alias() == alias) {
+        Err(match self.every_encoder().find(|encoder| encoder.alias() == alias) {
             Some(encoder) => ApiError::WrongEndpoint { model: alias.to_owned(), serves: encoder.serves() },
             None => ApiError::ModelNotFound { model: alias.chars().take(256).collect() },
         })
@@ -314,6 +364,7 @@ pub fn router(state: AppState) -> Router {
         .route("/readyz", get(ops::ready))
         .route("/health", get(ops::health))
         .route("/metrics", get(ops::metrics))
+        .merge(workers_ai::routes())
         .fallback(ops::not_found)
         .method_not_allowed_fallback(ops::method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(state.clone(), gate::gate))

@@ -44,13 +44,13 @@ fn encoder_object(encoder: &Encoder) -> ModelObject {
     }
 }
 
-/// Every model; an error while an engine is down, since load balancers probe this route.
+/// Every model by every name; an error while an engine is down, since load balancers probe this route.
 pub(crate) async fn list(State(app): State<AppState>) -> Result<Json<ModelList>, ApiError> {
     if !app.is_healthy() {
         return Err(ApiError::EngineStopped);
     }
-    let models = app.models().iter().map(|model| object(model));
-    let data = models.chain(app.encoders().iter().map(|encoder| encoder_object(encoder))).collect();
+    let models = app.every_model().map(|model| object(model));
+    let data = models.chain(app.every_encoder().map(|encoder| encoder_object(encoder))).collect();
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -61,7 +61,7 @@ pub(crate) async fn get(
 ) -> Result<Json<ModelObject>, ApiError> {
     // Bytes that are no text cannot be a model's name.
     let Path(id) = id.map_err(|_| ApiError::ModelNotFound { model: char::REPLACEMENT_CHARACTER.into() })?;
-    if let Some(encoder) = app.encoders().iter().find(|encoder| encoder.alias() == id) {
+    if let Some(encoder) = app.every_encoder().find(|encoder| encoder.alias() == id) {
         return Ok(Json(encoder_object(encoder)));
     }
     Ok(Json(object(&*app.find(&id)?)))

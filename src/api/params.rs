@@ -166,6 +166,8 @@ pub(crate) struct Common {
     pub(crate) cache_salt: Option<String>,
     pub(crate) truncate: Option<Truncate>,
     pub(crate) return_token_ids: bool,
+    /// Refused where it would have to wait for others.
+    pub(crate) unless_busy: bool,
     /// The form that the answer must have.
     pub(crate) form: Option<Asked>,
     /// `None`: one JSON response.
@@ -196,6 +198,7 @@ impl Common {
             cache_salt: short_text(fields, "cache_salt")?,
             truncate: truncate(fields, model.context_max)?,
             return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
+            unless_busy: unless_busy(fields)?,
             form: structured::take(fields)?,
             stream: stream(fields)?,
         };
@@ -210,6 +213,15 @@ impl Common {
         }
         Ok(common)
     }
+}
+
+/// `options.rejectIfBusy`, Workers AI's: the request is not to wait for others.
+pub(crate) fn unless_busy(fields: &mut Fields) -> Result<bool, ApiError> {
+    let Some(options) = fields.take("options") else { return Ok(false) };
+    let mut options = Fields::at(fields.path("options"), options)?;
+    let unless_busy = options.bool("rejectIfBusy")?.unwrap_or(false);
+    options.finish()?;
+    Ok(unless_busy)
 }
 
 /// Where the form of an answer is given, a stop token may come only at its end: one that has text would be missing before.

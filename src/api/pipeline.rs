@@ -120,6 +120,9 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
         );
         return Err(ApiError::invalid("min_tokens", message));
     }
+    if common.unless_busy && engine.is_busy(sequences) {
+        return Err(ApiError::busy());
+    }
     let rules = Arc::new(common.rules);
     let salt = context.tenant.cache_salt(common.cache_salt.as_deref());
     let mut requests = Vec::with_capacity(sequences);

@@ -7,16 +7,20 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::AppState;
-use super::body::JsonBody;
+use super::body::{Claim, JsonBody};
 use super::encoders::{self, Encoder, INPUTS_MAX, Purpose};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::gate::RequestContext;
+use super::params::unless_busy;
 use crate::encoder::EncoderInput;
 
-struct RerankRequest {
+/// A validated request: what every dialect's comes down to.
+pub(crate) struct RerankRequest {
     model: Arc<Encoder>,
     query: String,
+    /// The field that holds the documents, for messages.
+    documents_at: String,
     documents: Vec<String>,
     top_n: usize,
     return_documents: bool,
@@ -24,6 +28,15 @@ struct RerankRequest {
     truncate: Option<usize>,
     /// Tokens of a document that are kept.
     document_max: Option<usize>,
+    unless_busy: bool,
+}
+
+/// The documents' scores, and the tokens of all pairs.
+pub(crate) struct Ranked {
+    request: RerankRequest,
+    /// The wanted documents' indices with their scores, best first.
+    pub(crate) order: Vec<(usize, f32)>,
+    pub(crate) tokens: usize,
 }
 
 #[derive(Serialize)]
@@ -60,21 +73,38 @@ pub(crate) async fn create(
     body: JsonBody,
 ) -> Result<Json<Reranked>, ApiError> {
     let (request, claim) = body.lower(&app, RerankRequest::lower).await?;
+    Ok(Json(rank(&app, &context, request, claim).await?.answer()))
+}
+
+/// Scores the documents of a request.
+pub(crate) async fn rank(
+    app: &AppState,
+    context: &RequestContext,
+    request: RerankRequest,
+    claim: Claim,
+) -> Result<Ranked, ApiError> {
     let encode = move || Ok((request.pairs()?, request));
-    let (pairs, request): (Vec<EncoderInput>, RerankRequest) = claim.work(&app, encode).await?;
+    let (pairs, request): (Vec<EncoderInput>, RerankRequest) = claim.work(app, encode).await?;
     let tokens = pairs.iter().map(|pair| pair.ids.len()).sum();
-    let scores = encoders::run(&app, &context, &request.model, pairs).await?;
-    Ok(Json(request.answer(&scores, tokens)))
+    let scores = encoders::run(app, context, &request.model, pairs, request.unless_busy).await?;
+    let mut order: Vec<(usize, f32)> =
+        scores.iter().map(|score| score.first().copied().unwrap_or_default()).enumerate().collect();
+    // Stable: of two that score the same, the one that came first.
+    order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    order.truncate(request.top_n);
+    Ok(Ranked { request, order, tokens })
 }
 
 impl RerankRequest {
-    fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
+    pub(crate) fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
         let model = app.encoder(&mut fields, Purpose::Rerank)?;
         encoders::take_harmless(&mut fields)?;
+        let unless_busy = unless_busy(&mut fields)?;
         let query = fields.string("query")?.ok_or_else(|| ApiError::Missing { param: "query".to_owned() })?;
         if query.is_empty() {
             return Err(ApiError::invalid("query", "`query` is empty; give a text."));
         }
+        let documents_at = fields.path("documents");
         let documents = documents(&mut fields)?;
         let top_n = fields.count("top_n", 1..=u32::MAX)?.unwrap_or(documents.len());
         let return_documents = fields.bool("return_documents")?.unwrap_or(false);
@@ -82,7 +112,7 @@ impl RerankRequest {
         let truncate = encoders::truncate(&mut fields, model.limit(), special)?;
         let document_max = fields.count("max_tokens_per_doc", 1..=u32::MAX)?;
         fields.finish()?;
-        Ok(Self { model, query, documents, top_n, return_documents, truncate, document_max })
+        Ok(Self { model, query, documents_at, documents, top_n, return_documents, truncate, document_max, unless_busy })
     }
 
     /// The query with each document, as tokens.
@@ -101,7 +131,7 @@ impl RerankRequest {
             return Err(ApiError::invalid("query", message));
         }
         let pair = |(index, document): (usize, &String)| {
-            let param = format!("documents[{index}]");
+            let param = format!("{}[{index}]", self.documents_at);
             let cut = self.truncate.is_some() || self.document_max.is_some();
             let mut tokens = self.model.plain_tokens(document, &param, cut)?;
             tokens.truncate(self.document_max.unwrap_or(usize::MAX));
@@ -114,21 +144,19 @@ impl RerankRequest {
         };
         self.documents.iter().enumerate().map(pair).collect()
     }
+}
 
-    fn answer(self, scores: &[Vec<f32>], tokens: usize) -> Reranked {
-        let mut documents: Vec<Option<String>> = self.documents.into_iter().map(Some).collect();
-        let mut order: Vec<(usize, f32)> =
-            scores.iter().map(|score| score.first().copied().unwrap_or_default()).enumerate().collect();
-        // Stable: of two that score the same, the one that came first.
-        order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-        order.truncate(self.top_n);
+impl Ranked {
+    fn answer(self) -> Reranked {
+        let Self { request, order, tokens } = self;
+        let mut documents: Vec<Option<String>> = request.documents.into_iter().map(Some).collect();
         let scored = |(index, relevance_score): (usize, f32)| {
-            let text = documents.get_mut(index).and_then(Option::take).filter(|_| self.return_documents);
+            let text = documents.get_mut(index).and_then(Option::take).filter(|_| request.return_documents);
             Scored { index, relevance_score, document: text.map(|text| Document { text }) }
         };
         Reranked {
             id: format!("rerank-{}", uuid::Uuid::new_v4().simple()),
-            model: self.model.alias().to_owned(),
+            model: request.model.alias().to_owned(),
             usage: Usage { prompt_tokens: tokens, total_tokens: tokens },
             results: order.into_iter().map(scored).collect(),
         }
@@ -137,13 +165,14 @@ impl RerankRequest {
 
 /// Texts, or objects with a `text`.
 fn documents(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
-    let items = fields.array("documents")?.ok_or_else(|| ApiError::Missing { param: "documents".to_owned() })?;
+    let param = fields.path("documents");
+    let items = fields.array("documents")?.ok_or_else(|| ApiError::Missing { param: param.clone() })?;
     if items.is_empty() || items.len() > INPUTS_MAX {
-        let message = format!("`documents` must have 1 to {INPUTS_MAX} documents, but {} were given.", items.len());
-        return Err(ApiError::invalid("documents", message));
+        let message = format!("`{param}` must have 1 to {INPUTS_MAX} documents, but {} were given.", items.len());
+        return Err(ApiError::InvalidValue { param, message });
     }
     let document = |(index, item)| {
-        let path = format!("documents[{index}]");
+        let path = format!("{param}[{index}]");
         let text = match item {
             Value::String(text) => text,
             Value::Object(_) => {

@@ -10,6 +10,7 @@ use super::body::JsonBody;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::params::token_ids;
+use super::tools::Form;
 use super::{Model, chat};
 use crate::text::ChatInput;
 
@@ -60,7 +61,7 @@ fn lower(mut fields: Fields, app: &AppState) -> Result<TokenizeRequest, ApiError
     let model = app.named(&mut fields)?;
     let strings = fields.bool("return_token_strs")?.unwrap_or(false);
     let text = if fields.peek("messages").is_some() {
-        let (input, _) = chat::input(&mut fields)?;
+        let (input, _) = chat::input(&mut fields, Form::Nested)?;
         if fields.bool("add_special_tokens")? == Some(true) {
             let hint = " with `messages`: the chat template writes the special tokens";
             return Err(ApiError::Unsupported { param: "add_special_tokens".to_owned(), hint });

@@ -32,6 +32,8 @@ pub(super) enum PlannedModel {
 /// A model that generates, whose files are opened and whose memory is planned; nothing big has been loaded yet.
 pub(super) struct Planned {
     pub alias: String,
+    /// Further names of the catalogue.
+    pub also: Vec<String>,
     pub files: ModelFiles,
     pub text: Arc<TextTools>,
     pub plan: MemoryPlan,
@@ -45,6 +47,8 @@ pub(super) struct Planned {
 /// The same for an encoder.
 pub(super) struct PlannedEncoder {
     pub alias: String,
+    /// Further names of the catalogue.
+    pub also: Vec<String>,
     files: EncoderFiles,
     text: Arc<TextTools>,
     pub plan: EncoderPlan,
@@ -150,7 +154,8 @@ fn plan_encoder(
         tokens_max: args.queue_tokens.get(),
         batch_tokens_max: batch_tokens,
     };
-    Ok(PlannedEncoder { alias: local.alias.clone(), files, text: Arc::new(text), plan, limits, cx })
+    let (alias, also) = (local.alias.clone(), local.aliases.clone());
+    Ok(PlannedEncoder { alias, also, files, text: Arc::new(text), plan, limits, cx })
 }
 
 fn precision(activations: ActivationsArg) -> Precision {
@@ -235,7 +240,8 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: R
         num_blocks: plan.num_blocks,
     };
     let queue = QueueLimits { sequences_max: args.queue_requests.get(), tokens_max: args.queue_tokens.get() };
-    Ok(Planned { alias: local.alias.clone(), files, text: Arc::new(text), plan, scheduler, runner, queue, pool })
+    let (alias, also) = (local.alias.clone(), local.aliases.clone());
+    Ok(Planned { alias, also, files, text: Arc::new(text), plan, scheduler, runner, queue, pool })
 }
 
 /// The threads asked for, or one for each core; more than cores is slower, so it is said.
@@ -260,6 +266,14 @@ impl PlannedModel {
         match self {
             Self::Decoder(planned) => &planned.alias,
             Self::Encoder(planned) => &planned.alias,
+        }
+    }
+
+    /// Its further names.
+    pub(super) fn also(&self) -> &[String] {
+        match self {
+            Self::Decoder(planned) => &planned.also,
+            Self::Encoder(planned) => &planned.also,
         }
     }
 

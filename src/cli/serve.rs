@@ -17,6 +17,7 @@ use crate::api::{AppState, ServedEncoder, ServedModel, ServerOptions};
 use crate::config::{KeyArgs, ServeArgs};
 use crate::encoder::EncoderHandle;
 use crate::engine::EngineHandle;
+use crate::hub::catalogue::is_alias;
 use crate::server;
 use crate::telemetry::StepMetrics;
 
@@ -28,7 +29,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let keys = args.keys.as_deref().map(KeyStore::load).transpose()?;
     check(&args, keys.is_some())?;
     if args.print_config {
-        plan_all(&args).await?;
+        further_names(&args, &plan_all(&args).await?)?;
         say(format_args!("{args:#?}"))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -37,6 +38,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let socket = bind(address)?;
     let planned = plan_all(&args).await?;
     let names: Vec<String> = planned.iter().map(|p| p.alias().to_owned()).collect();
+    let also = further_names(&args, &planned)?;
     let (mut models, mut encoders) = (Vec::new(), Vec::new());
     for p in planned {
         match p {
@@ -50,6 +52,7 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         auth: keys,
         body_bytes_max: usize::try_from(args.body_limit).unwrap_or(usize::MAX),
         keep_alive: Duration::from_secs(args.keep_alive),
+        also,
         ..ServerOptions::default()
     };
     let state = AppState::with_encoders(models, encoders, options);
@@ -113,6 +116,27 @@ async fn plan_all(args: &ServeArgs) -> anyhow::Result<Vec<PlannedModel>> {
         say(format_args!("{}\n{}", p.alias(), p.plan()))?;
     }
     Ok(planned)
+}
+
+/// The further names of models, from the catalogue and from `--also`, each with the alias that its model is served by.
+fn further_names(args: &ServeArgs, planned: &[PlannedModel]) -> anyhow::Result<Vec<(String, String)>> {
+    let of_catalogue = |p: &PlannedModel| {
+        let alias = p.alias().to_owned();
+        p.also().iter().map(move |name| (name.clone(), alias.clone())).collect::<Vec<_>>()
+    };
+    let mut names: Vec<(String, String)> = planned.iter().flat_map(of_catalogue).collect();
+    for also in &args.also {
+        let (name, of) = also.split_once('=').unwrap_or((also.as_str(), planned[0].alias()));
+        ensure!(is_alias(name), "--also {also}: a name has no spaces or control characters");
+        let served = planned.iter().any(|p| p.alias() == of);
+        ensure!(served, "--also {also}: no model is served as `{of}`; give NAME=MODEL with the name of one that is");
+        names.push((name.to_owned(), of.to_owned()));
+    }
+    for (i, (name, of)) in names.iter().enumerate() {
+        let taken = planned.iter().any(|p| p.alias() == name) || names[..i].iter().any(|(other, _)| other == name);
+        ensure!(!taken, "`{name}` would be a further name of `{of}`, but it is a name already: leave one of them out");
+    }
+    Ok(names)
 }
 
 async fn start(planned: Planned) -> anyhow::Result<ServedModel> {

@@ -70,6 +70,19 @@ pub enum Pooling {
     Last,
 }
 
+impl Pooling {
+    /// Its usual name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cls => "cls",
+            Self::Mean => "mean",
+            Self::Max => "max",
+            Self::Last => "last",
+        }
+    }
+}
+
 /// How a classifier reads the first token's row. Both are a dense layer, tanh, and a projection to one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScoreHead {

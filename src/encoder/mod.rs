@@ -10,7 +10,7 @@ pub mod plan;
 mod queue;
 pub mod service;
 
-pub use config::{EncoderSpec, HeadSpec, is_encoder};
+pub use config::{EncoderSpec, HeadSpec, Pooling, is_encoder};
 pub use model::{EncoderFiles, EncoderModel, normalize_vector, open};
 pub use plan::EncoderPlan;
 pub use service::{EncodeFailure, EncodeRefusal, EncoderHandle, EncoderInfo, EncoderLimits};

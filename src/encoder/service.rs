@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::config::{EncoderSpec, HeadSpec};
+use super::config::{EncoderSpec, HeadSpec, Pooling};
 use super::queue::{RoundRobin, Taken};
 use super::{EncoderInput, EncoderRunner};
 
@@ -34,12 +34,17 @@ pub struct EncoderInfo {
     pub tokens_max: usize,
     /// Values of a vector; `None`: the model gives scores for pairs.
     pub dimensions: Option<usize>,
+    /// How rows become such a vector.
+    pub pooling: Option<Pooling>,
 }
 
 impl From<&EncoderSpec> for EncoderInfo {
     fn from(spec: &EncoderSpec) -> Self {
-        let dimensions = matches!(spec.head, HeadSpec::Embedding { .. }).then_some(spec.hidden);
-        Self { vocab: spec.vocab, tokens_max: spec.tokens_max, dimensions }
+        let pooling = match spec.head {
+            HeadSpec::Embedding { pooling, .. } => Some(pooling),
+            HeadSpec::Score { .. } => None,
+        };
+        Self { vocab: spec.vocab, tokens_max: spec.tokens_max, dimensions: pooling.map(|_| spec.hidden), pooling }
     }
 }
 
@@ -164,6 +169,13 @@ impl EncoderHandle {
         state.queue.push(Arc::new(Mutex::new(pending)), inputs);
         shared.work.notify_one();
         Ok(receiver)
+    }
+
+    /// Whether more waits than the next batch takes.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        let shared = &*self.owner.0;
+        lock(&shared.state).tokens > shared.limits.batch_tokens_max
     }
 
     /// False after the thread has ended although handles are left.
@@ -315,7 +327,7 @@ mod tests {
 
     fn setup() -> Setup {
         let ((seen, batches), (go, wait)) = (mpsc::channel(), mpsc::channel());
-        let info = EncoderInfo { vocab: 100, tokens_max: 10, dimensions: Some(1) };
+        let info = EncoderInfo { vocab: 100, tokens_max: 10, dimensions: Some(1), pooling: Some(Pooling::Mean) };
         let limits = EncoderLimits { requests_max: 3, tokens_max: 20, batch_tokens_max: 4 };
         let handle = EncoderHandle::spawn(Box::new(Fake { batches: seen, go: wait }), info, limits).unwrap();
         Setup { handle, batches, go }

@@ -164,6 +164,11 @@ impl Shared {
         QueueLoad { limits, sequences_left: room.sequences, tokens_left: room.tokens, empty_in: state.empty_in() }
     }
 
+    pub(super) fn is_busy(&self, sequences: usize) -> bool {
+        let state = self.state();
+        state.stats.gauges.waiting > 0 || state.unfinished + sequences > self.info.scheduler.running_max
+    }
+
     /// Publishes the engine thread's numbers.
     pub(super) fn publish(&self, stats: EngineStats) {
         let mut state = self.state();

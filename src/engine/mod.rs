@@ -158,6 +158,13 @@ impl EngineHandle {
         self.shared.load(tenant)
     }
 
+    /// Whether this many more sequences would have to wait for others to end: for a place to run in, or for memory, which others
+    /// waited for at the end of the last step.
+    #[must_use]
+    pub fn is_busy(&self, sequences: usize) -> bool {
+        self.shared.is_busy(sequences)
+    }
+
     /// A snapshot of counters and gauges for /metrics.
     #[must_use]
     pub fn stats(&self) -> EngineStats {

@@ -29,6 +29,8 @@ pub struct Entry {
     /// Positions the model was made for.
     pub context: usize,
     pub licence: String,
+    /// Further names, such as those that clients of another provider use. They may contain slashes.
+    pub aliases: Vec<String>,
     /// What is fetched; at least one.
     pub files: Vec<FileSpec>,
     /// The model is the folder of its files, not a file.
@@ -88,7 +90,16 @@ struct RawEntry {
     bytes: Option<u64>,
     sha256: Option<String>,
     files: Option<Vec<RawFile>>,
+    #[serde(default)]
+    aliases: Vec<String>,
     sources: Vec<Source>,
+}
+
+/// An entry that only adds names to one of the same name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MoreAliases {
+    aliases: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -117,6 +128,7 @@ impl TryFrom<RawEntry> for Entry {
             kind: raw.kind,
             context: raw.context,
             licence: raw.licence,
+            aliases: raw.aliases,
             files,
             is_folder,
             sources: raw.sources,
@@ -151,6 +163,7 @@ impl Entry {
         if self.sources.is_empty() {
             return Err("no sources".into());
         }
+        check_aliases(&self.aliases)?;
         for (i, file) in self.files.iter().enumerate() {
             if self.files[..i].iter().any(|f| f.name == file.name) {
                 return Err(format!("`{}` is listed twice", file.name));
@@ -183,6 +196,19 @@ impl WheelPart {
     }
 }
 
+fn check_aliases(aliases: &[String]) -> Result<(), String> {
+    match aliases.iter().find(|alias| !is_alias(alias)) {
+        None => Ok(()),
+        Some(alias) => Err(format!("`{alias}` in `aliases`: a name has no spaces or control characters")),
+    }
+}
+
+/// Whether clients can ask for a model by it.
+#[must_use]
+pub fn is_alias(name: &str) -> bool {
+    !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
 /// Whether it is a name, not a path, and not that of a hidden file (the cache keeps its own notes there).
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\\']) && !name.starts_with('.')
@@ -195,20 +221,24 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// The built-in catalogue, with the entries of `extra` (a file of the same form) added or replacing.
+    /// The built-in catalogue, with the entries of `extra` (a file of the same form) added or replacing. One that has but
+    /// `aliases` adds them to the entry of its name.
     ///
     /// # Errors
     /// The file cannot be read or is not a valid catalogue.
     pub fn load(extra: Option<&Path>) -> Result<Self, HubError> {
-        let mut entries =
-            parse(BUILT_IN).map_err(|reason| HubError::Catalogue { path: "models.toml".into(), reason })?;
+        let fault = |path: &Path| {
+            let path = path.to_owned();
+            move |reason| HubError::Catalogue { path, reason }
+        };
+        let (mut entries, mut aliases) = parse(BUILT_IN).map_err(fault(Path::new("models.toml")))?;
         if let Some(path) = extra {
             let text = std::fs::read_to_string(path).map_err(|source| HubError::Io {
                 doing: "reading the catalogue",
                 path: path.into(),
                 source,
             })?;
-            let mut added = parse(&text).map_err(|reason| HubError::Catalogue { path: path.into(), reason })?;
+            let (mut added, more) = parse(&text).map_err(fault(path))?;
             // A path in a catalogue is meant from where the catalogue lies, wherever wick is started.
             let base = path.parent().unwrap_or_else(|| Path::new(""));
             for source in added.values_mut().flat_map(|e| &mut e.sources) {
@@ -217,13 +247,24 @@ impl Catalogue {
                 }
             }
             entries.extend(added);
+            aliases.extend(more);
         }
+        let path = extra.unwrap_or(Path::new("models.toml"));
+        add_aliases(&mut entries, aliases).map_err(fault(path))?;
         Ok(Self { entries })
     }
 
     #[must_use]
-    pub fn get(&self, alias: &str) -> Option<&Entry> {
-        self.entries.get(alias)
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.find(name).map(|(_, entry)| entry)
+    }
+
+    /// The entry that has this name, or one of its aliases, and its own name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<(&str, &Entry)> {
+        let own = self.entries.get_key_value(name);
+        let found = own.or_else(|| self.entries.iter().find(|(_, entry)| entry.aliases.iter().any(|a| a == name)));
+        found.map(|(name, entry)| (name.as_str(), entry))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
@@ -236,21 +277,47 @@ impl Catalogue {
     }
 }
 
-fn parse(text: &str) -> Result<BTreeMap<String, Entry>, String> {
+/// Aliases for entries that stand elsewhere, by their names.
+type Aliases = BTreeMap<String, Vec<String>>;
+
+/// Adds aliases to their entries. A name is one model's.
+fn add_aliases(entries: &mut BTreeMap<String, Entry>, aliases: Aliases) -> Result<(), String> {
+    for (name, more) in aliases {
+        let entry = entries.get_mut(&name);
+        let entry = entry.ok_or_else(|| format!("`{name}` has only `aliases`, but no entry has this name"))?;
+        entry.aliases.extend(more);
+    }
+    let mut taken: BTreeMap<&str, &str> = entries.keys().map(|name| (name.as_str(), name.as_str())).collect();
+    for (name, alias) in entries.iter().flat_map(|(name, entry)| entry.aliases.iter().map(move |alias| (name, alias))) {
+        if let Some(other) = taken.insert(alias, name) {
+            return Err(format!("`{name}`: its alias `{alias}` is a name of `{other}` already"));
+        }
+    }
+    Ok(())
+}
+
+fn parse(text: &str) -> Result<(BTreeMap<String, Entry>, Aliases), String> {
     let entries: BTreeMap<String, toml::Value> = toml::from_str(text).map_err(|e| {
         // One line, where toml would show the place in four.
         let line = e.span().and_then(|s| text.get(..s.start)).map_or(1, |before| before.lines().count().max(1));
         format!("line {line}: {}", e.message().lines().collect::<Vec<_>>().join("; "))
     })?;
-    let mut parsed = BTreeMap::new();
+    let (mut parsed, mut aliases) = (BTreeMap::new(), Aliases::new());
     for (alias, value) in entries {
         if !is_plain(&alias) {
             return Err(format!("`{alias}`: the alias and the names of files must be plain names"));
         }
-        let entry = value.try_into::<Entry>().map_err(|e| format!("`{alias}`: {}", e.message()))?;
+        let fault = |e: toml::de::Error| format!("`{alias}`: {}", e.message());
+        if value.as_table().is_some_and(|table| table.keys().eq(["aliases"])) {
+            let more: MoreAliases = value.try_into().map_err(fault)?;
+            check_aliases(&more.aliases).map_err(|reason| format!("`{alias}`: {reason}"))?;
+            aliases.insert(alias, more.aliases);
+            continue;
+        }
+        let entry = value.try_into::<Entry>().map_err(fault)?;
         parsed.insert(alias, entry);
     }
-    Ok(parsed)
+    Ok((parsed, aliases))
 }
 
 #[cfg(test)]
@@ -282,6 +349,38 @@ mod tests {
         let c = Catalogue::load(Some(&path)).unwrap();
         assert_eq!(c.get("mine").unwrap().bytes(), 1);
         assert!(c.get("smollm2-135m").is_some());
+    }
+
+    #[test]
+    fn models_have_further_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mine.toml");
+        let load = |text: String| {
+            std::fs::write(&path, text).unwrap();
+            Catalogue::load(Some(&path))
+        };
+        let sha = "0".repeat(64);
+        let entry = |aliases: &str| {
+            format!(
+                "[mine]\ndescription='d'\nkind='decoder'\ncontext=8\nlicence='x'\nfile='m.gguf'\nbytes=1\nsha256='{sha}'\n\
+                 aliases={aliases}\n[[mine.sources]]\ntype='hub'\nrepo='a/b'\n"
+            )
+        };
+        let c = load(entry("['@cf/a/mine']") + "[smollm2-135m]\naliases=['@cf/b/small', 'small']\n").unwrap();
+        let name = |alias: &str| c.find(alias).map(|(name, _)| name);
+        assert_eq!(
+            [name("mine"), name("@cf/a/mine"), name("small")],
+            [Some("mine"), Some("mine"), Some("smollm2-135m")]
+        );
+        assert_eq!(name("@cf/a"), None);
+        assert_eq!(c.get("small"), c.get("smollm2-135m"));
+        assert_eq!(c.get("small").unwrap().files, Catalogue::load(None).unwrap().get("smollm2-135m").unwrap().files);
+        let fault = |text: String| load(text).unwrap_err().to_string();
+        assert!(fault("[nobody]\naliases=['x']\n".into()).contains("`nobody` has only `aliases`"));
+        assert!(fault(entry("['smollm2-135m']")).contains("a name of `smollm2-135m` already"));
+        assert!(fault(entry("['x', 'x']")).contains("`x` is a name of `mine` already"));
+        assert!(fault(entry("['a b']")).contains("no spaces"));
+        assert!(fault("[smollm2-135m]\naliases=['']\n".into()).contains("no spaces"));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct LocalModel {
     /// A GGUF file, or a folder of safetensors with its configuration.
     pub path: PathBuf,
     pub licence: Option<String>,
+    /// Its further names in the catalogue.
+    pub aliases: Vec<String>,
 }
 
 /// Why a model's files cannot be had.
@@ -92,13 +94,14 @@ pub async fn resolve(model: &str, options: &FetchOptions) -> Result<LocalModel, 
         return repository::resolve(model, rest, options, offline).await;
     }
     let catalogue = Catalogue::load(options.catalogue.as_deref())?;
-    if let Some(entry) = catalogue.get(model) {
-        let path = entry::resolve(model, entry, options, offline).await?;
-        return Ok(LocalModel { alias: model.to_owned(), path, licence: Some(entry.licence.clone()) });
+    if let Some((name, entry)) = catalogue.find(model) {
+        let path = entry::resolve(name, entry, options, offline).await?;
+        let (licence, aliases) = (Some(entry.licence.clone()), entry.aliases.clone());
+        return Ok(LocalModel { alias: name.to_owned(), path, licence, aliases });
     }
     let path = Path::new(model);
     if path.exists() {
-        return Ok(LocalModel { alias: path_alias(path), path: path.to_owned(), licence: None });
+        return Ok(LocalModel { alias: path_alias(path), path: path.to_owned(), licence: None, aliases: Vec::new() });
     }
     if model.contains(['/', '\\']) || Path::new(model).extension().is_some_and(|e| e == "gguf") {
         return Err(HubError::NoSuchPath { path: path.to_owned() });

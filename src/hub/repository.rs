@@ -28,7 +28,7 @@ pub async fn resolve(
     let mut repo = Repo::new(repo_name, None).map_err(|e| no_source(e.to_string()))?;
     let folder = format!("hf--{}", repo_name.replace('/', "--"));
     let mut dir = ModelDir::new(&store::cache_dir(options.cache_dir.as_deref())?, &folder);
-    let local = |path: PathBuf| LocalModel { alias: rest.replace(':', "/"), path, licence: None };
+    let local = |path: PathBuf| LocalModel { alias: rest.replace(':', "/"), path, licence: None, aliases: Vec::new() };
     if let Some(path) = complete(&dir, file)? {
         return Ok(local(path));
     }

@@ -1,10 +1,10 @@
 //! Errors in Anthropic's shape.
-use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::api::ApiError;
+use crate::api::error::retold;
 
 /// What Anthropic's SDKs take for "overloaded": they retry it.
 const OVERLOADED: u16 = 529;
@@ -44,14 +44,7 @@ pub(super) fn body(error: &ApiError, request_id: Option<&str>) -> Value {
 /// Puts a response into Anthropic's shape: the request's id under its name, and errors in its words.
 pub(crate) fn reshape(mut response: Response, request_id: &HeaderValue) -> Response {
     if let Some(error) = response.extensions().get::<ApiError>() {
-        let body = body(error, request_id.to_str().ok());
-        let mut shaped = (status(error), Json(body)).into_response();
-        for (name, value) in response.headers() {
-            if ![header::CONTENT_LENGTH, header::CONTENT_TYPE].contains(name) {
-                shaped.headers_mut().insert(name.clone(), value.clone());
-            }
-        }
-        response = shaped;
+        response = retold(&response, status(error), body(error, request_id.to_str().ok()));
     }
     response.headers_mut().insert("request-id", request_id.clone());
     response
