@@ -16,6 +16,7 @@ use super::encoders::{self, Encoder, INPUTS_MAX, Purpose};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::gate::RequestContext;
+use super::notes::Notes;
 use super::params::token_ids;
 use crate::encoder::{EncoderInput, normalize_vector};
 
@@ -71,7 +72,8 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let (request, claim) = body.lower(&app, EmbeddingRequest::lower).await?;
+    let notes = context.notes.clone();
+    let (request, claim) = body.lower(&app, move |fields, app| EmbeddingRequest::lower(fields, app, &notes)).await?;
     let EmbeddingRequest { model, inputs, truncate, dimensions, base64 } = request;
     let of = Arc::clone(&model);
     let encode = move || inputs.into_iter().map(|(path, input)| tokens(&of, input, &path, truncate)).collect();
@@ -134,9 +136,9 @@ fn write(
 }
 
 impl EmbeddingRequest {
-    fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
+    fn lower(mut fields: Fields, app: &AppState, notes: &Notes) -> Result<Self, ApiError> {
         let model = app.encoder(&mut fields, Purpose::Embed)?;
-        encoders::take_harmless(&mut fields)?;
+        encoders::take_harmless(&mut fields, notes)?;
         let info = *model.served.encoder.info();
         let inputs = inputs(&mut fields, info.vocab)?;
         let special = model.served.text.tokenizer.frame_len();

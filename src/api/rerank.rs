@@ -12,6 +12,7 @@ use super::encoders::{self, Encoder, INPUTS_MAX, Purpose};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::gate::RequestContext;
+use super::notes::Notes;
 use crate::encoder::EncoderInput;
 
 struct RerankRequest {
@@ -59,7 +60,8 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     body: JsonBody,
 ) -> Result<Json<Reranked>, ApiError> {
-    let (request, claim) = body.lower(&app, RerankRequest::lower).await?;
+    let notes = context.notes.clone();
+    let (request, claim) = body.lower(&app, move |fields, app| RerankRequest::lower(fields, app, &notes)).await?;
     let encode = move || Ok((request.pairs()?, request));
     let (pairs, request): (Vec<EncoderInput>, RerankRequest) = claim.work(&app, encode).await?;
     let tokens = pairs.iter().map(|pair| pair.ids.len()).sum();
@@ -68,9 +70,9 @@ pub(crate) async fn create(
 }
 
 impl RerankRequest {
-    fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
+    fn lower(mut fields: Fields, app: &AppState, notes: &Notes) -> Result<Self, ApiError> {
         let model = app.encoder(&mut fields, Purpose::Rerank)?;
-        encoders::take_harmless(&mut fields)?;
+        encoders::take_harmless(&mut fields, notes)?;
         let query = fields.string("query")?.ok_or_else(|| ApiError::Missing { param: "query".to_owned() })?;
         if query.is_empty() {
             return Err(ApiError::invalid("query", "`query` is empty; give a text."));
