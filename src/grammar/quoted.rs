@@ -3,6 +3,10 @@
 //! A custom tool's input is free text for the tool's owner, but models write it as a string in a call's JSON. A grammar's
 //! structure stays as it is; its literals and regular expressions are rewritten: a quotation mark, a backslash and the
 //! control characters that have a short escape in JSON become that escape, all others stand for themselves.
+//!
+//! A lexer takes each lexeme as far as it goes and looks one byte ahead. After a backslash it would be too late to find out
+//! that `.*` ends before a newline. So a repeated class of characters becomes a repetition of lexemes, each escape being one,
+//! and other lexemes that may go on with an escape where another one begins are refused.
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Repetition};
 use serde_json::Value;
 
@@ -34,31 +38,45 @@ const ESCAPED: [(char, &str); 7] =
 pub fn json_quoted(lark: &str) -> Result<String, GrammarError> {
     let mut out = String::with_capacity(2 * lark.len());
     let mut source = Source { rest: lark, line: 1 };
+    let mut lexemes = Lexemes::default();
+    // The definition of a terminal, which is one lexeme: else what stands there is a lexeme by itself.
+    let mut in_terminal = false;
+    let mut at_line_start = true;
     while let Some(c) = source.rest.chars().next() {
         let before = source;
+        if at_line_start && !c.is_whitespace() {
+            at_line_start = false;
+            if !matches!(c, '|' | '#' | '/') {
+                let name = source.rest.trim_start_matches(['_', '!', '?']);
+                in_terminal = c == '%' || name.starts_with(char::is_uppercase);
+            }
+        }
+        at_line_start |= c == '\n';
         match c {
             '"' => {
                 let first = source.literal()?;
-                match source.range() {
-                    None => out.push_str(&quoted_literal(first, &before)?),
+                let hir = match source.range() {
+                    None => literal(first, &before)?,
                     Some(mut last) => {
                         let end = last.literal()?;
-                        out.push_str(&quoted_range(first, end, &before)?);
                         source = last;
+                        range(first, end, &before)?
                     }
-                }
+                };
+                out.push_str(&lexemes.quoted(&hir, None, in_terminal, &before)?);
             }
             '/' if source.rest.starts_with("//") => source.skip_line(),
             '#' => source.skip_line(),
             '/' => {
-                let (body, flags) = source.regex()?;
-                out.push_str(&quoted_regex(body, flags, &before)?);
+                let written = source.regex()?;
+                let hir = parse(written, &before)?;
+                out.push_str(&lexemes.quoted(&hir, Some(written), in_terminal, &before)?);
             }
             '%' => {
                 let word = source.take(|c| c == '%' || c.is_ascii_alphabetic());
                 match word {
                     "%ignore" => out.push_str(word),
-                    "%import" => out.push_str(&imported(source.take(|c| c != '\n'), &before)?),
+                    "%import" => out.push_str(&lexemes.imported(source.take(|c| c != '\n'), &before)?),
                     _ => return Err(before.unsupported(word)),
                 }
             }
@@ -79,6 +97,7 @@ pub fn json_quoted(lark: &str) -> Result<String, GrammarError> {
             }
         }
     }
+    lexemes.check()?;
     Ok(out)
 }
 
@@ -87,8 +106,9 @@ pub fn json_quoted(lark: &str) -> Result<String, GrammarError> {
 /// # Errors
 /// As [`json_quoted`].
 pub fn json_quoted_regex(regex: &str) -> Result<String, GrammarError> {
-    let regex = super::compiler::without_anchors(regex);
-    quoted_regex(&slashed(regex), "", &Source { rest: "", line: 1 })
+    let at = Source { rest: "", line: 1 };
+    let hir = parse((&slashed(super::compiler::without_anchors(regex)), ""), &at)?;
+    Ok(regex_literal(&quoted_hir(&hir, &at)?))
 }
 
 /// A slash ends a regular expression in Lark.
@@ -181,17 +201,15 @@ fn unescaped(literal: &str, at: &Source) -> Result<String, GrammarError> {
     serde_json::from_str(literal).map_err(|_| at.invalid("the string", "it has an escape that JSON does not know"))
 }
 
-fn quoted_literal((literal, any_case): (&str, bool), at: &Source) -> Result<String, GrammarError> {
+fn literal((literal, any_case): (&str, bool), at: &Source) -> Result<Hir, GrammarError> {
     let text = unescaped(literal, at)?;
-    let quoted: String = text.chars().map(quoted_char).collect();
-    Ok(match (any_case, quoted == text) {
-        (false, _) => Value::from(quoted).to_string(),
-        (true, true) => format!("{literal}i"),
-        (true, false) => quoted_regex(&slashed(&regex_syntax::escape(&text)), "i", at)?,
-    })
+    match any_case {
+        true => parse((&regex_syntax::escape(&text), "i"), at),
+        false => Ok(Hir::literal(text.into_bytes())),
+    }
 }
 
-fn quoted_range(first: (&str, bool), last: (&str, bool), at: &Source) -> Result<String, GrammarError> {
+fn range(first: (&str, bool), last: (&str, bool), at: &Source) -> Result<Hir, GrammarError> {
     let one = |(literal, any_case): (&str, bool)| {
         let text = unescaped(literal, at)?;
         let mut chars = text.chars();
@@ -201,54 +219,186 @@ fn quoted_range(first: (&str, bool), last: (&str, bool), at: &Source) -> Result<
         }
     };
     let class = ClassUnicode::new([ClassUnicodeRange::new(one(first)?, one(last)?)]);
-    Ok(regex_literal(&quoted_class(&class, at)?))
+    Ok(Hir::class(Class::Unicode(class)))
+}
+
+/// A regular expression and its flags.
+fn parse((body, flags): (&str, &str), at: &Source) -> Result<Hir, GrammarError> {
+    let flags: String = flags.chars().filter(|flag| "imsx".contains(*flag)).collect();
+    let pattern = if flags.is_empty() { body.to_owned() } else { format!("(?{flags}:{body})") };
+    regex_syntax::parse(&pattern).map_err(|error| {
+        let reason = error.to_string();
+        at.invalid("the regular expression", reason.lines().last().unwrap_or_default())
+    })
+}
+
+/// What is known of a grammar's lexemes: each with its line, as it was quoted.
+#[derive(Default)]
+struct Lexemes {
+    /// Those that may begin with an escape.
+    begin: Vec<String>,
+    /// Those that may go on with an escape where they could end.
+    go_on: Vec<(String, usize)>,
+}
+
+impl Lexemes {
+    /// A literal, a range or a regular expression (as it was `written`) inside a JSON string.
+    fn quoted(
+        &mut self,
+        hir: &Hir,
+        written: Option<(&str, &str)>,
+        in_terminal: bool,
+        at: &Source,
+    ) -> Result<String, GrammarError> {
+        let quoted = quoted_hir(hir, at)?;
+        if quoted == *hir {
+            return Ok(match (written, hir.kind()) {
+                (Some((body, flags)), _) => format!("/{body}/{flags}"),
+                (None, HirKind::Literal(text)) => Value::from(String::from_utf8_lossy(&text.0)).to_string(),
+                (None, HirKind::Empty) => "\"\"".to_owned(),
+                (None, _) => regex_literal(hir),
+            });
+        }
+        if !in_terminal && let Some(repeated) = self.repeated_class(hir, at)? {
+            return Ok(repeated);
+        }
+        let text = match quoted.kind() {
+            HirKind::Literal(text) => Value::from(String::from_utf8_lossy(&text.0)).to_string(),
+            _ => regex_literal(&quoted),
+        };
+        if begins(hir) {
+            self.begin.push(text.clone());
+        }
+        if goes_on(hir) {
+            self.go_on.push((text.clone(), at.line));
+        }
+        Ok(text)
+    }
+
+    /// A repeated class with characters that are escaped, as a repetition of lexemes.
+    fn repeated_class(&mut self, hir: &Hir, at: &Source) -> Result<Option<String>, GrammarError> {
+        let HirKind::Repetition(Repetition { min, max, sub, .. }) = within(hir).kind() else { return Ok(None) };
+        let HirKind::Class(Class::Unicode(class)) = within(sub).kind() else { return Ok(None) };
+        let (plain, escapes) = split(class, at)?;
+        let escapes: Vec<String> = escapes.iter().map(|escape| Value::from(*escape).to_string()).collect();
+        self.begin.extend(escapes.iter().cloned());
+        let one_of = |many: bool| {
+            let plain = (!plain.ranges().is_empty()).then(|| {
+                let class = Hir::class(Class::Unicode(plain.clone())).to_string();
+                format!("/{}{}/", slashed(&class), if many { "+" } else { "" })
+            });
+            format!("({})", plain.into_iter().chain(escapes.iter().cloned()).collect::<Vec<_>>().join(" | "))
+        };
+        Ok(Some(match (min, max) {
+            (0, None) => format!("({}*)", one_of(true)),
+            (1, None) => format!("({}+)", one_of(true)),
+            (0, Some(1)) => format!("({}?)", one_of(false)),
+            (min, Some(max)) => format!("({} ~ {min}..{max})", one_of(false)),
+            (min, None) => format!("({} ~ {min} {}*)", one_of(false), one_of(true)),
+        }))
+    }
+
+    /// `%import`: what Lark's `common` defines with escaped characters is defined here, quoted.
+    fn imported(&mut self, path: &str, at: &Source) -> Result<String, GrammarError> {
+        let invalid = || at.invalid("`%import`", "write `%import common.NAME`");
+        let (path, alias) = match path.split_once("->") {
+            None => (path.trim(), None),
+            Some((path, alias)) => (path.trim(), Some(alias.trim())),
+        };
+        let (names, is_list) = match path.strip_prefix("common").map(str::trim_start) {
+            Some(rest) if rest.starts_with('.') => (rest[1..].trim(), false),
+            Some(rest) => (rest.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')).ok_or_else(invalid)?, true),
+            None => return Err(invalid()),
+        };
+        if is_list && alias.is_some() {
+            return Err(invalid());
+        }
+        let mut lines = Vec::new();
+        for name in names.split(',').map(str::trim) {
+            let own = alias.unwrap_or(name);
+            lines.push(match COMMON.iter().find(|(known, _)| *known == name) {
+                Some((_, regex)) => {
+                    let hir = parse((regex, ""), at)?;
+                    format!("{own}: {}", self.quoted(&hir, Some((&slashed(regex), "")), true, at)?)
+                }
+                None => {
+                    format!("%import common.{name}{}", alias.map(|own| format!(" -> {own}")).unwrap_or_default())
+                }
+            });
+        }
+        Ok(lines.join("\n"))
+    }
+
+    fn check(&self) -> Result<(), GrammarError> {
+        let unclear = |lexeme: &String| self.begin.iter().any(|other| other != lexeme);
+        match self.go_on.iter().find(|(lexeme, _)| unclear(lexeme)) {
+            None => Ok(()),
+            Some((lexeme, line)) => Err(GrammarError::Unsupported {
+                keyword: lexeme.clone(),
+                path: format!("line {line}"),
+                hint: " in the grammar of a custom tool, as written in JSON: where it ends may be unclear; write it as a rule"
+                    .to_owned(),
+            }),
+        }
+    }
+}
+
+/// What a group holds.
+fn within(hir: &Hir) -> &Hir {
+    match hir.kind() {
+        HirKind::Capture(capture) => within(&capture.sub),
+        _ => hir,
+    }
+}
+
+fn is_special(c: char) -> bool {
+    c < ' ' || matches!(c, '"' | '\\')
+}
+
+fn may_be_empty(hir: &Hir) -> bool {
+    hir.properties().minimum_len() == Some(0)
+}
+
+/// Whether a match may begin with a character that is escaped.
+fn begins(hir: &Hir) -> bool {
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => false,
+        HirKind::Literal(text) => text.0.first().is_some_and(|byte| is_special(char::from(*byte))),
+        HirKind::Class(Class::Unicode(class)) => class
+            .iter()
+            .any(|range| ('\0'..='\\').contains(&range.start()) && (range.start()..=range.end()).any(is_special)),
+        HirKind::Class(Class::Bytes(_)) => true,
+        HirKind::Repetition(repetition) => begins(&repetition.sub),
+        HirKind::Capture(capture) => begins(&capture.sub),
+        HirKind::Alternation(parts) => parts.iter().any(begins),
+        HirKind::Concat(parts) => {
+            let empty = parts.iter().take_while(|part| may_be_empty(part)).count();
+            parts.iter().take(empty + 1).any(begins)
+        }
+    }
+}
+
+/// Whether a match may be longer than another one by what begins with a character that is escaped.
+fn goes_on(hir: &Hir) -> bool {
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) | HirKind::Literal(_) | HirKind::Class(_) => false,
+        HirKind::Repetition(repetition) => {
+            let is_fixed = repetition.max == Some(repetition.min);
+            !is_fixed && begins(&repetition.sub) || goes_on(&repetition.sub)
+        }
+        HirKind::Capture(capture) => goes_on(&capture.sub),
+        HirKind::Alternation(parts) => parts.iter().any(goes_on),
+        HirKind::Concat(parts) => {
+            let empty = parts.iter().rev().take_while(|part| may_be_empty(part)).count();
+            parts.iter().rev().take(empty + 1).any(goes_on)
+        }
+    }
 }
 
 /// A character as JSON writes it inside a string.
 fn quoted_char(c: char) -> String {
     let text = Value::from(c.to_string()).to_string();
     text[1..text.len() - 1].to_owned()
-}
-
-fn imported(path: &str, at: &Source) -> Result<String, GrammarError> {
-    let invalid = || at.invalid("`%import`", "write `%import common.NAME`");
-    let (path, alias) = match path.split_once("->") {
-        None => (path.trim(), None),
-        Some((path, alias)) => (path.trim(), Some(alias.trim())),
-    };
-    let (names, is_list) = match path.strip_prefix("common").map(str::trim_start) {
-        Some(rest) if rest.starts_with('.') => (rest[1..].trim(), false),
-        Some(rest) => (rest.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')).ok_or_else(invalid)?, true),
-        None => return Err(invalid()),
-    };
-    if is_list && alias.is_some() {
-        return Err(invalid());
-    }
-    let define = |name: &str| {
-        let name = name.trim();
-        let known = COMMON.iter().find(|(known, _)| *known == name);
-        let own = alias.unwrap_or(name);
-        match known {
-            Some((_, regex)) => Ok(format!("{own}: {}", quoted_regex(&slashed(regex), "", at)?)),
-            None => Ok(format!("%import common.{name}{}", alias.map(|own| format!(" -> {own}")).unwrap_or_default())),
-        }
-    };
-    let lines: Result<Vec<String>, GrammarError> = names.split(',').map(define).collect();
-    Ok(lines?.join("\n"))
-}
-
-/// A regular expression in Lark's notation.
-fn quoted_regex(body: &str, flags: &str, at: &Source) -> Result<String, GrammarError> {
-    let flags: String = flags.chars().filter(|flag| "imsx".contains(*flag)).collect();
-    let pattern = if flags.is_empty() { body.to_owned() } else { format!("(?{flags}:{body})") };
-    let parsed = regex_syntax::parse(&pattern);
-    let hir = parsed.map_err(|error| {
-        let reason = error.to_string();
-        at.invalid("the regular expression", reason.lines().last().unwrap_or_default())
-    })?;
-    let quoted = quoted_hir(&hir, at)?;
-    // As it was written, where nothing in it is escaped.
-    if quoted == hir { Ok(format!("/{body}/{flags}")) } else { Ok(regex_literal(&quoted)) }
 }
 
 fn regex_literal(hir: &Hir) -> String {
@@ -282,23 +432,26 @@ fn quoted_hir(hir: &Hir, at: &Source) -> Result<Hir, GrammarError> {
 }
 
 fn quoted_class(class: &ClassUnicode, at: &Source) -> Result<Hir, GrammarError> {
+    let (plain, escapes) = split(class, at)?;
+    let mut parts: Vec<Hir> = escapes.into_iter().map(|escape| Hir::literal(escape.as_bytes())).collect();
+    if !plain.ranges().is_empty() {
+        parts.push(Hir::class(Class::Unicode(plain)));
+    }
+    Ok(Hir::alternation(parts))
+}
+
+/// The characters of a class that stand for themselves, and the escapes of the others.
+fn split(class: &ClassUnicode, at: &Source) -> Result<(ClassUnicode, Vec<&'static str>), GrammarError> {
     let special = [('\0', '\u{1f}'), ('"', '"'), ('\\', '\\')];
     let special = ClassUnicode::new(special.map(|(first, last)| ClassUnicodeRange::new(first, last)));
     let mut plain = class.clone();
     plain.difference(&special);
-    if plain == *class {
-        return Ok(Hir::class(Class::Unicode(plain)));
-    }
     let has = |c: char| class.iter().any(|range| (range.start()..=range.end()).contains(&c));
-    let mut parts: Vec<Hir> =
-        ESCAPED.iter().filter(|(c, _)| has(*c)).map(|(_, escape)| Hir::literal(escape.as_bytes())).collect();
-    if !plain.ranges().is_empty() {
-        parts.push(Hir::class(Class::Unicode(plain)));
-    }
-    if parts.is_empty() {
+    let escapes: Vec<&str> = ESCAPED.iter().filter(|(c, _)| has(*c)).map(|(_, escape)| *escape).collect();
+    if plain.ranges().is_empty() && escapes.is_empty() {
         return Err(at.unsupported("a class of control characters alone"));
     }
-    Ok(Hir::alternation(parts))
+    Ok((plain, escapes))
 }
 
 #[cfg(test)]
@@ -308,8 +461,8 @@ mod tests {
     #[test]
     fn literals_are_escaped_as_json_does() {
         let rewritten =
-            json_quoted("start: \"say \\\"hi\\\"\" \"a/b\"i // a \"comment\"\n  | /x\\/y/ \"\\\\\" # {another}\n");
-        assert_eq!(rewritten.unwrap(), "start: \"say \\\\\\\"hi\\\\\\\"\" \"a/b\"i \n  | /x\\/y/ \"\\\\\\\\\" \n");
+            json_quoted("start: \"say \\\"hi\\\"\" \"a/b\" // a \"comment\"\n  | /x\\/y/ \"\\\\\" # {another}\n");
+        assert_eq!(rewritten.unwrap(), "start: \"say \\\\\\\"hi\\\\\\\"\" \"a/b\" \n  | /x\\/y/ \"\\\\\\\\\" \n");
         assert_eq!(
             json_quoted("start: \"a\" ~ 2..3 [\"b\"] /[a-z]+/i").unwrap(),
             "start: \"a\" ~ 2..3 [\"b\"] /[a-z]+/i"
@@ -320,10 +473,21 @@ mod tests {
     fn classes_keep_what_stands_for_itself() {
         let regex = |text: &str| json_quoted(&format!("start: {text}")).unwrap().replace("start: ", "");
         assert_eq!(regex(r"/[a-f]+\w\//"), r"/[a-f]+\w\//");
-        assert_eq!(regex(r"/[\n]/"), r"/\\n/");
-        assert_eq!(regex(r#"/["a]x/"#), r#"/(?:(?:\\"|a)x)/"#);
+        assert_eq!(regex(r"/[\n]/"), r#""\\n""#);
+        assert_eq!(regex(r#"/(["a]*)/"#), r#"((/a+/ | "\\\"")*)"#);
+        assert_eq!(regex(r#"/[\n"]{2,3}/"#), r#"(("\\\"" | "\\n") ~ 2..3)"#);
         assert!(regex("/./").contains(r"\\\\"), "{}", regex("/./"));
         assert_eq!(regex("\"0\"..\"9\""), "/[0-9]/");
+    }
+
+    #[test]
+    fn lexemes_whose_end_would_be_unclear_are_refused() {
+        assert!(json_quoted("start: (/.*/ LF)+\n%import common.LF").is_ok());
+        assert!(json_quoted("start: STRING (LF STRING)*\nSTRING: /\"[^\"]*\"/\n%import common.LF").is_ok());
+        assert!(json_quoted("start: X\nX: /x[^y]*/").is_ok(), "nothing follows it");
+        let error = json_quoted("start: (X LF)+\nX: /x.*/\n%import common.LF").unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+        assert!(json_quoted("start: /a|b.*/ \"\\n\"").is_err());
     }
 
     #[test]
