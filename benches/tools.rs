@@ -26,6 +26,7 @@ fn tools(count: usize) -> Arc<[Tool]> {
         parameters: parameters.clone(),
         strict: false,
         custom: false,
+        input: None,
     };
     (0..count).map(tool).collect()
 }

@@ -1,10 +1,16 @@
 //! Every response shape, chunk transcript and error body, byte for byte.
 #![recursion_limit = "512"]
+#[path = "wire/custom_grammars.rs"]
+mod custom_grammars;
 #[path = "wire/messages.rs"]
 mod messages;
 #[path = "wire/responses.rs"]
 mod responses;
+#[path = "wire/sessions.rs"]
+mod sessions;
 mod support;
+#[path = "wire/thoughts.rs"]
+mod thoughts;
 #[path = "wire/tools.rs"]
 mod tools;
 #[path = "wire/workers_ai.rs"]

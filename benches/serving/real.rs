@@ -264,6 +264,8 @@ async fn generate(engine: &EngineHandle, prompt: &[u32], tokens: usize, sampled:
         tenant: 0,
         prompt_logprobs: None,
         grammar: None,
+        thoughts: None,
+        explain: false,
     };
     let mut stream = engine.submit(vec![request])?.pop().context("no stream")?;
     while let Some(event) = stream.next().await {

@@ -19,7 +19,7 @@ use super::stream::{self, Streaming};
 use super::structured::Asked;
 use super::tools::{Form, ToolUse};
 use super::types::Envelope;
-use super::{AppState, Model, logprobs, messages, turns};
+use super::{AppState, Model, logprobs, messages, thoughts, turns};
 use crate::grammar::{Grammar, GrammarSource};
 use crate::text::{ChatInput, Thinking};
 
@@ -71,6 +71,8 @@ pub(crate) struct ChatRequest {
     pub(crate) common: Common,
     pub(crate) max_tokens: Option<usize>,
     pub(crate) logprobs: Option<u8>,
+    /// Tokens that the model may think.
+    pub(crate) thinking_budget: Option<usize>,
     pub(crate) hide_reasoning: bool,
 }
 
@@ -82,7 +84,8 @@ pub(crate) async fn start(
     claim: Claim,
     field: &'static str,
 ) -> Result<Job, ApiError> {
-    let ChatRequest { model, mut input, tools, mut common, max_tokens, logprobs, hide_reasoning } = request;
+    let ChatRequest { model, mut input, tools, mut common, max_tokens, logprobs, thinking_budget, hide_reasoning } =
+        request;
     let continuing = input.continue_final_message;
     let (of, truncate) = (Arc::clone(&model), common.truncate);
     let encode = move || {
@@ -100,6 +103,11 @@ pub(crate) async fn start(
         Ok((prompt, text.output.thinking(&rendered, continued)))
     };
     let (prompt, thinking) = claim.work(app, encode).await.map_err(|error| error.about_prompt(field))?;
+    // An answer that must have a form has no thoughts.
+    let thoughts = match thinking_budget.filter(|_| common.form.is_none()) {
+        Some(tokens) => thoughts::bound(&model, tokens, thinking)?,
+        None => None,
+    };
     let grammar = grammar(&model, &tools, common.form.take(), thinking).await?;
     let per_prompt = common.n;
     let prompt_logprobs = common.prompt_logprobs;
@@ -118,8 +126,9 @@ pub(crate) async fn start(
         continuing,
         reading: Reading { tools: tools.callable(), parallel: tools.parallel, thinking, hide_reasoning },
         grammar,
+        thoughts,
     };
-    admit(app, context, plan)
+    Ok(admit(app, context, plan)?.explained().await)
 }
 
 /// The grammar of an answer that may call tools, or that must have a form.
@@ -132,14 +141,30 @@ async fn grammar(
     let format = &model.served.text.output;
     let Some(asked) = tools.form(format, thinking, form.clone())? else { return Ok(None) };
     let is_of_tools = matches!(asked.source, GrammarSource::Lark(_)) && !tools.tools.is_empty();
-    match (model.grammars.get(asked).await, tools.relaxed()) {
-        // Nobody has asked for the arguments' schemas to be enforced: what of them can not be is not.
-        (Err(ApiError::Schema { .. }), Some(relaxed)) if is_of_tools => match relaxed.form(format, thinking, form)? {
-            Some(asked) => model.grammars.get(asked).await.map(Some),
-            None => Ok(None),
-        },
-        (grammar, _) => grammar.map(Some),
+    let mut grammar = model.grammars.get(asked).await;
+    // Where nobody has asked for the arguments' schemas to be enforced, what of them can not be is not.
+    let relaxed = tools.relaxed().filter(|_| is_of_tools && matches!(grammar, Err(ApiError::Schema { .. })));
+    let tools = relaxed.as_ref().unwrap_or(tools);
+    if relaxed.is_some()
+        && let Some(asked) = tools.form(format, thinking, form.clone())?
+    {
+        grammar = model.grammars.get(asked).await;
     }
+    match grammar {
+        Err(error @ ApiError::Schema { .. }) if is_of_tools => Err(at_fault(model, tools, form, error).await),
+        grammar => grammar.map(Some),
+    }
+}
+
+/// The error of the schema or grammar for which an answer cannot be constrained; `error`, if each of them by itself can be
+/// followed.
+async fn at_fault(model: &Model, tools: &ToolUse, form: Option<Asked>, error: ApiError) -> ApiError {
+    for asked in form.into_iter().chain(tools.parts()) {
+        if let Err(own @ ApiError::Schema { .. }) = model.grammars.get(asked).await {
+            return own;
+        }
+    }
+    error
 }
 
 impl ChatRequest {
@@ -151,14 +176,15 @@ impl ChatRequest {
     /// A request for a model that is known, with tools in this form.
     pub(crate) fn of(model: Arc<Model>, mut fields: Fields, form: Form) -> Result<Self, ApiError> {
         let (mut input, tools) = input(&mut fields, form)?;
-        effort(&mut fields, &model, &mut input.kwargs)?;
+        let bound = effort(&mut fields, &model, &mut input.kwargs)?;
+        let thinking_budget = thoughts::budget(&mut fields, bound, &input.kwargs, &model)?;
         let hide_reasoning = !fields.bool("include_reasoning")?.unwrap_or(true);
         let common = Common::take(&mut fields, &model)?;
         let max_tokens = max_tokens(&mut fields)?;
         let logprobs = chat_logprobs(&mut fields)?;
         fields.finish()?;
         check_choices(&model, 1, common.n)?;
-        Ok(Self { model, input, tools, common, max_tokens, logprobs, hide_reasoning })
+        Ok(Self { model, input, tools, common, max_tokens, logprobs, thinking_budget, hide_reasoning })
     }
 }
 
@@ -191,16 +217,18 @@ pub(crate) fn template_kwargs(fields: &mut Fields) -> Result<Map<String, Value>,
     }
 }
 
-/// `reasoning_effort`, or `reasoning: {"effort": …}`.
-fn effort(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>) -> Result<(), ApiError> {
+/// `reasoning_effort`, or `reasoning: {"effort": …}`. Gives `reasoning.max_tokens`, with its path.
+fn effort(
+    fields: &mut Fields,
+    model: &Model,
+    kwargs: &mut Map<String, Value>,
+) -> Result<Option<(String, Value)>, ApiError> {
     let mut param = fields.path("reasoning_effort");
     let mut effort = fields.choice("reasoning_effort", EFFORTS)?;
+    let mut bound = None;
     if let Some(reasoning) = fields.take("reasoning") {
         let mut reasoning = Fields::at(fields.path("reasoning"), reasoning)?;
-        if reasoning.take("max_tokens").is_some() {
-            let hint = " yet: thoughts are bounded by `max_completion_tokens` alone";
-            return Err(ApiError::Unsupported { param: reasoning.path("max_tokens"), hint });
-        }
+        bound = reasoning.take("max_tokens").map(|tokens| (reasoning.path("max_tokens"), tokens));
         if let Some(given) = reasoning.choice("effort", EFFORTS)? {
             param = reasoning.path("effort");
             if effort.is_some_and(|effort| effort != given) {
@@ -211,7 +239,8 @@ fn effort(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>) -
         }
         reasoning.finish()?;
     }
-    effort.map_or(Ok(()), |effort| set_effort(param, effort, model, kwargs))
+    effort.map_or(Ok(()), |effort| set_effort(param, effort, model, kwargs))?;
+    Ok(bound)
 }
 
 /// Tells the template how much to think, as far as it can say that. A model whose template has but a switch thinks with every

@@ -318,6 +318,7 @@ mod tests {
             parameters: Map::new(),
             strict: false,
             custom: false,
+            input: None,
         };
         let reading = Reading { tools: tools.iter().map(tool).collect(), ..Reading::plain() };
         let rules = Arc::new(TextRules { skip_special: true, ..TextRules::default() });

@@ -79,8 +79,9 @@ pub(crate) async fn create(
         continuing: true,
         reading: Reading::plain(),
         grammar,
+        thoughts: None,
     };
-    let job = admit(&app, &context, plan)?;
+    let job = admit(&app, &context, plan)?.explained().await;
     shape.prompts.clone_from(&job.prompts);
     if echo {
         let tokenizer = &model.served.text.tokenizer;

@@ -16,6 +16,7 @@ use super::encoders::{self, Encoder, INPUTS_MAX, Purpose};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::gate::RequestContext;
+use super::notes::Notes;
 use super::params::{token_ids, unless_busy};
 use crate::encoder::{EncoderInput, normalize_vector};
 
@@ -79,7 +80,8 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let (request, claim) = body.lower(&app, EmbeddingRequest::lower).await?;
+    let notes = context.notes.clone();
+    let (request, claim) = body.lower(&app, move |fields, app| EmbeddingRequest::lower(fields, app, &notes)).await?;
     let (model, dimensions, base64) = (Arc::clone(&request.model), request.dimensions, request.base64);
     let embedded = embed(&app, &context, request, claim).await?;
     respond(embedded, move |embedded| write(&model, embedded, dimensions, base64)).await
@@ -157,9 +159,9 @@ fn write(model: &Encoder, embedded: Embedded, dimensions: Option<usize>, base64:
 }
 
 impl EmbeddingRequest {
-    pub(crate) fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
+    pub(crate) fn lower(mut fields: Fields, app: &AppState, notes: &Notes) -> Result<Self, ApiError> {
         let model = app.encoder(&mut fields, Purpose::Embed)?;
-        encoders::take_harmless(&mut fields)?;
+        encoders::take_harmless(&mut fields, notes)?;
         let unless_busy = unless_busy(&mut fields)?;
         let info = *model.served.encoder.info();
         let inputs = inputs(&mut fields, info.vocab)?;

@@ -5,6 +5,7 @@ use super::AppState;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::gate::{RequestContext, Tokens};
+use super::notes::Notes;
 use crate::encoder::{EncoderHandle, EncoderInput};
 use crate::telemetry::{Metrics, ModelMetrics};
 use crate::text::TextTools;
@@ -134,8 +135,13 @@ pub(crate) fn truncate(fields: &mut Fields, limit: usize, special: usize) -> Res
 }
 
 /// Fields that say who asks: checked, then ignored.
-pub(crate) fn take_harmless(fields: &mut Fields) -> Result<(), ApiError> {
-    ["user", "request_id", "safety_identifier"].into_iter().try_for_each(|name| fields.string(name).map(drop))
+pub(crate) fn take_harmless(fields: &mut Fields, notes: &Notes) -> Result<(), ApiError> {
+    for name in ["user", "request_id", "safety_identifier"] {
+        if fields.string(name)?.is_some() {
+            notes.ignored(vec![fields.path(name)]);
+        }
+    }
+    Ok(())
 }
 
 /// Submits the inputs and waits for their results. Whoever drops the future gives them up. `unless_busy`: refuses them where the

@@ -1,4 +1,5 @@
-//! What every request passes first: request id, key, drain; and what every response leaves with: headers and a log line.
+//! What every request passes first: request id, key, drain; and what every response leaves with: headers and a log line
+//! (see also `notes`).
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
@@ -10,11 +11,13 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
+use tracing::{Instrument, Span};
 
 use super::auth::{Scope, Tenant};
 use super::body::refuse;
 use super::error::ApiError;
 use super::limits;
+use super::notes::{Notes, is_harmless};
 use super::{AppState, anthropic, workers_ai};
 use crate::engine::EngineHandle;
 use crate::telemetry::RequestLabels;
@@ -32,6 +35,7 @@ pub(crate) struct RequestContext {
     pub(crate) tenant: Tenant,
     pub(crate) started: Instant,
     pub(crate) tokens: TokenCounts,
+    pub(crate) notes: Notes,
     /// The engine that was asked for a place.
     engine: Arc<OnceLock<EngineHandle>>,
 }
@@ -101,16 +105,20 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
     };
     let tenant = allowed.as_ref().unwrap_or(&Tenant::ANONYMOUS).clone();
     let tokens = TokenCounts::default();
+    let notes = Notes::of(request.headers());
+    let id = request_id(request.headers());
+    let span = span(&id, &notes);
     let mut record = Record {
         app: app.clone(),
         _counted: (!rules.operational).then(|| Counted::new(app.clone())),
-        id: request_id(request.headers()),
+        id,
         method: request.method().clone(),
         route: request.extensions().get::<MatchedPath>().map_or("unmatched".into(), |path| path.as_str().into()),
         tenant: tenant.clone(),
         started,
         status: None,
         tokens: tokens.clone(),
+        notes: notes.clone(),
     };
     let response = match allowed {
         Err(error) => refuse(error, std::mem::take(request.body_mut())).await,
@@ -121,9 +129,14 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
         }
         Ok(_) => {
             let engine = Arc::<OnceLock<EngineHandle>>::default();
-            let context = RequestContext { tenant: tenant.clone(), started, tokens, engine: Arc::clone(&engine) };
-            request.extensions_mut().insert(context);
-            let mut response = next.run(request).await;
+            request.extensions_mut().insert(RequestContext {
+                tenant: tenant.clone(),
+                started,
+                tokens,
+                notes: notes.clone(),
+                engine: Arc::clone(&engine),
+            });
+            let mut response = next.run(request).instrument(span.clone()).await;
             if let Some(engine) = engine.get() {
                 limits::stamp(response.headers_mut(), &engine.load(tenant.group()));
             }
@@ -140,16 +153,21 @@ pub(crate) async fn gate(State(app): State<AppState>, mut request: Request, next
     parts.headers.insert(REQUEST_ID, record.id.clone());
     let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     parts.headers.insert(PROCESSING_MS, HeaderValue::from(millis));
-    (parts, Body::new(RecordedBody { body, _record: record })).into_response()
+    notes.stamp(&mut parts.headers);
+    (parts, Body::new(RecordedBody { body, span, _record: record })).into_response()
+}
+
+/// What the log says while a request is served belongs to it, and to its caller's trace.
+fn span(id: &HeaderValue, notes: &Notes) -> Span {
+    let trace = notes.known().trace;
+    let (trace_id, parent_id) = trace.map(|trace| (trace.trace_id, trace.parent_id)).unzip();
+    let id = id.to_str().unwrap_or_default();
+    tracing::info_span!("serving", request_id = id, trace_id, parent_id)
 }
 
 /// The client's id if it is short and harmless, else a new one.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
-    let sane = |id: &&HeaderValue| {
-        let id = id.as_bytes();
-        (1..=REQUEST_ID_LEN_MAX).contains(&id.len())
-            && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte))
-    };
+    let sane = |id: &&HeaderValue| is_harmless(id.as_bytes(), REQUEST_ID_LEN_MAX);
     headers.get(&REQUEST_ID).filter(sane).cloned().unwrap_or_else(|| {
         let id = format!("req_{}", uuid::Uuid::new_v4().simple());
         HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("req_unknown"))
@@ -184,6 +202,7 @@ struct Record {
     started: Instant,
     status: Option<StatusCode>,
     tokens: TokenCounts,
+    notes: Notes,
 }
 
 impl Drop for Record {
@@ -200,12 +219,19 @@ impl Drop for Record {
             tracing::debug!(request_id = id, method, path, status, ms, "probe");
             return;
         }
+        let noted = self.notes.known();
+        let queue_ms = noted.queued.map(|queued| u64::try_from(queued.as_millis()).unwrap_or(u64::MAX));
+        let trace = noted.trace.as_ref();
         tracing::info!(
             request_id = id,
+            session = noted.session,
+            trace_id = trace.map(|trace| trace.trace_id.as_str()),
+            parent_id = trace.map(|trace| trace.parent_id.as_str()),
             method,
             path,
             status,
             ms,
+            queue_ms,
             tokens_in = tokens.prompt,
             tokens_cached = tokens.cached,
             tokens_out = tokens.completion,
@@ -221,6 +247,7 @@ const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
 /// A response body that holds its request's record until it is sent or dropped.
 struct RecordedBody {
     body: Body,
+    span: Span,
     _record: Record,
 }
 
@@ -229,7 +256,9 @@ impl HttpBody for RecordedBody {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let this = &mut *self;
+        let _serving = this.span.enter();
+        Pin::new(&mut this.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -37,14 +37,15 @@ pub enum Shape {
     Object,
 }
 
-/// Fields that are checked and then ignored: they cannot change the answer.
+/// Fields that are checked and then ignored: they cannot change the answer. The response's header `x-ignored-params` names
+/// those that asked for something.
 ///
 /// - `user`, `safety_identifier`, `metadata`: who asks and why; wick keeps no records of them.
 /// - `request_id`: vLLM's field; wick's id is the `x-request-id` header's.
 /// - `store`: wick stores nothing, whatever it says.
 /// - `service_tier`: there is one tier; the response says `default`.
-/// - `prompt_cache_key`, `prompt_cache_retention`, `prompt_cache_options`: hints for a cache that wick manages itself (per
-///   tenant, always on; separate it with `cache_salt`).
+/// - `prompt_cache_retention`, `prompt_cache_options`: hints for a cache that wick manages itself (per tenant, always on;
+///   separate it with `cache_salt`).
 /// - `parallel_tool_calls`: on completions, which have no tools to call in parallel; a chat reads it.
 pub const HARMLESS: &[(&str, Shape)] = &[
     ("user", Shape::Text),
@@ -53,7 +54,6 @@ pub const HARMLESS: &[(&str, Shape)] = &[
     ("metadata", Shape::Metadata),
     ("store", Shape::Flag),
     ("service_tier", Shape::OneOf(&["auto", "default", "flex", "scale", "priority", "fast"])),
-    ("prompt_cache_key", Shape::Text),
     ("prompt_cache_retention", Shape::OneOf(&["in_memory", "in-memory", "24h"])),
     ("prompt_cache_options", Shape::Object),
     ("parallel_tool_calls", Shape::Flag),
@@ -88,8 +88,8 @@ pub const UNSUPPORTED: &[(&str, Neutral, &str)] = &[
     ("web_search_options", Neutral::Nothing, ""),
     ("moderation", Neutral::Nothing, ""),
     ("reasoning_effort", Neutral::Text("none"), " here, except `none`; use /v1/chat/completions"),
-    ("thinking_budget", Neutral::Nothing, " yet: thoughts are bounded by `max_completion_tokens` alone"),
-    ("thinking_token_budget", Neutral::Nothing, " yet: thoughts are bounded by `max_completion_tokens` alone"),
+    ("thinking_budget", Neutral::Nothing, " here; use /v1/chat/completions"),
+    ("thinking_token_budget", Neutral::Nothing, " here; use /v1/chat/completions"),
     ("verbosity", Neutral::Text("medium"), ", except `medium`"),
     ("suffix", Neutral::Nothing, ": models here do not fill in the middle"),
     ("priority", Neutral::Zero, ", except 0: tenants share fairly"),
@@ -164,6 +164,10 @@ pub(crate) struct Common {
     pub(crate) rules: TextRules,
     pub(crate) prompt_logprobs: Option<u8>,
     pub(crate) cache_salt: Option<String>,
+    /// `prompt_cache_key`, which names the session.
+    pub(crate) cache_key: Option<String>,
+    /// Fields that asked for something and have no effect.
+    pub(crate) ignored: Vec<String>,
     pub(crate) truncate: Option<Truncate>,
     pub(crate) return_token_ids: bool,
     /// Refused where it would have to wait for others.
@@ -184,7 +188,11 @@ impl Common {
                 return Err(ApiError::Unsupported { param: fields.path(name), hint });
             }
         }
+        let mut ignored = Vec::new();
         for (name, shape) in HARMLESS {
+            if fields.peek(name).is_some_and(asks) {
+                ignored.push(fields.path(name));
+            }
             check_harmless(fields, name, *shape)?;
         }
         let vocab = model.served.engine.info().vocab;
@@ -196,6 +204,8 @@ impl Common {
             rules: rules(fields, model, vocab, min_tokens)?,
             prompt_logprobs: small(fields, "prompt_logprobs", 0..=20)?,
             cache_salt: short_text(fields, "cache_salt")?,
+            cache_key: fields.string("prompt_cache_key")?,
+            ignored,
             truncate: truncate(fields, model.context_max)?,
             return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
             unless_busy: unless_busy(fields)?,
@@ -244,6 +254,11 @@ fn check_stop_tokens(model: &Model, rules: &TextRules, form: &Asked) -> Result<(
 pub(crate) fn small(fields: &mut Fields, name: &str, range: RangeInclusive<u8>) -> Result<Option<u8>, ApiError> {
     let value = fields.integer(name, i64::from(*range.start())..=i64::from(*range.end()))?;
     Ok(value.map(|value| u8::try_from(value).expect("a range outside u8 is a bug")))
+}
+
+/// Whether a harmless field's value asks for anything that wick does not do anyway.
+fn asks(value: &Value) -> bool {
+    *value != false && value != "auto" && value != "default"
 }
 
 fn check_harmless(fields: &mut Fields, name: &str, shape: Shape) -> Result<(), ApiError> {
@@ -459,6 +474,16 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn ignored_fields_are_those_that_asked_for_something() {
+        for value in [json!("flex"), json!(true), json!({}), json!("24h"), json!("me")] {
+            assert!(asks(&value), "{value}");
+        }
+        for value in [json!(false), json!("auto"), json!("default")] {
+            assert!(!asks(&value), "{value}");
+        }
     }
 
     #[test]

@@ -10,10 +10,11 @@ use tokio::sync::{mpsc, watch};
 use super::choice::{Choice, Delta, Finish, Reading, Wanted};
 use super::error::ApiError;
 use super::gate::{RequestContext, TokenCounts, Tokens};
+use super::notes::Notes;
 use super::params::{Common, TextRules, Truncate};
 use super::{AppState, Model};
 use crate::engine::{FinishReason, GenerationRequest, GenerationStream, Guesses, SeqEvent};
-use crate::grammar::Grammar;
+use crate::grammar::{Grammar, ThoughtBudget};
 use crate::sampling::{SampledToken, TokenLogprobs};
 use crate::scheduler::StopLimits;
 use crate::telemetry::{Outcome, SequenceTimer};
@@ -46,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) reading: Reading,
     /// Of `common.form`.
     pub(crate) grammar: Option<Arc<Grammar>>,
+    /// What bounds the thoughts.
+    pub(crate) thoughts: Option<Arc<ThoughtBudget>>,
 }
 
 /// An admitted request: its sequences are queued or running.
@@ -54,6 +57,8 @@ pub(crate) struct Job {
     pub(crate) prompts: Vec<Arc<[u32]>>,
     per_prompt: usize,
     streams: Vec<GenerationStream>,
+    /// The first choice's first event, if it was waited for.
+    first: Option<SeqEvent>,
     rules: Arc<TextRules>,
     wanted: Wanted,
     reading: Reading,
@@ -61,6 +66,7 @@ pub(crate) struct Job {
     /// The client asked for no completion: the one token that the engine needs is not shown.
     no_completion: bool,
     tokens: TokenCounts,
+    notes: Notes,
     started: Instant,
     cut: watch::Receiver<bool>,
 }
@@ -68,6 +74,24 @@ pub(crate) struct Job {
 impl Job {
     pub(crate) fn choices(&self) -> usize {
         self.streams.len()
+    }
+
+    /// Where the client wants to know how the cache served it, which a header of the response says: waits until the first
+    /// choice has started. Else there is nothing to wait for.
+    pub(crate) async fn explained(mut self) -> Self {
+        if self.notes.wants_explanation()
+            && let Some(stream) = self.streams.first_mut()
+        {
+            self.first = tokio::select! {
+                event = stream.next() => event,
+                () = raised(self.cut.clone()) => None,
+            };
+        }
+        if let Some(SeqEvent::Started { cached_tokens, queued, closest: Some(closest) }) = &self.first {
+            self.notes.queued(*queued);
+            self.notes.explained(self.prompts[0].len(), *cached_tokens, *closest);
+        }
+        self
     }
 }
 
@@ -123,6 +147,10 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
     if common.unless_busy && engine.is_busy(sequences) {
         return Err(ApiError::busy());
     }
+    if let Some(key) = &common.cache_key {
+        context.notes.cache_key(key);
+    }
+    context.notes.ignored(common.ignored);
     let rules = Arc::new(common.rules);
     let salt = context.tenant.cache_salt(common.cache_salt.as_deref());
     let mut requests = Vec::with_capacity(sequences);
@@ -154,6 +182,8 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
                 // begins by itself and cannot wait for the first.
                 prompt_logprobs: plan.prompt_logprobs.filter(|_| index == 0 || common.stream.is_some()),
                 grammar: plan.grammar.clone(),
+                thoughts: plan.thoughts.clone(),
+                explain: requests.is_empty() && context.notes.wants_explanation(),
             });
         }
         prompts.push(prompt);
@@ -166,6 +196,7 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
         prompts,
         per_prompt,
         streams,
+        first: None,
         rules,
         wanted: Wanted {
             logprobs: plan.logprobs.is_some(),
@@ -178,6 +209,7 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
         want_prompt: plan.prompt_logprobs.is_some(),
         no_completion: max_tokens == Some(0),
         tokens: context.tokens.clone(),
+        notes: context.notes.clone(),
         started: context.started,
         cut: app.shared.cut.subscribe(),
         model,
@@ -296,13 +328,13 @@ async fn drive(mut job: Job, events: mpsc::Sender<Event>) {
         rejected: 0,
         events,
     };
-    let next = async |choice: usize, mut stream: GenerationStream| {
-        let event = stream.next().await;
+    let next = async |choice: usize, mut stream: GenerationStream, known: Option<SeqEvent>| {
+        let event = if known.is_some() { known } else { stream.next().await };
         (choice, stream, event)
     };
     let streams = std::mem::take(&mut job.streams);
     let mut waiting: FuturesUnordered<_> =
-        streams.into_iter().enumerate().map(|(choice, stream)| next(choice, stream)).collect();
+        streams.into_iter().enumerate().map(|(choice, stream)| next(choice, stream, job.first.take())).collect();
     let mut cut = pin!(raised(job.cut.clone()));
     loop {
         let (choice, stream, event) = tokio::select! {
@@ -323,7 +355,7 @@ async fn drive(mut job: Job, events: mpsc::Sender<Event>) {
             Ok(Err(Gone)) => return,
             // Not asking again drops the stream, and so aborts the sequence if it still runs.
             Ok(Ok(true)) => drop(stream),
-            Ok(Ok(false)) => waiting.push(next(choice, stream)),
+            Ok(Ok(false)) => waiting.push(next(choice, stream, None)),
         }
     }
 }
@@ -333,8 +365,9 @@ impl Drive {
     async fn take(&mut self, job: &Job, choice: usize, event: SeqEvent) -> Result<bool, Gone> {
         let prompt = choice / job.per_prompt;
         match event {
-            SeqEvent::Started { cached_tokens, queued } => {
+            SeqEvent::Started { cached_tokens, queued, .. } => {
                 self.lanes[choice].timer.started(queued);
+                job.notes.queued(queued);
                 let cached = self.cached[prompt].map_or(cached_tokens, |least| least.min(cached_tokens));
                 self.cached[prompt] = Some(cached);
                 job.tokens.set(self.tokens());

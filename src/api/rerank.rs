@@ -12,6 +12,7 @@ use super::encoders::{self, Encoder, INPUTS_MAX, Purpose};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::gate::RequestContext;
+use super::notes::Notes;
 use super::params::unless_busy;
 use crate::encoder::EncoderInput;
 
@@ -72,7 +73,8 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     body: JsonBody,
 ) -> Result<Json<Reranked>, ApiError> {
-    let (request, claim) = body.lower(&app, RerankRequest::lower).await?;
+    let notes = context.notes.clone();
+    let (request, claim) = body.lower(&app, move |fields, app| RerankRequest::lower(fields, app, &notes)).await?;
     Ok(Json(rank(&app, &context, request, claim).await?.answer()))
 }
 
@@ -96,9 +98,9 @@ pub(crate) async fn rank(
 }
 
 impl RerankRequest {
-    pub(crate) fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
+    pub(crate) fn lower(mut fields: Fields, app: &AppState, notes: &Notes) -> Result<Self, ApiError> {
         let model = app.encoder(&mut fields, Purpose::Rerank)?;
-        encoders::take_harmless(&mut fields)?;
+        encoders::take_harmless(&mut fields, notes)?;
         let unless_busy = unless_busy(&mut fields)?;
         let query = fields.string("query")?.ok_or_else(|| ApiError::Missing { param: "query".to_owned() })?;
         if query.is_empty() {

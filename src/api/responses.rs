@@ -19,7 +19,7 @@ use super::pipeline::{Event, events};
 use super::responses_shape::Answer;
 use super::stream::{Telling, tell};
 use super::tools::{Form, ToolUse};
-use super::{AppState, Model, responses_input, turns};
+use super::{AppState, Model, responses_input, thoughts, turns};
 use crate::text::ChatInput;
 
 /// Fields of other endpoints: under another name here, or without a place in the answer.
@@ -102,7 +102,7 @@ pub(crate) async fn input_tokens(State(app): State<AppState>, body: JsonBody) ->
     let lower = |mut fields: Fields, app: &AppState| {
         let model = app.named(&mut fields)?;
         refuse(&mut fields)?;
-        let (input, _) = prompt(&mut fields, &model)?;
+        let (input, ..) = prompt(&mut fields, &model)?;
         text_format(&mut fields)?;
         // Any form of the answer has the same prompt.
         fields.take("response_format");
@@ -134,7 +134,7 @@ impl ResponseRequest {
         refuse(&mut fields)?;
         let settings = settings(&fields);
         check_size(&settings)?;
-        let (input, tools) = prompt(&mut fields, &model)?;
+        let (input, tools, thinking_budget) = prompt(&mut fields, &model)?;
         text_format(&mut fields)?;
         let truncate = truncation(&mut fields)?;
         let mut common = Common::take(&mut fields, &model)?;
@@ -144,7 +144,8 @@ impl ResponseRequest {
         fields.count("max_tool_calls", 1..=u32::MAX)?;
         let logprobs = logprobs(&mut fields)?;
         fields.finish()?;
-        let chat = ChatRequest { model, input, tools, common, max_tokens, logprobs, hide_reasoning: false };
+        let hide_reasoning = false;
+        let chat = ChatRequest { model, input, tools, common, max_tokens, logprobs, thinking_budget, hide_reasoning };
         Ok(Self { chat, settings })
     }
 }
@@ -220,30 +221,38 @@ fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// What the model sees.
-fn prompt(fields: &mut Fields, model: &Model) -> Result<(ChatInput, ToolUse), ApiError> {
+/// What the model sees, and how many tokens it may think.
+fn prompt(fields: &mut Fields, model: &Model) -> Result<(ChatInput, ToolUse, Option<usize>), ApiError> {
     let tools = ToolUse::take(fields, Form::Flat)?;
     let messages = responses_input::take(fields)?;
     let mut kwargs = template_kwargs(fields)?;
-    reasoning(fields, model, &mut kwargs)?;
+    let bound = reasoning(fields, model, &mut kwargs)?;
+    let budget = thoughts::budget(fields, bound, &kwargs, model)?;
     let shown = tools.for_template();
     let input =
         ChatInput { messages, tools: shown, add_generation_prompt: true, continue_final_message: false, kwargs };
-    Ok((input, tools))
+    Ok((input, tools, budget))
 }
 
-/// `reasoning`: its effort has an effect; a summary may be asked for, but the thoughts themselves are what there is.
-fn reasoning(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>) -> Result<(), ApiError> {
-    let Some(reasoning) = fields.take("reasoning") else { return Ok(()) };
+/// `reasoning`: its effort has an effect; a summary may be asked for, but the thoughts themselves are what there is. Gives
+/// its `max_tokens` (not OpenAI's, but in use for chats), with the path.
+fn reasoning(
+    fields: &mut Fields,
+    model: &Model,
+    kwargs: &mut Map<String, Value>,
+) -> Result<Option<(String, Value)>, ApiError> {
+    let Some(reasoning) = fields.take("reasoning") else { return Ok(None) };
     let mut reasoning = Fields::at(fields.path("reasoning"), reasoning)?;
     reasoning.choice("summary", SUMMARIES)?;
     reasoning.choice("generate_summary", SUMMARIES)?;
     reasoning.choice("context", &["auto"])?;
     reasoning.choice("mode", &["standard"])?;
     let effort = reasoning.choice("effort", EFFORTS)?;
+    let bound = reasoning.take("max_tokens").map(|tokens| (reasoning.path("max_tokens"), tokens));
     let param = reasoning.path("effort");
     reasoning.finish()?;
-    effort.map_or(Ok(()), |effort| set_effort(param, effort, model, kwargs))
+    effort.map_or(Ok(()), |effort| set_effort(param, effort, model, kwargs))?;
+    Ok(bound)
 }
 
 /// `text`: its format goes where a chat has it.

@@ -1,5 +1,5 @@
 //! The request's side of tools: which ones a model is shown, and whether it may or must call them.
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::fields::{Fields, quoted, type_name};
 use super::structured::Asked;
-use crate::grammar::GrammarSource;
+use crate::grammar::{GrammarSource, json_quoted, json_quoted_regex};
 use crate::text::{OutputFormat, Thinking, Tool, ToolChoice, call_grammar};
 
 /// More tools than this are refused, as at OpenAI.
@@ -50,6 +50,8 @@ impl Form {
 pub(crate) struct ToolUse {
     /// What the model sees and may call: none if it may not call at all.
     pub(crate) tools: Arc<[Tool]>,
+    /// The field with each tool's schema or grammar, by the tool's name.
+    pub(crate) places: Arc<HashMap<String, String>>,
     pub(crate) choice: ToolChoice,
     /// More than one call may be made.
     pub(crate) parallel: bool,
@@ -58,7 +60,7 @@ pub(crate) struct ToolUse {
 impl ToolUse {
     /// Takes `tools`, `tool_choice` and `parallel_tool_calls`.
     pub(crate) fn take(fields: &mut Fields, form: Form) -> Result<Self, ApiError> {
-        let mut tools = tools(fields, form)?;
+        let (mut tools, places) = tools(fields, form)?;
         let param = fields.path("tool_choice");
         let choice = match fields.take("tool_choice") {
             None if tools.is_empty() => ToolChoice::None,
@@ -76,7 +78,7 @@ impl ToolUse {
             tools.clear();
         }
         let parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
-        Ok(Self { tools: tools.into(), choice, parallel })
+        Ok(Self { tools: tools.into(), places: Arc::new(places), choice, parallel })
     }
 
     /// The tools that may be called: a named one alone.
@@ -128,6 +130,18 @@ impl ToolUse {
         Some(Self { tools: self.tools.iter().map(relax).collect(), ..self.clone() })
     }
 
+    /// What each tool asks for by itself: to find the one that cannot be had.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Asked> {
+        self.callable().to_vec().into_iter().map(|tool| {
+            let param = self.places.get(&tool.name).cloned().unwrap_or_else(|| "tools".to_owned());
+            let source = match &tool.input {
+                Some(input) => GrammarSource::Lark(input.clone()),
+                None => GrammarSource::JsonSchema { schema: tool.arguments().to_string(), compact: false },
+            };
+            Asked { source, param }
+        })
+    }
+
     /// As templates take them.
     pub(crate) fn for_template(&self) -> Option<Vec<Value>> {
         (!self.tools.is_empty()).then(|| self.tools.iter().map(Tool::for_template).collect())
@@ -136,7 +150,7 @@ impl ToolUse {
 
 /// Tools of different names, as many as may be.
 pub(crate) struct Distinct {
-    names: HashSet<String>,
+    places: HashMap<String, String>,
     tools: Vec<Tool>,
 }
 
@@ -147,12 +161,12 @@ impl Distinct {
             let message = format!("`{param}` must have at most {TOOLS_MAX} tools, but {count} were given.");
             return Err(ApiError::invalid(param, message));
         }
-        Ok(Self { names: HashSet::new(), tools: Vec::with_capacity(count) })
+        Ok(Self { places: HashMap::new(), tools: Vec::with_capacity(count) })
     }
 
-    /// Adds a tool, whose name stands at `name_param`.
-    pub(crate) fn add(&mut self, tool: Tool, name_param: String) -> Result<(), ApiError> {
-        if !self.names.insert(tool.name.clone()) {
+    /// Adds a tool, whose name stands at `name_param`, and its schema or grammar at `place`.
+    pub(crate) fn add(&mut self, tool: Tool, name_param: String, place: String) -> Result<(), ApiError> {
+        if self.places.insert(tool.name.clone(), place).is_some() {
             let message = format!("Two tools are named `{}`; give each tool a name of its own.", tool.name);
             return Err(ApiError::InvalidValue { param: name_param, message });
         }
@@ -160,24 +174,26 @@ impl Distinct {
         Ok(())
     }
 
-    pub(crate) fn tools(self) -> Vec<Tool> {
-        self.tools
+    /// The tools, and the field with each one's schema or grammar.
+    pub(crate) fn tools(self) -> (Vec<Tool>, HashMap<String, String>) {
+        (self.tools, self.places)
     }
 }
 
-fn tools(fields: &mut Fields, form: Form) -> Result<Vec<Tool>, ApiError> {
+fn tools(fields: &mut Fields, form: Form) -> Result<(Vec<Tool>, HashMap<String, String>), ApiError> {
     let param = fields.path("tools");
     let items = fields.array("tools")?.unwrap_or_default();
     let mut all = Distinct::new(&param, items.len())?;
     for (index, item) in items.into_iter().enumerate() {
         let path = format!("{param}[{index}]");
         let tool = tool(path.clone(), item, form)?;
-        let kind = match (form, tool.custom) {
-            (Form::Flat, _) => "",
-            (Form::Nested, true) => ".custom",
-            (Form::Nested, false) => ".function",
+        let (kind, place) = match (form, tool.custom) {
+            (Form::Flat, true) => ("", "format.definition"),
+            (Form::Flat, false) => ("", "parameters"),
+            (Form::Nested, true) => (".custom", "format.grammar.definition"),
+            (Form::Nested, false) => (".function", "parameters"),
         };
-        all.add(tool, format!("{path}{kind}.name"))?;
+        all.add(tool, format!("{path}{kind}.name"), format!("{path}{kind}.{place}"))?;
     }
     Ok(all.tools())
 }
@@ -187,7 +203,7 @@ fn tool(path: String, item: Value, form: Form) -> Result<Tool, ApiError> {
     let kind = fields.string("type")?.ok_or_else(|| ApiError::Missing { param: fields.path("type") })?;
     let tool = match kind.as_str() {
         "function" => form.within(&mut fields, &kind, function)?,
-        "custom" => form.within(&mut fields, &kind, custom)?,
+        "custom" => form.within(&mut fields, &kind, |inner| custom(inner, form))?,
         _ => {
             return Err(ApiError::Unsupported { param: fields.path("type"), hint: ", except `function` and `custom`" });
         }
@@ -203,7 +219,7 @@ fn function(function: &mut Fields) -> Result<Tool, ApiError> {
     let description = function.string("description")?;
     let parameters = parameters(function, "parameters")?;
     let strict = function.bool("strict")?.unwrap_or(false);
-    Ok(Tool { name, description, parameters, strict, custom: false })
+    Ok(Tool { name, description, parameters, strict, custom: false, input: None })
 }
 
 /// The schema of a function's arguments; without one it takes none.
@@ -224,20 +240,30 @@ pub(crate) fn parameters(function: &mut Fields, field: &str) -> Result<Map<Strin
     Ok(parameters)
 }
 
-fn custom(custom: &mut Fields) -> Result<Tool, ApiError> {
+fn custom(custom: &mut Fields, form: Form) -> Result<Tool, ApiError> {
     let name = name(custom)?;
-    let description = custom.string("description")?;
-    if let Some(format) = custom.take("format") {
-        let mut format = Fields::at(custom.path("format"), format)?;
-        match format.string("type")?.as_deref() {
-            Some("text") => format.finish()?,
-            Some(_) => {
-                return Err(ApiError::Unsupported { param: format.path("type"), hint: ", except `text`" });
-            }
-            None => return Err(ApiError::Missing { param: format.path("type") }),
-        }
-    }
-    Ok(Tool::custom(name, description))
+    let tool = Tool::custom(name, custom.string("description")?);
+    let Some(format) = custom.take("format") else { return Ok(tool) };
+    let mut format = Fields::at(custom.path("format"), format)?;
+    let kind = format.choice("type", &["text", "grammar"])?;
+    let kind = kind.ok_or_else(|| ApiError::Missing { param: format.path("type") })?;
+    let tool = if kind == "text" { tool } else { form.within(&mut format, kind, |inner| constrained(tool, inner))? };
+    format.finish()?;
+    Ok(tool)
+}
+
+/// A custom tool whose text follows a grammar or a regular expression.
+fn constrained(tool: Tool, grammar: &mut Fields) -> Result<Tool, ApiError> {
+    let syntax = grammar.choice("syntax", &["lark", "regex"])?;
+    let syntax = syntax.ok_or_else(|| ApiError::Missing { param: grammar.path("syntax") })?;
+    let param = grammar.path("definition");
+    let definition = grammar.string("definition")?.ok_or_else(|| ApiError::Missing { param: param.clone() })?;
+    let (kind, quoted) = match syntax {
+        "lark" => ("grammar in Lark", json_quoted(&definition)),
+        _ => ("regular expression", json_quoted_regex(&definition).map(|regex| format!("start: {regex}"))),
+    };
+    let quoted = quoted.map_err(|error| ApiError::schema(param, kind, &error))?;
+    Ok(tool.with_input(quoted, format!("Text that follows this {kind}:\n{definition}")))
 }
 
 pub(crate) fn name(fields: &mut Fields) -> Result<String, ApiError> {
@@ -487,8 +513,18 @@ mod tests {
             param(json!({"tools": [one], "tool_choice": allowed})),
             "tool_choice.allowed_tools.tools[0].function.name"
         );
-        let grammar = json!({"type": "custom", "custom": {"name": "f", "format": {"type": "grammar"}}});
-        assert_eq!(param(json!({"tools": [grammar]})), "tools[0].custom.format.type");
+        let format =
+            |format: Value| param(json!({"tools": [{"type": "custom", "custom": {"name": "f", "format": format}}]}));
+        assert_eq!(format(json!({"type": "xml"})), "tools[0].custom.format.type");
+        assert_eq!(format(json!({"type": "grammar"})), "tools[0].custom.format.grammar");
+        let grammar = |grammar: Value| format(json!({"type": "grammar", "grammar": grammar}));
+        assert_eq!(grammar(json!({"definition": "a"})), "tools[0].custom.format.grammar.syntax");
+        assert_eq!(grammar(json!({"syntax": "gbnf"})), "tools[0].custom.format.grammar.syntax");
+        assert_eq!(grammar(json!({"syntax": "lark"})), "tools[0].custom.format.grammar.definition");
+        for (syntax, definition) in [("lark", "start: %json {}"), ("regex", "(")] {
+            let grammar = grammar(json!({"syntax": syntax, "definition": definition}));
+            assert_eq!(grammar, "tools[0].custom.format.grammar.definition");
+        }
     }
 
     #[test]

@@ -83,6 +83,8 @@ impl Chat {
             tenant: 0,
             prompt_logprobs: None,
             grammar: None,
+            thoughts: None,
+            explain: false,
         };
         let answer = self.follow(request).await?;
         self.messages.push(json!({ "role": "assistant", "content": answer }));

@@ -12,7 +12,7 @@ use super::admission::{Admitted, Shared, Ticket};
 use super::masks::{Batch, MaskThread, Masks};
 use super::message::{EngineFailure, EngineStats, Guesses, SeqEvent, StepObserver, StepReport, Usage};
 use super::pace::Pace;
-use crate::grammar::Constraint;
+use crate::grammar::{Constraint, Thoughts};
 use crate::runner::{Logits, Runner};
 use crate::sampling::{SampledToken, Sampler, TokenLogprobs, TokenMask, logprobs};
 use crate::scheduler::{
@@ -28,6 +28,7 @@ struct LiveSeq {
     constraint: Option<Box<Constraint>>,
     /// It has a grammar.
     constrained: bool,
+    thoughts: Option<Thoughts>,
     /// Alternatives to report for every prompt token.
     prompt_logprobs: Option<u8>,
     /// The prompt position whose log-probability is reported next.
@@ -152,6 +153,9 @@ impl EngineCore {
                 tenant: request.tenant,
             };
             self.scheduler.add(sequence).expect("the handle checked it against the same limits; else it is a bug");
+            if request.explain {
+                self.scheduler.explain(id);
+            }
             let stop_tokens = request.limits.stop_tokens;
             let constraint = request.grammar.map(|grammar| Box::new(Constraint::new(grammar, stop_tokens.clone())));
             let seq = LiveSeq {
@@ -160,6 +164,7 @@ impl EngineCore {
                 stop_tokens,
                 constrained: constraint.is_some(),
                 constraint,
+                thoughts: request.thoughts.map(Thoughts::new),
                 prompt_logprobs: request.prompt_logprobs,
                 next_prompt_position: 1,
                 cached_tokens: 0,
@@ -255,7 +260,8 @@ impl EngineCore {
             let seq = live(&mut self.live, scheduled.id);
             seq.cached_tokens = cached_tokens;
             seq.ticket.start();
-            let _ = seq.events.send(SeqEvent::Started { cached_tokens, queued: seq.submitted.elapsed() });
+            let closest = self.scheduler.closest(scheduled.id);
+            let _ = seq.events.send(SeqEvent::Started { cached_tokens, queued: seq.submitted.elapsed(), closest });
         }
     }
 
@@ -452,16 +458,23 @@ impl LiveSeq {
         Ok(result)
     }
 
-    /// The next token, from its row of logits. The mask is there already, except after a guess that was right.
+    /// The next token, from its row of logits. The grammar's mask is there already, except after a guess that was right.
     fn sample(&mut self, row: &mut [f32]) -> Result<SampledToken, EngineFailure> {
-        let mask = match &mut self.constraint {
+        let allowed = match &mut self.constraint {
             Some(constraint) => Some(TokenMask::new(constraint.allowed()?)),
             None if self.constrained => {
                 return Err(EngineFailure::Step { message: "computing a grammar's mask panicked".to_owned() });
             }
             None => None,
         };
-        Ok(self.sampler.sample_within(row, self.generated, &self.stop_tokens, mask))
+        let possible = |id: &u32| (*id as usize) < row.len() && allowed.is_none_or(|mask| mask.allows(*id));
+        let forced = self.thoughts.as_ref().and_then(Thoughts::forced).filter(possible).map(only);
+        let mask = forced.as_deref().map(TokenMask::new).or(allowed);
+        let token = self.sampler.sample_within(row, self.generated, &self.stop_tokens, mask);
+        if let Some(thoughts) = &mut self.thoughts {
+            thoughts.accept(token.id);
+        }
+        Ok(token)
     }
 }
 
@@ -476,6 +489,13 @@ fn together<'l>(sequences: &'l mut HashMap<SeqId, LiveSeq>, step: &SchedulerOutp
     assert_eq!(found.len(), step.seqs.len(), "a scheduled sequence that the engine does not know is a bug");
     found.sort_unstable_by_key(|(at, _)| *at);
     found.into_iter().map(|(_, seq)| seq).collect()
+}
+
+/// The words of a mask that allows one token.
+fn only(token: u32) -> Vec<u32> {
+    let mut words = vec![0; token as usize / 32 + 1];
+    words[token as usize / 32] = 1 << (token % 32);
+    words
 }
 
 /// Rows of logits that belong to a chunk.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::grammar::{ConstraintError, Grammar};
-use crate::kv::CacheSalt;
+use crate::grammar::{ConstraintError, Grammar, ThoughtBudget};
+use crate::kv::{CacheSalt, ClosestPrefix};
 use crate::sampling::{SampledToken, SamplingParams, TokenLogprobs};
 pub use crate::scheduler::FinishReason;
 use crate::scheduler::{SchedulerCounters, SchedulerGauges, StopLimits};
@@ -22,6 +22,10 @@ pub struct GenerationRequest {
     pub prompt_logprobs: Option<u8>,
     /// What the generated text must follow. Compiled for this engine's model.
     pub grammar: Option<Arc<Grammar>>,
+    /// What bounds the generated text's thoughts. Where a grammar does not allow their end, it wins.
+    pub thoughts: Option<Arc<ThoughtBudget>>,
+    /// The prompt is to be compared with what is cached.
+    pub explain: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +54,8 @@ pub enum SeqEvent {
         cached_tokens: usize,
         /// Time between submission and this event.
         queued: Duration,
+        /// With [`GenerationRequest::explain`]: how far the prompt goes along with what was cached.
+        closest: Option<ClosestPrefix>,
     },
     /// Log-probabilities of the next prompt tokens, from position 1 on (position 0 has none). Over all such events
     /// every position comes exactly once and in order, and all of them before the first `Token`.

@@ -2,6 +2,7 @@
 mod grammar;
 mod harness;
 mod speculation;
+mod thoughts;
 
 use std::sync::{Arc, mpsc};
 use std::time::Duration;

@@ -140,7 +140,7 @@ fn check_nesting(text: &str) -> Result<(), GrammarError> {
 }
 
 /// The whole answer must match, so anchors at the ends say nothing; inside they are not known.
-fn without_anchors(regex: &str) -> &str {
+pub(super) fn without_anchors(regex: &str) -> &str {
     let regex = regex.strip_prefix('^').unwrap_or(regex);
     match regex.strip_suffix('$') {
         Some(rest) if rest.bytes().rev().take_while(|&byte| byte == b'\\').count() % 2 == 0 => rest,

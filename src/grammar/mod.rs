@@ -1,7 +1,8 @@
 //! Output that follows a grammar: JSON schemas, regular expressions, lists of choices, Lark and GBNF, by `llguidance`.
 //!
 //! [`GrammarCompiler`] is made once for each model: it knows what every token stands for. It turns a [`GrammarSource`]
-//! into a [`Grammar`], which sequences share; each of them follows it with a [`Constraint`] of its own.
+//! into a [`Grammar`], which sequences share; each of them follows it with a [`Constraint`] of its own. A [`ThoughtBudget`]
+//! bounds what a model thinks before it answers.
 //!
 //! **What may come next** is a set of tokens: those whose bytes the grammar can take, and the sequence's stop tokens exactly
 //! where the text so far is complete. Control tokens have no bytes: only a grammar that names one allows it.
@@ -12,9 +13,11 @@ mod compiler;
 mod constraint;
 mod gbnf;
 mod lru;
+mod quoted;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod thoughts;
 mod vocabulary;
 
 use std::fmt;
@@ -22,6 +25,8 @@ use std::fmt;
 pub use compiler::GrammarCompiler;
 pub use constraint::{Constraint, ConstraintError, Grammar};
 pub use lru::Lru;
+pub use quoted::{json_quoted, json_quoted_regex};
+pub use thoughts::{ThoughtBudget, Thoughts};
 
 /// What a grammar is made from. Equal sources give equal grammars.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

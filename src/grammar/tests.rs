@@ -98,6 +98,52 @@ fn sources_of_every_kind() {
     }
 }
 
+/// A text follows a grammar exactly if the text as JSON writes it follows the quoted grammar.
+#[test]
+fn quoted_grammars_are_of_the_text_as_json_writes_it() {
+    let compiler = compiler();
+    let texts = [
+        "",
+        "a",
+        "\"",
+        "\\",
+        "a\"b",
+        "a\\n",
+        "a\n",
+        "a\nb\n",
+        "\t x",
+        "é\n",
+        "n",
+        "/a/",
+        "x=\"\\\"\"\n",
+        "*** a\n+b\n",
+    ];
+    let larks = [
+        "start: /(.|\\n)+/",
+        "start: /[^\"]+/",
+        "start: /.*/",
+        "start: word (LF word)* LF?\nword: /[a-z]+/\n%import common.LF",
+        "start: \"a\" [REST]\nREST: \"\\\"b\" | \"\\\\n\" | \"\\n\"",
+        "start: item+\nitem: \"x=\" ESCAPED_STRING\n%import common (ESCAPED_STRING, LF)\n%ignore LF",
+        "start: \"A\\n\"i",
+        "start: /[\\/a]+/",
+        "start: \"*** \" /(.+)/ LF (\"+\" /(.*)/ LF)* // a patch\n\n%import common.LF",
+    ];
+    let mut both = 0;
+    for lark in larks {
+        let plain = compiler.compile(&GrammarSource::Lark(lark.to_owned())).unwrap();
+        let quoted = format!("start: \"\\\"\" %lark {{\n{}\n}} \"\\\"\"", json_quoted(lark).unwrap());
+        let quoted = compiler.compile(&GrammarSource::Lark(quoted)).unwrap_or_else(|error| panic!("{lark}: {error}"));
+        for text in texts {
+            let written = json!(text).to_string();
+            let follows = takes(&plain, text);
+            assert_eq!(takes(&quoted, &written), follows, "{lark:?} and {text:?}");
+            both += usize::from(follows);
+        }
+    }
+    assert!(both > 20, "{both} texts follow a grammar");
+}
+
 #[test]
 fn white_space_is_bounded() {
     let grammar = compiler().compile(&GrammarSource::json_object()).unwrap();

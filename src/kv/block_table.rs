@@ -2,7 +2,8 @@
 use super::BlockId;
 
 /// Append-only while a step of its sequence runs: an entry, once given, never changes, so a step that was planned earlier
-/// stays true. (This is why duplicate blocks are not merged.) Between steps, blocks that were given for guesses may go.
+/// stays true. Between steps, blocks that were given for guesses may go, and a block may give way to another one that holds
+/// the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BlockTable {
     blocks: Vec<BlockId>,
@@ -21,6 +22,11 @@ impl BlockTable {
     #[must_use]
     pub fn split_off(&mut self, len: usize) -> Self {
         Self { blocks: self.blocks.split_off(len.min(self.blocks.len())) }
+    }
+    /// Puts `block` in the place of the one at `at`, which is for the one who gives it back.
+    #[must_use]
+    pub fn replace(&mut self, at: usize, block: BlockId) -> BlockId {
+        std::mem::replace(&mut self.blocks[at], block)
     }
     /// The references the table held, for the one who gives them back.
     #[must_use]

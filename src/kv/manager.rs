@@ -9,6 +9,25 @@ pub struct PrefixMatch {
     pub prefix: PrefixId,
 }
 
+/// How far a sequence goes along with the cached text that is closest to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClosestPrefix {
+    /// Leading tokens that both have.
+    pub tokens: usize,
+    pub end: PrefixEnd,
+}
+
+/// What comes after the tokens that a sequence and the cached text closest to it both have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrefixEnd {
+    /// Another token in each of them.
+    Differs,
+    /// The cached text ends; the sequence goes on.
+    OfCached,
+    /// The sequence ends: all of it is cached.
+    OfSequence,
+}
+
 #[derive(Debug)]
 pub struct KvManager {
     pool: BlockPool,
@@ -83,9 +102,64 @@ impl KvManager {
         Some(block)
     }
 
-    /// Makes a block, filled by a committed step, findable. See [`PrefixCache::publish`].
-    pub fn publish(&mut self, block: BlockId, parent: PrefixId, hash: BlockHash, tokens: &[u32]) -> PrefixId {
-        self.cache.publish(block, parent, hash, tokens)
+    /// Compares a sequence with all that is cached, to the token; `hashes` are those of all its full blocks. O(all blocks).
+    #[must_use]
+    pub fn closest(&self, salt: CacheSalt, hashes: &[BlockHash], tokens: &[u32]) -> ClosestPrefix {
+        let (mut prefix, mut same) = (PrefixId::Root(salt), 0);
+        for (_, longer) in self.walk(salt, hashes, tokens) {
+            prefix = longer;
+            same += self.block_size;
+        }
+        let rest = &tokens[same..];
+        let more = self.cache.closest_child(prefix, rest);
+        let end = match more {
+            _ if more.unwrap_or(0) == rest.len() => PrefixEnd::OfSequence,
+            Some(_) => PrefixEnd::Differs,
+            None => PrefixEnd::OfCached,
+        };
+        ClosestPrefix { tokens: same + more.unwrap_or(0), end }
+    }
+
+    /// Makes the block at `at` of a table, filled by a committed step, findable. See [`PrefixCache::publish`]. Where another
+    /// block is the findable one, it takes the place of the table's own. So whoever holds a cached block also holds the
+    /// cached blocks before it, and they are evicted after it.
+    pub fn publish(
+        &mut self,
+        table: &mut BlockTable,
+        at: usize,
+        parent: PrefixId,
+        hash: BlockHash,
+        tokens: &[u32],
+    ) -> PrefixId {
+        let own = table.as_slice()[at];
+        let (found, prefix) = self.cache.publish(own, parent, hash, tokens);
+        if found != own {
+            self.pool.retain(found);
+            let own = table.replace(at, found);
+            self.pool.release(own, Retention::Discard);
+        }
+        prefix
+    }
+
+    /// Checks that a cached block is evicted before the cached block that it follows, as far as no hashes collide: then a
+    /// sequence loses its end before its beginning, and no block is kept that cannot be found. O(blocks).
+    ///
+    /// # Errors
+    /// The first pair in another order: that is a bug.
+    pub fn check_eviction_order(&self) -> Result<(), String> {
+        let mut place = vec![usize::MAX; self.pool.total()];
+        for (at, block) in self.pool.free_order().enumerate() {
+            place[block.index()] = at;
+        }
+        let broken = self.cache.links().find(|(block, before)| {
+            let before = before.map_or(usize::MAX, |before| place[before.index()]);
+            // Held blocks are in no place: they are evicted after all others.
+            place[block.index()] > before
+        });
+        match broken.filter(|_| self.cache.has_whole_hashes()) {
+            None => Ok(()),
+            Some((block, before)) => Err(format!("{before:?} is evicted before {block:?}, which follows it")),
+        }
     }
 
     /// Gives back what a table has beyond `blocks` blocks.
@@ -113,15 +187,19 @@ mod tests {
 
     /// Computes and publishes `tokens` in fresh blocks; the last block may be partial.
     fn fill(kv: &mut KvManager, tokens: &[u32]) -> BlockTable {
+        fill_by(kv, 2, tokens)
+    }
+
+    fn fill_by(kv: &mut KvManager, block_size: usize, tokens: &[u32]) -> BlockTable {
         let mut hashes = Vec::new();
         kv.extend_hashes(SALT, tokens, &mut hashes);
         let mut table = BlockTable::default();
         let mut prefix = PrefixId::Root(SALT);
-        for (i, chunk) in tokens.chunks(2).enumerate() {
+        for (i, chunk) in tokens.chunks(block_size).enumerate() {
             let block = kv.alloc().expect("room");
             table.push(block);
-            if chunk.len() == 2 {
-                prefix = kv.publish(block, prefix, hashes[i], chunk);
+            if chunk.len() == block_size {
+                prefix = kv.publish(&mut table, i, prefix, hashes[i], chunk);
             }
         }
         table
@@ -151,6 +229,48 @@ mod tests {
         assert_eq!(evicting, [BlockId(3), BlockId(4), BlockId(2)]);
         assert_eq!(take(&mut kv, SALT, &[1, 2, 3, 4, 5, 6]), [0, 1]);
         assert_eq!(kv.alloc(), None);
+    }
+
+    #[test]
+    fn a_second_block_with_the_same_content_gives_way() {
+        let mut kv = KvManager::new(6, 2, u64::MAX);
+        let first = fill(&mut kv, &[1, 2, 3, 4]);
+        kv.release(first);
+        // Computes all of it again, as a prompt that is cached as a whole does with its last block, and goes on.
+        let second = fill(&mut kv, &[1, 2, 3, 4, 5, 6]);
+        assert_eq!(second.as_slice(), [0, 1, 2].map(BlockId), "its own blocks were of no use, and one was used again");
+        assert_eq!(kv.pool().free_len(), 3);
+        kv.check_eviction_order().unwrap();
+        kv.release(second);
+        kv.check_eviction_order().unwrap();
+        let order: Vec<u32> = kv.pool().free_order().map(|b| b.0).collect();
+        assert_eq!(order, [3, 4, 5, 2, 1, 0], "from the longest prefix's end to its beginning");
+    }
+
+    #[test]
+    fn the_closest_cached_text_is_compared_to_the_token() {
+        let mut kv = KvManager::new(16, 4, u64::MAX);
+        for tokens in [&[1, 2, 3, 4, 5, 6, 7, 8, 9][..], &[1, 2, 3, 4, 5, 6, 0, 0], &[7, 7, 7, 7]] {
+            let table = fill_by(&mut kv, 4, tokens);
+            kv.release(table);
+        }
+        let closest = |salt: CacheSalt, tokens: &[u32]| {
+            let mut hashes = Vec::new();
+            kv.extend_hashes(salt, tokens, &mut hashes);
+            let ClosestPrefix { tokens, end } = kv.closest(salt, &hashes, tokens);
+            (tokens, end)
+        };
+        assert_eq!(closest(SALT, &[1, 2, 3, 4, 5, 6, 7, 9]), (7, PrefixEnd::Differs));
+        assert_eq!(closest(SALT, &[1, 2, 3, 4, 5, 6, 0, 9, 1]), (7, PrefixEnd::Differs), "the other one is closer");
+        assert_eq!(closest(SALT, &[1, 2, 3, 4, 9, 9, 9, 9, 9]), (4, PrefixEnd::Differs));
+        assert_eq!(closest(SALT, &[7, 7, 1]), (2, PrefixEnd::Differs));
+        assert_eq!(closest(SALT, &[9]), (0, PrefixEnd::Differs));
+        assert_eq!(closest(SALT, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 9]), (8, PrefixEnd::OfCached), "whole blocks are cached");
+        assert_eq!(closest(SALT, &[7, 7, 7, 7, 7]), (4, PrefixEnd::OfCached));
+        for whole in [&[1, 2, 3, 4, 5, 6][..], &[1, 2, 3, 4], &[1, 2, 3, 4, 5, 6, 7, 8]] {
+            assert_eq!(closest(SALT, whole), (whole.len(), PrefixEnd::OfSequence));
+        }
+        assert_eq!(closest(CacheSalt(8), &[1, 2, 3]), (0, PrefixEnd::OfCached), "another tenant's is not compared");
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub mod prefix_cache;
 
 pub use block_pool::BlockPool;
 pub use block_table::BlockTable;
-pub use manager::{KvManager, PrefixMatch};
+pub use manager::{ClosestPrefix, KvManager, PrefixEnd, PrefixMatch};
 pub use prefix_cache::{BlockHash, PrefixCache, PrefixId};
 
 /// Index of a block in the device's KV cache.

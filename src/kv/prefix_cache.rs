@@ -79,13 +79,19 @@ impl PrefixCache {
         same.then_some((block, PrefixId::Published(entry.id)))
     }
 
-    /// Makes `block`, which holds `tokens` after the prefix `parent`, findable, and returns the longer prefix's identity.
-    /// When another block already holds the same, that one stays the findable one. When the hash belongs to other
-    /// content (a collision, or a block whose prefix was evicted), the newer content replaces it.
-    pub fn publish(&mut self, block: BlockId, parent: PrefixId, hash: BlockHash, tokens: &[u32]) -> PrefixId {
+    /// Makes `block`, which holds `tokens` after the prefix `parent`, findable, and returns the findable block and the
+    /// longer prefix's identity. When another block already holds the same, that one stays the findable one. When the hash
+    /// belongs to other content (a collision, or a block whose prefix was evicted), the newer content replaces it.
+    pub fn publish(
+        &mut self,
+        block: BlockId,
+        parent: PrefixId,
+        hash: BlockHash,
+        tokens: &[u32],
+    ) -> (BlockId, PrefixId) {
         debug_assert_eq!(tokens.len(), self.block_size, "publishing a partial block is a bug");
-        if let Some((_, id)) = self.get(parent, hash, tokens) {
-            return id;
+        if let Some(found) = self.get(parent, hash, tokens) {
+            return found;
         }
         if let Some(&other) = self.by_hash.get(&hash) {
             self.forget(other);
@@ -97,7 +103,34 @@ impl PrefixCache {
         self.entries[block.index()] = Some(Entry { hash, parent, id });
         let range = self.range(block);
         self.tokens[range].copy_from_slice(tokens);
-        PrefixId::Published(id)
+        (block, PrefixId::Published(id))
+    }
+
+    /// Of the cached blocks that follow the prefix `parent`: how many of its first tokens `tokens` begins with, for the one
+    /// with the most. `None`: there are none. O(blocks).
+    #[must_use]
+    pub fn closest_child(&self, parent: PrefixId, tokens: &[u32]) -> Option<usize> {
+        let blocks = self.entries.iter().zip(self.tokens.chunks_exact(self.block_size));
+        let children = blocks.filter(|(entry, _)| entry.is_some_and(|entry| entry.parent == parent));
+        children.map(|(_, held)| held.iter().zip(tokens).take_while(|(a, b)| a == b).count()).max()
+    }
+
+    /// The cached blocks, each with the cached block before it if there is one. O(blocks), for checks.
+    pub(super) fn links(&self) -> impl Iterator<Item = (BlockId, Option<BlockId>)> {
+        let named = || (0..).map(BlockId).zip(&self.entries).filter_map(|(block, entry)| Some((block, (*entry)?)));
+        let by_id: HashMap<u64, BlockId> = named().map(|(block, entry)| (entry.id, block)).collect();
+        named().map(move |(block, entry)| {
+            let parent = match entry.parent {
+                PrefixId::Root(_) => None,
+                PrefixId::Published(id) => by_id.get(&id).copied(),
+            };
+            (block, parent)
+        })
+    }
+
+    /// Whether hashes are whole, so that no two contents meet in one.
+    pub(super) fn has_whole_hashes(&self) -> bool {
+        self.hash_mask == u64::MAX
     }
 
     /// The block's content is about to be overwritten.
@@ -143,8 +176,8 @@ mod tests {
         let mut cache = PrefixCache::new(4, 2, u64::MAX);
         let h = hashes(&cache, 1, &[5, 6, 7, 8]);
         assert_eq!(cache.get(ROOT, h[0], &[5, 6]), None);
-        let first = cache.publish(BlockId(3), ROOT, h[0], &[5, 6]);
-        let second = cache.publish(BlockId(0), first, h[1], &[7, 8]);
+        let (_, first) = cache.publish(BlockId(3), ROOT, h[0], &[5, 6]);
+        let (_, second) = cache.publish(BlockId(0), first, h[1], &[7, 8]);
         assert_eq!(cache.get(ROOT, h[0], &[5, 6]), Some((BlockId(3), first)));
         assert_eq!(cache.get(first, h[1], &[7, 8]), Some((BlockId(0), second)));
         assert_eq!(cache.get(first, h[1], &[7, 9]), None, "other tokens");
@@ -162,7 +195,7 @@ mod tests {
         let h = hashes(&cache, 1, &[5, 6]);
         let first = cache.publish(BlockId(0), ROOT, h[0], &[5, 6]);
         assert_eq!(cache.publish(BlockId(1), ROOT, h[0], &[5, 6]), first);
-        assert_eq!(cache.get(ROOT, h[0], &[5, 6]), Some((BlockId(0), first)));
+        assert_eq!(cache.get(ROOT, h[0], &[5, 6]), Some(first));
         assert!(!cache.contains(BlockId(1)));
     }
 
@@ -170,15 +203,15 @@ mod tests {
     fn colliding_hashes_never_serve_other_content() {
         let mut cache = PrefixCache::new(4, 2, 0);
         let h = hashes(&cache, 1, &[5, 6])[0];
-        let first = cache.publish(BlockId(0), ROOT, h, &[5, 6]);
+        let (_, first) = cache.publish(BlockId(0), ROOT, h, &[5, 6]);
         assert_eq!(cache.get(ROOT, h, &[6, 5]), None);
         // The child has the same hash and, here, the same tokens: only the prefix tells them apart.
         assert_eq!(cache.get(first, h, &[5, 6]), None);
-        let child = cache.publish(BlockId(1), first, h, &[5, 6]);
+        let (_, child) = cache.publish(BlockId(1), first, h, &[5, 6]);
         assert_ne!(child, first);
         assert_eq!(cache.get(ROOT, h, &[5, 6]), None, "replaced");
         // The prefix comes back under a new identity: what hung on the old one stays unreachable.
-        let again = cache.publish(BlockId(2), ROOT, h, &[5, 6]);
+        let (_, again) = cache.publish(BlockId(2), ROOT, h, &[5, 6]);
         assert_ne!(again, first);
         assert_eq!(cache.get(again, h, &[5, 6]), None);
     }

@@ -55,6 +55,7 @@ impl Scheduler {
             let held = pool.ref_count(BlockId(index));
             ensure(held == count, || format!("block {index} has {held} references but stands in {count} tables"))?;
         }
+        self.kv.check_eviction_order()?;
         let mut free = 0;
         for block in pool.free_order() {
             free += 1;

@@ -20,7 +20,7 @@ use std::collections::HashMap;
 pub use output::{LogitRows, ScheduledSeq, SchedulerOutput, SeqUpdate};
 pub use sequence::{FinishReason, NewSequence, SeqId, StopLimits};
 
-use crate::kv::{BlockTable, KvManager, PrefixId};
+use crate::kv::{BlockTable, ClosestPrefix, KvManager, PrefixId};
 use pending::PendingBlocks;
 use queue::WaitQueue;
 use sequence::{Place, Sequence};
@@ -177,6 +177,19 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Has a sequence that has not started compared with what is cached when it starts: see [`Self::closest`].
+    pub fn explain(&mut self, id: SeqId) {
+        if let Some(seq) = self.seqs.get_mut(&id) {
+            seq.explain = true;
+        }
+    }
+
+    /// How far the prompt of a sequence that was to be explained goes along with what was cached when it started.
+    #[must_use]
+    pub fn closest(&self, id: SeqId) -> Option<ClosestPrefix> {
+        self.seqs.get(&id)?.closest
+    }
+
     /// Forgets a sequence, wherever it is, and frees its blocks. Unknown ids are ignored (it may have just finished).
     pub fn abort(&mut self, id: SeqId) {
         self.remove(id);
@@ -282,7 +295,7 @@ impl Scheduler {
         while (seq.published + 1) * config.block_size <= seq.computed {
             let at = seq.published;
             let tokens = &seq.tokens[at * config.block_size..(at + 1) * config.block_size];
-            seq.prefix = kv.publish(seq.table.as_slice()[at], seq.prefix, seq.hashes[at], tokens);
+            seq.prefix = kv.publish(&mut seq.table, at, seq.prefix, seq.hashes[at], tokens);
             seq.published += 1;
             pending.resolve(seq.id, seq.hashes[at], &mut woken);
         }

@@ -243,6 +243,10 @@ impl Scheduler {
             return Admission::Refused;
         }
 
+        if seq.explain && !seq.started {
+            // Now: blocks for its own tokens may take the place of what it is compared with.
+            seq.closest = Some(kv.closest(seq.salt, &seq.hashes, &seq.tokens));
+        }
         queue.remove(seq);
         if self.blocked == Some(id) {
             self.blocked = None;

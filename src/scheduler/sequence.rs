@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use super::draft::Drafter;
-use crate::kv::{BlockHash, BlockTable, CacheSalt, PrefixId};
+use crate::kv::{BlockHash, BlockTable, CacheSalt, ClosestPrefix, PrefixId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
@@ -85,6 +85,10 @@ pub(super) struct Sequence {
     pub overtaken: usize,
     /// Its first chunk was handed out.
     pub started: bool,
+    /// It is to be compared with what is cached when it is admitted.
+    pub explain: bool,
+    /// What came of that.
+    pub closest: Option<ClosestPrefix>,
     /// The step in which it was (last) admitted.
     pub admitted_in: u64,
     /// Tokens that had KV when it lost its blocks; the most if that happened more than once.
@@ -116,6 +120,8 @@ impl Sequence {
             estimate: new.prompt.len(),
             overtaken: 0,
             started: false,
+            explain: false,
+            closest: None,
             admitted_in: 0,
             lost_at: 0,
             preempted: false,

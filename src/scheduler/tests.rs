@@ -1,5 +1,6 @@
 //! Exact plans, block ids and orders of small cases. Random ones are in `tests/scheduler_sim.rs`.
 mod fairness;
+mod sessions;
 mod speculation;
 
 use super::*;

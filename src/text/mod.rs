@@ -23,7 +23,9 @@ mod tokenizer;
 pub use added::AddedToken;
 pub use detokenizer::Detokenizer;
 pub use gguf::GgufVocabulary;
-pub use output::{CallFormat, OutputFormat, OutputParser, Segment, Thinking, Tool, ToolChoice, call_grammar};
+pub use output::{
+    CallFormat, OutputFormat, OutputParser, Segment, THOUGHT_MARKS, Thinking, Tool, ToolChoice, call_grammar,
+};
 pub use stop::{StopMatcher, StopStep, StopStrings};
 pub use template::{ChatTemplate, Clock, TemplateSource};
 pub use tokenizer::Tokenizer;

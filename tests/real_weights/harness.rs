@@ -161,5 +161,7 @@ pub fn request(prompt: &[u32], count: usize, top: u8) -> GenerationRequest {
         tenant: 0,
         prompt_logprobs: None,
         grammar: None,
+        thoughts: None,
+        explain: false,
     }
 }

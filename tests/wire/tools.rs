@@ -260,7 +260,7 @@ async fn refused_tools() {
         {"tool_choice": {"type": "function", "function": {"name": "none"}}}, {"tool_choice": "any"}, {"tool_choice": 1},
         {"tools": null, "tool_choice": "auto"}, {"parallel_tool_calls": "no"},
         {"messages": [result]}, {"messages": [call, result]},
-        {"reasoning_effort": "huge"}, {"reasoning": {"max_tokens": 5}}, {"thinking_budget": 5}, {"thinking_token_budget": 5},
+        {"reasoning_effort": "huge"}, {"reasoning": {"max_tokens": "5"}}, {"thinking_budget": 5, "thinking_token_budget": 6},
         {"reasoning": {"effort": "low"}, "reasoning_effort": "high"}, {"include_reasoning": 1},
     ]);
     let mut lines = Vec::new();

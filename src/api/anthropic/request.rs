@@ -20,6 +20,9 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("diagnostics", ""),
 ];
 
+/// Fields that have no effect here.
+const HARMLESS: [&str; 5] = ["metadata", "service_tier", "speed", "user_profile_id", "cache_control"];
+
 const EFFORTS: &[&str] = &["low", "medium", "high", "xhigh", "max"];
 
 /// Turns a request into a chat.
@@ -29,11 +32,20 @@ pub(super) fn lower(mut fields: Fields, app: &AppState) -> Result<ChatRequest, A
     let max_tokens = max_tokens.ok_or_else(|| ApiError::Missing { param: fields.path("max_tokens") })?;
     let (mut input, tools) = input(&mut fields)?;
     let hide_reasoning = fields.peek("thinking").is_some_and(|thinking| thinking["display"] == "omitted");
-    thinking(&mut fields, &model, &mut input.kwargs)?;
+    let thinking_budget = thinking(&mut fields, &model, &mut input.kwargs)?;
     effort(&fields, &model, &mut input.kwargs);
-    let common = common(&mut fields, &model)?;
-    rest(fields)?;
-    Ok(ChatRequest { model, input, tools, common, max_tokens: Some(max_tokens), logprobs: None, hide_reasoning })
+    let mut common = common(&mut fields, &model)?;
+    common.ignored.extend(rest(fields)?);
+    Ok(ChatRequest {
+        model,
+        input,
+        tools,
+        common,
+        max_tokens: Some(max_tokens),
+        logprobs: None,
+        thinking_budget,
+        hide_reasoning,
+    })
 }
 
 /// What of a chat its prompt is made of.
@@ -55,8 +67,10 @@ pub(super) fn lower_count(mut fields: Fields, app: &AppState) -> Result<Counted,
     Ok(Counted { model, input })
 }
 
-/// What is harmless, what is not there, and what nobody knows.
-fn rest(mut fields: Fields) -> Result<(), ApiError> {
+/// What is harmless, what is not there, and what nobody knows. Names the harmless fields that had asked for something.
+fn rest(mut fields: Fields) -> Result<Vec<String>, ApiError> {
+    let asking = |name: &&&str| fields.peek(name).is_some_and(|value| value != "auto");
+    let ignored = HARMLESS.iter().filter(asking).map(|name| fields.path(name)).collect();
     for (name, hint) in UNSUPPORTED {
         if fields.take(name).is_some() {
             return Err(ApiError::Unsupported { param: fields.path(name), hint });
@@ -72,7 +86,8 @@ fn rest(mut fields: Fields) -> Result<(), ApiError> {
     fields.string("user_profile_id")?;
     // Hints about caching: wick's cache is always on.
     fields.take("cache_control");
-    fields.finish()
+    fields.finish()?;
+    Ok(ignored)
 }
 
 /// Sampling, stop strings and streaming, under the names that chat has for them.
@@ -349,9 +364,9 @@ fn tool_use(fields: &mut Fields) -> Result<ToolUse, ApiError> {
         }
         let param = tool.path("name");
         tool.finish()?;
-        all.add(Tool { name, description, parameters, strict, custom: false }, param)?;
+        all.add(Tool { name, description, parameters, strict, custom: false, input: None }, param, schema)?;
     }
-    let mut all = all.tools();
+    let (mut all, places) = all.tools();
     let (mut choice, mut parallel) = if all.is_empty() { (ToolChoice::None, true) } else { (ToolChoice::Auto, true) };
     let param = fields.path("tool_choice");
     if let Some(given) = fields.take("tool_choice") {
@@ -381,18 +396,17 @@ fn tool_use(fields: &mut Fields) -> Result<ToolUse, ApiError> {
     if choice == ToolChoice::None {
         all.clear();
     }
-    Ok(ToolUse { tools: all.into(), choice, parallel })
+    Ok(ToolUse { tools: all.into(), places: Arc::new(places), choice, parallel })
 }
 
-/// `thinking`: what of it the model's template can say. Thoughts are bounded by `max_tokens`; a budget, which at
-/// Anthropic is a target, is not enforced.
-fn thinking(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>) -> Result<(), ApiError> {
-    let Some(thinking) = fields.take("thinking") else { return Ok(()) };
+/// `thinking`: what of it the model's template can say. Gives the budget of thoughts.
+fn thinking(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>) -> Result<Option<usize>, ApiError> {
+    let Some(thinking) = fields.take("thinking") else { return Ok(None) };
     let mut thinking = Fields::at(fields.path("thinking"), thinking)?;
     let param = thinking.path("type");
     let kind = thinking.choice("type", &["enabled", "disabled", "adaptive", "between_tools"])?;
     let kind = kind.ok_or_else(|| ApiError::Missing { param: param.clone() })?;
-    thinking.count("budget_tokens", 1..=u32::MAX)?;
+    let budget = thinking.count("budget_tokens", 1..=u32::MAX)?;
     thinking.choice("display", &["summarized", "omitted"])?;
     thinking.finish()?;
     let output = &model.served.text.output;
@@ -404,6 +418,6 @@ fn thinking(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>)
         ("disabled", true, false) => {
             Err(ApiError::Unsupported { param, hint: " as `disabled`: this model always thinks" })
         }
-        _ => Ok(()),
+        _ => Ok(budget.filter(|_| kind != "disabled")),
     }
 }

@@ -43,7 +43,8 @@ pub(super) async fn embed(
     name: String,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let (request, claim) = body.lower(app, move |fields, app| lower_embed(fields, &name, app)).await?;
+    let notes = context.notes.clone();
+    let (request, claim) = body.lower(app, move |fields, app| lower_embed(fields, &name, app, &notes)).await?;
     let model = Arc::clone(&request.model);
     let embedded = embeddings::embed(app, context, request, claim).await?;
     let write = move |embedded: embeddings::Embedded| {
@@ -60,7 +61,7 @@ pub(super) async fn embed(
 }
 
 /// Under the names that `/v1/embeddings` has for them.
-fn lower_embed(mut fields: Fields, name: &str, app: &AppState) -> Result<EmbeddingRequest, ApiError> {
+fn lower_embed(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) -> Result<EmbeddingRequest, ApiError> {
     take_model(&mut fields, name)?;
     let text = fields.require("text")?;
     let is_text = match &text {
@@ -79,7 +80,7 @@ fn lower_embed(mut fields: Fields, name: &str, app: &AppState) -> Result<Embeddi
         fields.put("truncate_prompt_tokens", (-1).into(), "truncate_inputs".to_owned());
     }
     fields.put("model", name.into(), "model".to_owned());
-    let request = EmbeddingRequest::lower(fields, app)?;
+    let request = EmbeddingRequest::lower(fields, app, notes)?;
     let own = request.model.served.encoder.info().pooling.map_or("", |own| own.name());
     if let Some(other) = pooling.filter(|pooling| *pooling != own) {
         let message = format!("`pooling` is `{other}`, but this model was made for `{own}`; leave it out.");
@@ -100,14 +101,15 @@ pub(super) async fn rerank(
     name: String,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let (request, claim) = body.lower(app, move |fields, app| lower_rerank(fields, &name, app)).await?;
+    let notes = context.notes.clone();
+    let (request, claim) = body.lower(app, move |fields, app| lower_rerank(fields, &name, app, &notes)).await?;
     let ranked = rerank::rank(app, context, request, claim).await?;
     let response: Vec<Value> = ranked.order.iter().map(|(id, score)| json!({"id": id, "score": score})).collect();
     Ok(enveloped(json!({"response": response, "usage": Usage::of(ranked.tokens)})).into_response())
 }
 
 /// Under the names that `/v1/rerank` has for them.
-fn lower_rerank(mut fields: Fields, name: &str, app: &AppState) -> Result<RerankRequest, ApiError> {
+fn lower_rerank(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) -> Result<RerankRequest, ApiError> {
     take_model(&mut fields, name)?;
     for (given, own) in [("contexts", "documents"), ("top_k", "top_n")] {
         free(&mut fields, own)?;
@@ -119,5 +121,5 @@ fn lower_rerank(mut fields: Fields, name: &str, app: &AppState) -> Result<Rerank
         return Err(ApiError::Missing { param: "contexts".to_owned() });
     }
     fields.put("model", name.into(), "model".to_owned());
-    RerankRequest::lower(fields, app)
+    RerankRequest::lower(fields, app, notes)
 }

@@ -151,6 +151,8 @@ pub(super) fn request(prompt: &[u32], max_new_tokens: usize) -> GenerationReques
         tenant: 0,
         prompt_logprobs: None,
         grammar: None,
+        thoughts: None,
+        explain: false,
     }
 }
 

@@ -1,10 +1,11 @@
 //! The grammar that an answer with tools must follow, as a text in the dialect of Lark that llguidance reads.
 //!
 //! With a required call the answer is constrained from its first token; else from where a call opens. A call's wrapper is
-//! spelled exactly; its arguments are a `%json` block with the tool's own schema, so that references inside it still hold.
+//! spelled exactly; its arguments are a `%json` block with the tool's own schema, so that references inside it still hold, or
+//! for a custom tool with a grammar, that grammar as a `%lark` block inside the string that holds the tool's text.
 use std::fmt::Write;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{CallFormat, OutputFormat, THINK, THINK_END, Thinking, Tool, ToolChoice};
 
@@ -135,22 +136,16 @@ impl Grammar<'_> {
                 let head = format!("[{head}");
                 self.rule(&listed[index], &format!("{} arguments_{index} \"}}\"", literal(&head)));
             }
-            self.rule(&format!("arguments_{index}"), &format!("%json {}", schema(tool)));
+            let arguments = match &tool.input {
+                None => format!("%json {}", tool.arguments()),
+                // A grammar of its own, so that its rules' names and what it ignores end with it.
+                Some(input) => {
+                    format!("{} %lark {{\n{input}\n}} {}", literal("{\"input\": \""), literal("\"}"))
+                }
+            };
+            self.rule(&format!("arguments_{index}"), &arguments);
         }
     }
-}
-
-/// The schema of a tool's arguments; one that says nothing takes none.
-fn schema(tool: &Tool) -> Value {
-    let says = |field: &str| tool.parameters.get(field).is_some();
-    if says("properties") || says("$ref") || says("additionalProperties") || says("anyOf") || says("allOf") {
-        let mut schema = tool.parameters.clone();
-        if tool.strict {
-            schema.entry("additionalProperties").or_insert(false.into());
-        }
-        return Value::Object(schema);
-    }
-    json!({"type": "object", "properties": {}, "additionalProperties": false})
 }
 
 /// A string literal: Lark's escapes are JSON's.

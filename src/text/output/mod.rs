@@ -28,6 +28,8 @@ pub use parser::{OutputParser, Segment, Thinking};
 
 const THINK: &str = "<think>";
 const THINK_END: &str = "</think>";
+/// What begins and what ends a model's thoughts.
+pub const THOUGHT_MARKS: (&str, &str) = (THINK, THINK_END);
 
 /// How a model writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -168,6 +170,8 @@ pub struct Tool {
     pub strict: bool,
     /// Takes free text instead of arguments. The model sees a function with one argument `input`.
     pub custom: bool,
+    /// Of a custom tool: a grammar, in llguidance's Lark, of its text as it stands inside a JSON string.
+    pub input: Option<String>,
 }
 
 impl Tool {
@@ -177,7 +181,29 @@ impl Tool {
         let parameters = json!({"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"],
             "additionalProperties": false});
         let Value::Object(parameters) = parameters else { unreachable!("an object is written above") };
-        Self { name, description, parameters, strict: false, custom: true }
+        Self { name, description, parameters, strict: false, custom: true, input: None }
+    }
+
+    /// Has a custom tool's text follow a grammar, which `shown` explains to the model.
+    #[must_use]
+    pub fn with_input(mut self, input: String, shown: String) -> Self {
+        self.parameters["properties"]["input"]["description"] = shown.into();
+        self.input = Some(input);
+        self
+    }
+
+    /// The schema of the arguments; one that says nothing takes none.
+    #[must_use]
+    pub fn arguments(&self) -> Value {
+        let says = |field: &str| self.parameters.get(field).is_some();
+        if says("properties") || says("$ref") || says("additionalProperties") || says("anyOf") || says("allOf") {
+            let mut schema = self.parameters.clone();
+            if self.strict {
+                schema.entry("additionalProperties").or_insert(false.into());
+            }
+            return Value::Object(schema);
+        }
+        json!({"type": "object", "properties": {}, "additionalProperties": false})
     }
 
     /// As chat templates take it: always the same fields in the same order, so that equal tools make equal prompts.

@@ -10,7 +10,7 @@ use crate::text::TextTools;
 fn tool(name: &str) -> Tool {
     let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
     let Value::Object(parameters) = schema else { panic!() };
-    Tool { name: name.into(), description: None, parameters, strict: false, custom: false }
+    Tool { name: name.into(), description: None, parameters, strict: false, custom: false, input: None }
 }
 
 fn tools() -> Arc<[Tool]> {
