@@ -50,6 +50,8 @@ def test_a_run_calls_the_servers_tool(model, dialect):
     async def run():
         async with warehouse(model, dialect) as agent:
             first = await agents.Runner.run(agent, ASK)
+            # Asked again, the model likes to guess. The SDK lifts this after the first call.
+            agent.model_settings.tool_choice = "required"
             more = [*first.to_input_list(), {"role": "user", "content": "And how many crates of plums?"}]
             return first, await agents.Runner.run(agent, more)
 
@@ -89,7 +91,7 @@ def test_an_answer_of_a_type_after_a_call(model, dialect):
 
     async def run():
         async with warehouse(model, dialect, output_type=Stock) as agent:
-            agent.model_settings.tool_choice = "required"  # The SDK lifts it after the first call.
+            agent.model_settings.tool_choice = "required"
             return await agents.Runner.run(agent, ASK)
 
     result = asyncio.run(run())

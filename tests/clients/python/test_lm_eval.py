@@ -34,7 +34,7 @@ def completions(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("completions")
     tasks = ["wick_capitals", "wick_counting", "wick_prose"]
     # Prompts are token ids, in batches, two requests at once.
-    return evaluate(folder, model, "local-completions", "completions", tasks, batch_size=4, num_concurrent=2)
+    return evaluate(folder, model, "local-completions", "completions", tasks, "--batch_size", "4", num_concurrent=2)
 
 
 def score(http, model, ids, start):
