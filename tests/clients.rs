@@ -1,6 +1,7 @@
 //! What people run against wick, as they run it: the official SDKs, agents, a gateway, an evaluation harness. Each test
 //! installs its clients (pip, npm) into `target/clients`, starts `wick serve` and runs suites of tests/clients/ (whose
 //! README says what they cover).
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,14 +15,16 @@ const TOOL_SUITES: [&str; 4] = ["test_tools.py", "test_messages.py", "test_agent
 const GATEWAY_SUITE: &str = "test_litellm.py";
 const HARNESS_SUITE: &str = "test_lm_eval.py";
 
-/// A `wick serve` on a free port; ended when dropped.
+/// A `wick serve` on a free port; ended when dropped. One at a time: each has all cores and memory.
 struct Server {
     process: Child,
     url: String,
+    _turn: File,
 }
 
 impl Server {
     fn start(arguments: &[&str]) -> Self {
+        let turn = lock("server");
         let mut process = Command::new(env!("CARGO_BIN_EXE_wick"))
             .arg("serve")
             .args(arguments)
@@ -36,7 +39,7 @@ impl Server {
             .find(|line| line.starts_with("wick serves "))
             .and_then(|line| line.split_once(" at ").map(|(_, url)| url.trim_end_matches("/v1").to_owned()))
             .expect("wick says where it serves");
-        Self { process, url }
+        Self { process, url, _turn: turn }
     }
 }
 
@@ -58,6 +61,13 @@ fn folder(name: &str) -> PathBuf {
     path
 }
 
+/// Held until dropped; by one test, whether they are threads or processes.
+fn lock(name: &str) -> File {
+    let file = File::create(folder("locks").join(name)).expect("making a lock's file");
+    file.lock().expect("waiting for a lock");
+    file
+}
+
 fn run(command: &mut Command) {
     let status = command.stdin(Stdio::null()).status().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(status.success(), "{command:?} ended with {status}");
@@ -66,6 +76,7 @@ fn run(command: &mut Command) {
 /// The `bin` of a virtual environment that has what `requirements` of tests/clients/python names. Each is its own: what
 /// they pin differs.
 fn venv(name: &str, requirements: &str) -> PathBuf {
+    let _one = lock(name);
     let venv = folder(name);
     if !venv.join("bin/python").exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
@@ -75,22 +86,16 @@ fn venv(name: &str, requirements: &str) -> PathBuf {
     venv.join("bin")
 }
 
-/// The official SDKs, with pytest: every Python suite runs in it.
-fn sdks() -> PathBuf {
-    // Tests run side by side, and only one may install.
-    static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one = LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    venv("python", "requirements.txt")
-}
-
-/// Runs suites of tests/clients/python against `server`.
-fn pytest(server: &Server, model: &str, arguments: &[&str], environment: &[(&str, String)]) {
-    run(Command::new(sdks().join("python"))
+/// Runs suites of tests/clients/python against `wick serve SERVE`, with the official SDKs.
+fn pytest(serve: &[&str], arguments: &[&str], environment: &[(&str, String)]) {
+    let python = venv("python", "requirements.txt").join("python");
+    let server = Server::start(serve);
+    run(Command::new(python)
         .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"])
         .args(arguments)
         .current_dir(root().join("tests/clients/python"))
         .env("WICK_URL", &server.url)
-        .env("WICK_MODEL", model)
+        .env("WICK_MODEL", serve[0])
         .env("WICK_EMBEDDER", EMBEDDER)
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .envs(environment.iter().map(|(name, value)| (name, value))));
@@ -101,13 +106,13 @@ fn official_python_sdks() {
     let others = [&TOOL_SUITES[..], &[GATEWAY_SUITE, HARNESS_SUITE]].concat();
     let mut arguments: Vec<&str> = others.iter().flat_map(|suite| ["--ignore", suite]).collect();
     arguments.push(".");
-    pytest(&Server::start(&[MODEL, EMBEDDER]), MODEL, &arguments, &[]);
+    pytest(&[MODEL, EMBEDDER], &arguments, &[]);
 }
 
 /// Tools with the official SDKs, the agents SDK with an MCP server, and a code reviewer.
 #[test]
 fn python_agents() {
-    pytest(&Server::start(&[TOOL_MODEL]), TOOL_MODEL, &TOOL_SUITES, &[]);
+    pytest(&[TOOL_MODEL], &TOOL_SUITES, &[]);
 }
 
 /// LiteLLM's proxy in front of a wick that wants a key and has a short queue.
@@ -120,9 +125,9 @@ fn litellm_proxy() {
     let made = made.expect("running `wick key`");
     let key = String::from_utf8_lossy(&made.stdout).trim().to_owned();
     let keys = keys.to_str().expect("the checkout's path is text");
-    let server = Server::start(&[MODEL, EMBEDDER, "--keys", keys, "--max-running", "1", "--queue-requests", "1"]);
+    let serve = [MODEL, EMBEDDER, "--keys", keys, "--max-running", "1", "--queue-requests", "1"];
     let environment = [("WICK_API_KEY", key), ("LITELLM", proxy.display().to_string())];
-    pytest(&server, MODEL, &[GATEWAY_SUITE], &environment);
+    pytest(&serve, &[GATEWAY_SUITE], &environment);
 }
 
 /// lm-eval's `local-completions` and `local-chat-completions` on tasks of this repository.
@@ -130,7 +135,7 @@ fn litellm_proxy() {
 fn lm_eval_harness() {
     let harness = venv("lm-eval", "requirements-lm-eval.txt").join("lm-eval");
     let environment = [("LM_EVAL", harness.display().to_string())];
-    pytest(&Server::start(&[MODEL]), MODEL, &[HARNESS_SUITE], &environment);
+    pytest(&[MODEL], &[HARNESS_SUITE], &environment);
 }
 
 /// The official SDK for Node, and Vercel's AI SDK.
@@ -143,7 +148,8 @@ fn node_sdks() {
     }
     run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&work));
     let server = Server::start(&[MODEL, EMBEDDER]);
-    run(Command::new("node")
+    // Its own Node, from npm: both SDKs want a newer one than most systems have.
+    run(Command::new(work.join("node_modules/.bin/node"))
         .args(["--test", "openai.test.mjs", "ai-sdk.test.mjs"])
         .current_dir(&work)
         .env("WICK_URL", &server.url)

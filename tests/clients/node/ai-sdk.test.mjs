@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, Output, embed, embedMany, generateText, isStepCount, streamText, tool } from "ai";
+import { APICallError, Output, embed, embedMany, generateObject, generateText, isStepCount, streamText, tool } from "ai";
 import { z } from "zod";
 
 const url = (process.env.WICK_URL ?? "http://127.0.0.1:8080").replace(/\/+$/, "");
@@ -52,6 +52,8 @@ for (const [name, languageModel] of Object.entries(providers)) {
     const prompt = "Order a shirt.";
     const { output } = await generateText({ ...ask, prompt, output: Output.object({ schema: shirt }) });
     shirt.parse(output);
+    // Its older form.
+    assert.deepEqual((await generateObject({ ...ask, prompt, schema: shirt })).object, output);
     const result = streamText({ ...ask, prompt, output: Output.object({ schema: shirt }), onError: () => {} });
     const partial = [];
     for await (const piece of result.partialOutputStream) partial.push(piece);

@@ -5,6 +5,7 @@ What it finds is up to the model (a small one): what holds here is that the loop
 import json
 import pathlib
 import re
+import uuid
 from typing import Literal
 
 import openai
@@ -12,7 +13,8 @@ import pydantic
 import pytest
 
 PROJECT = pathlib.Path(__file__).parent / "review"
-TURNS = 5
+# It looks before it speaks, and comes to an end.
+CHOICES = [{"type": "function", "function": {"name": name}} for name in ("read_file", "grep")] + ["auto", "auto", "none"]
 SYSTEM = """You review changes of a Python project. Look at the files that a diff changes with your tools before you \
 judge: a diff shows only a part. Then answer with your findings: mistakes that the change makes, each with its file and \
 line. Do not call a tool twice with the same arguments."""
@@ -71,8 +73,8 @@ class Reviewer:
             "temperature": 0,
             "max_tokens": 300,
             "parallel_tool_calls": False,
-            # Nobody else's prompts are found in the cache.
-            "extra_body": {"cache_salt": "reviewer"},
+            # No earlier prompts are found in the cache.
+            "extra_body": {"cache_salt": uuid.uuid4().hex},
         }
         self.messages = [
             {"role": "system", "content": SYSTEM},
@@ -80,10 +82,8 @@ class Reviewer:
         ]
 
     def run(self):
-        for turn in range(TURNS):
-            # It looks before it speaks, and comes to an end.
-            choice = "required" if turn < 2 else "auto" if turn < TURNS - 1 else "none"
-            reply = self.client.chat.completions.parse(messages=self.messages, tool_choice=choice, **self.ask)
+        for tool_choice in CHOICES:
+            reply = self.client.chat.completions.parse(messages=self.messages, tool_choice=tool_choice, **self.ask)
             self.turns.append(reply)
             [choice] = reply.choices
             if not choice.message.tool_calls:
@@ -105,12 +105,12 @@ def reviewer(client, model):
 
 def test_it_looks_and_comes_to_an_end(reviewer):
     *looks, last = reviewer.turns
-    assert len(looks) >= 2
     for turn in looks:
         [choice] = turn.choices
         assert choice.finish_reason == "tool_calls"
         [call] = choice.message.tool_calls
         assert isinstance(call.function.parsed_arguments, TOOLS[call.function.name][0])
+    assert {turn.choices[0].message.tool_calls[0].function.name for turn in looks} == set(TOOLS)
     assert last.choices[0].finish_reason == "stop"
     assert any(re.search(r"def (average|price_of)", result) for result in reviewer.results)
 
@@ -123,7 +123,7 @@ def test_its_findings_follow_the_schema(reviewer):
 
 def test_each_turn_finds_the_one_before_in_the_cache(reviewer):
     """As long as the tools that the prompt begins with are the same: without tools it begins differently."""
-    turns = [turn.usage for turn in reviewer.turns[: TURNS - 1]]
+    turns = [turn.usage for turn in reviewer.turns[: CHOICES.index("none")]]
     assert turns[0].prompt_tokens_details.cached_tokens == 0
     for before, after in zip(turns, turns[1:]):
         cached = after.prompt_tokens_details.cached_tokens
@@ -134,7 +134,7 @@ def test_each_turn_finds_the_one_before_in_the_cache(reviewer):
 
 def test_the_streamed_answer_is_the_same(reviewer, client):
     """The stream helper with the same history: the last turn again."""
-    last = "none" if len(reviewer.turns) == TURNS else "auto"
+    last = CHOICES[len(reviewer.turns) - 1]
     with client.chat.completions.stream(messages=reviewer.messages, tool_choice=last, **reviewer.ask) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
         answer = stream.get_final_completion().choices[0]
