@@ -329,6 +329,22 @@ async fn tokenize_and_detokenize() {
     assert_eq!(closed["count"].as_u64().unwrap() + 11, chat["count"].as_u64().unwrap());
 }
 
+#[tokio::test]
+async fn tokenizer_info() {
+    let server = server().await;
+    let ask = async |path: &str| {
+        let answer = server.get(path).send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let (_, info) = ask("/tokenizer_info").await;
+    assert_eq!(info, json!({"model": MODEL, "max_model_len": 512, "bos_token": null, "eos_token": "<|im_end|>"}));
+    assert_eq!(ask(&format!("/tokenizer_info?model={MODEL}")).await, (200, info));
+    let (status, unknown) = ask("/tokenizer_info?model=nothing").await;
+    assert_eq!((status, &unknown["error"]["code"]), (404, &json!("model_not_found")));
+    let (status, misspelt) = ask("/tokenizer_info?modle=x").await;
+    assert_eq!((status, &misspelt["error"]["param"]), (400, &json!("model")));
+}
+
 /// Fields of the official SDK's request types, with values that ask for nothing unsupported.
 #[tokio::test]
 async fn harmless_parameters_are_accepted() {

@@ -85,6 +85,8 @@ fn message(mut fields: Fields) -> Result<Value, ApiError> {
             }
             // Citations that came with an earlier answer; the conversation's text does not contain them.
             fields.array("annotations")?;
+            // What the SDK's `parse` made of the content; it stays on a message that is sent back.
+            fields.take("parsed");
         }
         "tool" => {
             let id = fields.string("tool_call_id")?;
@@ -157,6 +159,8 @@ fn tool_call(path: String, call: Value) -> Result<Value, ApiError> {
     call.integer("index", 0..=i64::MAX)?;
     let mut function = Fields::at(call.path(kind), call.require(kind)?)?;
     let name = function.string("name")?.ok_or_else(|| ApiError::Missing { param: function.path("name") })?;
+    // What the SDK's `parse` made of the arguments.
+    function.take("parsed_arguments");
     let arguments = if kind == "custom" {
         // As the model wrote it: see `text::Tool::custom`.
         json!({"input": function.string("input")?.unwrap_or_default()})
@@ -200,6 +204,8 @@ mod tests {
             {"role": "assistant", "content": null, "refusal": null, "audio": null, "annotations": [],
              "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
             {"role": "tool", "tool_call_id": "c1", "content": "ok"},
+            {"role": "assistant", "content": "{}", "parsed": {}, "tool_calls": [
+                {"id": "c3", "type": "function", "function": {"name": "f", "arguments": "{}", "parsed_arguments": {"x": 1}}}]},
             {"role": "assistant", "content": [], "tool_calls": [{"function": {"name": "f", "arguments": "{\"x"}}]},
             {"role": "assistant", "tool_calls": [{"id": "c2", "type": "custom", "custom": {"name": "p", "input": "x\"y"}}]},
         ]));
@@ -209,6 +215,8 @@ mod tests {
             {"role": "assistant", "content": null,
              "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}, "id": "c1"}]},
             {"role": "tool", "content": "ok", "tool_call_id": "c1"},
+            {"role": "assistant", "content": "{}",
+             "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}, "id": "c3"}]},
             {"role": "assistant", "content": null,
              "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{\"x"}}]},
             {"role": "assistant", "content": null,

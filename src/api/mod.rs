@@ -314,10 +314,14 @@ impl AppState {
 
     /// The model that a request's `model` field names; without one, the first that generates.
     fn named(&self, fields: &mut fields::Fields) -> Result<Arc<Model>, ApiError> {
-        match (fields.string("model")?, self.models()) {
+        self.find_or_first(fields.string("model")?.as_deref())
+    }
+
+    fn find_or_first(&self, alias: Option<&str>) -> Result<Arc<Model>, ApiError> {
+        match (alias, self.models()) {
             (None, [first, ..]) => Ok(Arc::clone(first)),
             (None, []) => Err(ApiError::NoModel { example: "smollm2-135m" }),
-            (Some(alias), _) => self.find(&alias),
+            (Some(alias), _) => self.find(alias),
         }
     }
 
@@ -362,6 +366,7 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/models/{*id}", get(models::get))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
+        .route("/tokenizer_info", get(tokenize::info))
         .route("/livez", get(ops::live))
         .route("/readyz", get(ops::ready))
         .route("/health", get(ops::health))

@@ -1,9 +1,10 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shapes.
+//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, in vLLM's shapes.
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
-use serde::Serialize;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use serde::{Deserialize, Serialize};
 
 use super::AppState;
 use super::body::JsonBody;
@@ -91,6 +92,40 @@ pub(crate) async fn detokenize(State(app): State<AppState>, body: JsonBody) -> R
     let ((model, tokens), claim) = body.lower(&app, lower).await?;
     let detokenize = move || Ok(Json(Detokenized { prompt: model.served.text.tokenizer.decode(&tokens, false) }));
     claim.work(&app, detokenize).await
+}
+
+/// What clients that tokenize with the routes above (lm-eval) still need to know.
+#[derive(Serialize)]
+pub(crate) struct TokenizerInfo {
+    model: String,
+    max_model_len: usize,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct InfoQuery {
+    model: Option<String>,
+}
+
+/// The special tokens of the model that `?model=` names, or of the first.
+pub(crate) async fn info(
+    State(app): State<AppState>,
+    query: Result<Query<InfoQuery>, QueryRejection>,
+) -> Result<Json<TokenizerInfo>, ApiError> {
+    let Query(InfoQuery { model }) = query.map_err(|_| {
+        ApiError::invalid("model", "The query may be `?model=NAME` or empty; see `GET /v1/models` for the names.")
+    })?;
+    let model = app.find_or_first(model.as_deref())?;
+    let tokenizer = &model.served.text.tokenizer;
+    let text = |id: u32| tokenizer.decode(&[id], false);
+    Ok(Json(TokenizerInfo {
+        model: model.served.alias.clone(),
+        max_model_len: model.context_max,
+        bos_token: tokenizer.bos_id().map(text),
+        eos_token: tokenizer.stop_ids().first().copied().map(text),
+    }))
 }
 
 fn tokens(fields: &mut Fields, model: &Model) -> Result<Vec<u32>, ApiError> {

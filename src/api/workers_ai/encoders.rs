@@ -12,6 +12,7 @@ use crate::api::embeddings::{self, EmbeddingRequest};
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, type_name};
 use crate::api::gate::RequestContext;
+use crate::api::notes::Notes;
 use crate::api::rerank::{self, RerankRequest};
 
 /// `[texts, values of a vector]`, the vectors, and how rows became one.

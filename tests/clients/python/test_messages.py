@@ -1,8 +1,10 @@
 """The official anthropic SDK against /v1/messages (run with a model that calls tools: qwen2.5-coder)."""
 
 import json
+from typing import Literal
 
 import anthropic
+import pydantic
 import pytest
 from conftest import KEY, URL
 
@@ -75,6 +77,16 @@ def test_a_second_round(claude, model, first):
     assert message.stop_reason == "end_turn"
     assert "21" in message.content[0].text
     assert message.usage.cache_read_input_tokens > 0, "the first round is in the cache"
+
+
+def test_the_parse_helper_gives_an_object_of_its_type(claude, model):
+    class Order(pydantic.BaseModel):
+        fruit: Literal["apples", "pears"]
+        crates: int
+
+    ask = {"role": "user", "content": "I take three crates of pears."}
+    message = claude.messages.parse(model=model, messages=[ask], output_format=Order, **GREEDY)
+    assert message.parsed_output == Order(fruit="pears", crates=3)
 
 
 def test_counting(claude, model, first):

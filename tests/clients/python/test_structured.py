@@ -64,17 +64,62 @@ def test_json_object(client, model):
     assert choice.message.content.startswith("{")
 
 
+class Step(pydantic.BaseModel):
+    done: bool
+    count: int = pydantic.Field(ge=0, le=99)
+
+
+class Plan(pydantic.BaseModel):
+    first: Step
+    second: Step | None
+
+
+# The SDK's own, about the message that goes back.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_parse_helper(client, model):
-    class Step(pydantic.BaseModel):
-        done: bool
-        count: int = pydantic.Field(ge=0, le=99)
+    ask = {"model": model, "max_tokens": 200, "temperature": 0, "response_format": Plan}
+    reply = client.chat.completions.parse(messages=say("Plan."), **ask)
+    message = reply.choices[0].message
+    assert isinstance(message.parsed, Plan)
+    # A message goes back as it came, with what the helper made of it.
+    again = client.chat.completions.parse(messages=[*say("Plan."), message, *say("Plan more.")], **ask)
+    assert isinstance(again.choices[0].message.parsed, Plan)
 
-    class Plan(pydantic.BaseModel):
-        first: Step
-        second: Step | None
 
-    reply = client.chat.completions.parse(model=model, messages=say("Plan."), max_tokens=200, temperature=0, response_format=Plan)
-    assert isinstance(reply.choices[0].message.parsed, Plan)
+def test_parse_helper_with_tools(client, model):
+    tools = [openai.pydantic_function_tool(Step, name="step")]
+    ask = {"model": model, "messages": say("One step."), "tools": tools, "tool_choice": "required"}
+    ask |= {"parallel_tool_calls": False, "max_tokens": 200, "temperature": 0}
+    message = client.chat.completions.parse(**ask).choices[0].message
+    [call] = message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Step)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "done"}
+    messages = [*say("One step."), message, result]
+    assert client.chat.completions.parse(**{**ask, "messages": messages}).choices[0].message.tool_calls
+
+
+def test_stream_helper(client, model):
+    ask = {"model": model, "messages": say("Plan."), "max_tokens": 200, "temperature": 0, "response_format": Plan}
+    with client.chat.completions.stream(**ask) as stream:
+        events = list(stream)
+        final = stream.get_final_completion().choices[0].message
+    assert isinstance(final.parsed, Plan)
+    assert "".join(event.delta for event in events if event.type == "content.delta") == final.content
+    [done] = [event for event in events if event.type == "content.done"]
+    assert done.parsed == final.parsed == client.chat.completions.parse(**ask).choices[0].message.parsed
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_helpers_of_responses(client, model, stream):
+    ask = {"model": model, "input": "Plan.", "temperature": 0, "max_output_tokens": 200, "text_format": Plan}
+    if stream:
+        with client.responses.stream(**ask) as events:
+            text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+            answer = events.get_final_response()
+        assert text == answer.output_text
+    else:
+        answer = client.responses.parse(**ask)
+    assert isinstance(answer.output_parsed, Plan)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import OpenAI from "openai";
+import { zodFunction, zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
+import { z } from "zod";
 
 const url = (process.env.WICK_URL ?? "http://127.0.0.1:8080").replace(/\/+$/, "");
 const model = process.env.WICK_MODEL ?? "smollm2-135m";
@@ -180,4 +182,54 @@ test("choices, seeds and stop strings", async () => {
   const [choice] = (await client.chat.completions.create({ ...greedy, messages, stop })).choices;
   assert.equal(choice.message.content, free.slice(0, free.indexOf(stop)));
   assert.equal(choice.finish_reason, "stop");
+});
+
+const shirt = z.object({ size: z.enum(["S", "M", "L"]), count: z.number().int().min(1).max(9) });
+const roomy = { ...greedy, max_tokens: 100 };
+
+test("parse and stream helpers give objects of a zod schema", async () => {
+  const ask = { ...roomy, messages: say("Order a shirt."), response_format: zodResponseFormat(shirt, "shirt") };
+  const [{ message }] = (await client.chat.completions.parse(ask)).choices;
+  shirt.parse(message.parsed);
+  const stream = client.chat.completions.stream(ask);
+  let text = "";
+  stream.on("content.delta", ({ delta }) => (text += delta));
+  const final = await stream.finalChatCompletion();
+  assert.equal(text, message.content);
+  assert.deepEqual(final.choices[0].message.parsed, message.parsed);
+  // A message goes back as it came.
+  const again = await client.chat.completions.parse({ ...ask, messages: [...ask.messages, message, ...say("One more.")] });
+  shirt.parse(again.choices[0].message.parsed);
+});
+
+for (const stream of [false, true]) {
+  test(`runTools calls a function with arguments of its schema${stream ? ", streamed" : ""}`, async () => {
+    const asked = [];
+    const order = zodFunction({
+      name: "order",
+      parameters: shirt,
+      function: (input) => {
+        asked.push(input);
+        return "ordered";
+      },
+    });
+    const tool_choice = { type: "function", function: { name: "order" } };
+    const runner = client.chat.completions.runTools({ ...roomy, messages: say("Order."), tools: [order], tool_choice, stream });
+    const call = await runner.finalFunctionToolCall();
+    await runner.done();
+    assert.equal(call.name, "order");
+    assert.deepEqual(asked.map((input) => shirt.parse(input)), [JSON.parse(call.arguments)]);
+  });
+}
+
+test("responses: parse and stream helpers", async () => {
+  const ask = { model, input: "Order a shirt.", temperature: 0, max_output_tokens: 100, text: { format: zodTextFormat(shirt, "shirt") } };
+  const answer = await client.responses.parse(ask);
+  shirt.parse(answer.output_parsed);
+  const stream = client.responses.stream(ask);
+  let text = "";
+  stream.on("response.output_text.delta", ({ delta }) => (text += delta));
+  const final = await stream.finalResponse();
+  assert.equal(text, answer.output_text);
+  assert.deepEqual(final.output_parsed, answer.output_parsed);
 });
