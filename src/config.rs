@@ -173,7 +173,7 @@ pub struct ServeArgs {
     /// The name clients use, instead of the model's own (one model only)
     #[arg(long, env = "WICK_ALIAS", value_name = "NAME")]
     pub alias: Option<String>,
-    /// Keys file: with it, every route but /livez and /readyz wants a key (see `wick key`)
+    /// Keys file: with it, every route but /livez, /readyz and /openapi.json wants a key (see `wick key`)
     #[arg(long, env = "WICK_KEYS", value_name = "FILE")]
     pub keys: Option<PathBuf>,
     /// Listen on a non-loopback address without keys

@@ -99,3 +99,23 @@ fn official_node_sdk() {
         .env("WICK_URL", &server.url)
         .env("WICK_MODEL", MODEL));
 }
+
+/// Schemathesis, which makes requests of what `/openapi.json` says, right and wrong ones: no answer may be a 5xx, or one that
+/// the document does not have. What it does is in tests/clients/openapi.
+#[test]
+fn schemathesis() {
+    let venv = folder("openapi");
+    let suite = root().join("tests/clients/openapi");
+    if !venv.join("bin/python").exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+    }
+    run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "-r"]).arg(suite.join("requirements.txt")));
+    let server = Server::start(&[MODEL, EMBEDDER, "--context", "256"]);
+    let document = format!("{}/openapi.json", server.url);
+    run(Command::new(venv.join("bin/openapi-spec-validator")).arg(&document));
+    run(Command::new(venv.join("bin/st"))
+        .args(["run", &document])
+        .current_dir(&suite)
+        .env("PYTHONPATH", &suite)
+        .env("PYTHONDONTWRITEBYTECODE", "1"));
+}

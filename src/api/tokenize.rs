@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::AppState;
@@ -13,7 +14,8 @@ use super::params::token_ids;
 use super::{Model, chat};
 use crate::text::ChatInput;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Tokens")]
 pub(crate) struct Tokenized {
     count: usize,
     max_model_len: usize,
@@ -22,7 +24,8 @@ pub(crate) struct Tokenized {
     token_strs: Option<Vec<String>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Text")]
 pub(crate) struct Detokenized {
     prompt: String,
 }
