@@ -289,13 +289,23 @@ impl Operation {
             "responses": self.responses(),
         });
         if let Some((name, example)) = &self.body {
-            let content = json!({"schema": component(name), "examples": {"least": {"value": example}}});
+            let mut examples = json!({"least": {"value": example}});
+            if self.streams() {
+                let mut streamed = example.clone();
+                streamed["stream"] = true.into();
+                examples["streamed"] = json!({ "value": streamed });
+            }
+            let content = json!({"schema": component(name), "examples": examples});
             operation["requestBody"] = json!({"required": true, "content": {"application/json": content}});
         }
         if self.scope.is_none() {
             operation["security"] = json!([]);
         }
         operation
+    }
+
+    fn streams(&self) -> bool {
+        self.answers.iter().any(|(media, _)| *media == "text/event-stream")
     }
 
     fn parameters(&self) -> Value {
@@ -313,11 +323,10 @@ impl Operation {
     fn responses(&self) -> Value {
         let answer = |(media, schema): &(&str, Value)| ((*media).to_owned(), json!({ "schema": schema }));
         let content: Map<String, Value> = self.answers.iter().map(answer).collect();
-        let streams = self.answers.iter().any(|(media, _)| *media == "text/event-stream");
         let mut headers = self.answer_headers();
         headers.extend(QUEUE.iter().filter(|_| self.queues));
-        headers.extend(["cache-control"].iter().filter(|_| streams));
-        let description = if streams { "The answer; events where `stream` is true." } else { "The answer." };
+        headers.extend(["cache-control"].iter().filter(|_| self.streams()));
+        let description = if self.streams() { "The answer; events where `stream` is true." } else { "The answer." };
         let mut responses = Map::new();
         responses.insert(
             "200".to_owned(),
