@@ -177,7 +177,7 @@ pub struct ServeArgs {
     /// be repeated
     #[arg(long, env = "WICK_ALSO", value_name = "NAME[=MODEL]", value_delimiter = ',')]
     pub also: Vec<String>,
-    /// Keys file: with it, every route but /livez and /readyz wants a key (see `wick key`)
+    /// Keys file: with it, every route but /livez, /readyz and /openapi.json wants a key (see `wick key`)
     #[arg(long, env = "WICK_KEYS", value_name = "FILE")]
     pub keys: Option<PathBuf>,
     /// Listen on a non-loopback address without keys

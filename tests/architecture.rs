@@ -45,7 +45,7 @@ const IMPORTS: [(&str, &[&str]); 18] = [
 ];
 
 /// For each dependency, the modules (or files) that may know it. A dependency that is not listed may be used anywhere.
-const DEPENDENCIES: [(&str, &[&str]); 22] = [
+const DEPENDENCIES: [(&str, &[&str]); 23] = [
     ("anyhow", &["cli"]),
     ("axum", &["api", "server", "telemetry"]),
     ("candle_core", &["encoder", "model", "nn", "ops", "runner", "weights"]),
@@ -62,6 +62,7 @@ const DEPENDENCIES: [(&str, &[&str]); 22] = [
     ("prometheus_client", &["telemetry"]),
     ("reqwest", &["cli/bench", "hub"]),
     ("safetensors", &["weights"]),
+    ("schemars", &["api"]),
     ("serde", &["api", "cli", "config", "hub", "model", "text", "weights"]),
     ("serde_json", &["api", "cli", "encoder", "grammar", "hub", "model", "text", "weights"]),
     ("tokenizers", &["text"]),

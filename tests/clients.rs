@@ -159,3 +159,26 @@ fn node_sdks() {
         .env("WICK_MODEL", MODEL)
         .env("WICK_EMBEDDER", EMBEDDER));
 }
+
+/// Schemathesis, which makes requests of what `/openapi.json` says, right and wrong ones: no answer may be a 5xx, or one that
+/// the document does not have. What it does is in tests/clients/openapi.
+#[test]
+fn schemathesis() {
+    let venv = folder("openapi");
+    let suite = root().join("tests/clients/openapi");
+    if !venv.join("bin/python").exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+    }
+    run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "-r"]).arg(suite.join("requirements.txt")));
+    let server = Server::start(&[MODEL, EMBEDDER, "--context", "256"]);
+    let document = format!("{}/openapi.json", server.url);
+    run(Command::new(venv.join("bin/python")).arg(suite.join("validate.py")).arg(&document));
+    // What it writes goes into the clients' folder.
+    run(Command::new(venv.join("bin/st"))
+        .arg("--config-file")
+        .arg(suite.join("schemathesis.toml"))
+        .args(["run", &document, "--generation-deterministic"])
+        .current_dir(&venv)
+        .env("PYTHONPATH", &suite)
+        .env("PYTHONDONTWRITEBYTECODE", "1"));
+}

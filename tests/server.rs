@@ -472,7 +472,7 @@ async fn routes_and_methods() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_guard_every_route_but_the_probes() {
+async fn keys_guard_every_route_but_the_probes_and_the_description() {
     let infer = generate_key("team-a", &[Scope::Infer]).unwrap();
     let other = generate_key("team-b", &[Scope::Infer]).unwrap();
     let metrics = generate_key("prometheus", &[Scope::Metrics]).unwrap();
@@ -485,6 +485,7 @@ async fn keys_guard_every_route_but_the_probes() {
     let table = [
         ("GET", "/livez", 200, 200, 200),
         ("GET", "/readyz", 200, 200, 200),
+        ("GET", "/openapi.json", 200, 200, 200),
         ("GET", "/health", 401, 200, 403),
         ("GET", "/metrics", 401, 403, 200),
         ("GET", "/v1/models", 401, 200, 403),

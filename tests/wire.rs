@@ -39,7 +39,9 @@ async fn streamed(server: &Server, path: &str, body: Value) -> String {
     let response = server.post(path, &body).send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
-    response.text().await.unwrap()
+    let stream = response.text().await.unwrap();
+    server.assert_events_described(path, &stream).await;
+    stream
 }
 
 #[tokio::test]
@@ -307,11 +309,13 @@ async fn cached_tokens_are_reported() {
 async fn models() {
     let server = server().await;
     let list: Value = server.get("/v1/models").send().await.unwrap().json().await.unwrap();
+    server.assert_described("get", "/v1/models", 200, &list).await;
     assert_json_snapshot!(list);
     let nonsense = server.get("/v1/models/%ff").send().await.unwrap();
     assert_eq!(nonsense.status(), 404);
     assert_eq!(nonsense.json::<Value>().await.unwrap()["error"]["code"], "model_not_found");
     let one: Value = server.get(&format!("/v1/models/{MODEL}")).send().await.unwrap().json().await.unwrap();
+    server.assert_described("get", "/v1/models/{id}", 200, &one).await;
     assert_eq!(one, list["data"][0]);
 }
 

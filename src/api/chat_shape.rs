@@ -1,6 +1,7 @@
 //! The JSON of chat answers: a message, and its deltas in a stream.
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Model;
@@ -12,17 +13,20 @@ use crate::sampling::TokenLogprobs;
 use crate::text::{Segment, Tokenizer};
 
 /// One choice of a whole answer.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletionChoice")]
 pub(crate) struct ChatChoice {
     index: usize,
     message: ChatMessage,
     logprobs: Option<ChatLogprobs>,
+    #[schemars(extend("enum" = ["stop", "tool_calls", "length"]))]
     finish_reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletionMessage")]
 struct ChatMessage {
     role: &'static str,
     /// `null` where there is nothing but thoughts or calls.
@@ -38,7 +42,7 @@ struct ChatMessage {
 }
 
 /// A call, or in a stream a part of one.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct ToolCall {
     /// In a stream: the call's place among the message's calls.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,14 +58,16 @@ struct ToolCall {
     custom: Option<Custom>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ToolCallFunction")]
 struct Function {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     arguments: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ToolCallCustom")]
 struct Custom {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
@@ -119,17 +125,20 @@ pub(crate) struct ChatChunks {
     calls: Vec<(usize, bool)>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletionChunkChoice")]
 pub(crate) struct ChunkChoice {
     index: usize,
     delta: ChunkDelta,
     logprobs: Option<ChatLogprobs>,
+    #[schemars(extend("enum" = ["stop", "tool_calls", "length", null]))]
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     token_ids: Vec<u32>,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletionDelta")]
 struct ChunkDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,

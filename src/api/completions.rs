@@ -4,6 +4,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -22,10 +23,10 @@ use super::{AppState, Model};
 use crate::sampling::TokenLogprobs;
 
 /// OpenAI's default.
-const MAX_TOKENS_DEFAULT: usize = 16;
+pub(crate) const MAX_TOKENS_DEFAULT: usize = 16;
 /// OpenAI's limits.
-const BEST_OF_MAX: u32 = 20;
-const LOGPROBS_MAX: u8 = 5;
+pub(crate) const BEST_OF_MAX: u32 = 20;
+pub(crate) const LOGPROBS_MAX: u8 = 5;
 
 /// The handler.
 pub(crate) async fn create(
@@ -201,11 +202,12 @@ struct CompletionShape {
     prompts: Vec<Arc<[u32]>>,
 }
 
-#[derive(Serialize)]
-struct CompletionChoice {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct CompletionChoice {
     text: String,
     index: usize,
     logprobs: Option<CompletionLogprobs>,
+    #[schemars(extend("enum" = ["stop", "tool_calls", "length", null]))]
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<PromptLogprobs>,

@@ -9,6 +9,40 @@ use super::error::ApiError;
 /// Longest part of a client's own field name that is repeated in a message.
 const NAME_SHOWN_MAX: usize = 64;
 
+/// What a parser wants of a field.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Kind {
+    Any,
+    Text,
+    Flag,
+    Array,
+    Object,
+    Integer(RangeInclusive<i64>),
+    Number(RangeInclusive<f64>),
+    OneOf(Vec<&'static str>),
+}
+
+/// The fields that parsers asked for on this thread, in tests: the API's description is compared with them.
+#[cfg(test)]
+pub(crate) mod known {
+    use std::cell::RefCell;
+
+    use super::Kind;
+
+    thread_local! {
+        static KNOWN: RefCell<Vec<(String, Kind)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn note(path: String, kind: Kind) {
+        KNOWN.with_borrow_mut(|known| known.push((path, kind)));
+    }
+
+    /// What was asked for since the last call: paths such as `messages[2].content`.
+    pub(crate) fn take() -> Vec<(String, Kind)> {
+        KNOWN.take()
+    }
+}
+
 /// A JSON object and where it stands in the request (`""` for the body itself).
 #[derive(Debug)]
 pub(crate) struct Fields {
@@ -16,6 +50,9 @@ pub(crate) struct Fields {
     map: Map<String, Value>,
     /// Fields that the client wrote elsewhere: (name, path).
     moved: Vec<(&'static str, String)>,
+    /// The server made this object: its fields' names are not a client's.
+    #[cfg_attr(not(test), expect(dead_code, reason = "read by what notes the fields that parsers know"))]
+    made: bool,
 }
 
 /// A value's JSON type, for messages.
@@ -51,13 +88,18 @@ fn whole(number: &Number) -> Option<i128> {
 impl Fields {
     /// The request's body.
     pub(crate) fn body(map: Map<String, Value>) -> Self {
-        Self { path: String::new(), map, moved: Vec::new() }
+        Self { path: String::new(), map, moved: Vec::new(), made: false }
+    }
+
+    /// Fields under the names of another dialect, made of a client's.
+    pub(crate) fn made(map: Map<String, Value>) -> Self {
+        Self { made: true, ..Self::body(map) }
     }
 
     /// An object inside the body, at `path`.
     pub(crate) fn at(path: String, value: Value) -> Result<Self, ApiError> {
         match value {
-            Value::Object(map) => Ok(Self { path, map, moved: Vec::new() }),
+            Value::Object(map) => Ok(Self { path, ..Self::body(map) }),
             other => Err(wrong(path, "an object", &other)),
         }
     }
@@ -82,7 +124,17 @@ impl Fields {
 
     /// Takes a field; absent and `null` are the same.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
+        self.note(name, || Kind::Any);
         self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Tells the test that listens, if there is one, that a parser knows this field.
+    #[cfg_attr(not(test), expect(unused_variables, reason = "only tests listen"))]
+    fn note(&self, name: &str, kind: impl FnOnce() -> Kind) {
+        #[cfg(test)]
+        if !self.made {
+            known::note(self.path(name), kind());
+        }
     }
 
     /// Looks at a field without taking it.
@@ -96,6 +148,7 @@ impl Fields {
     }
 
     pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        self.note(name, || Kind::Text);
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -104,6 +157,7 @@ impl Fields {
     }
 
     pub(crate) fn bool(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+        self.note(name, || Kind::Flag);
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
@@ -112,6 +166,7 @@ impl Fields {
     }
 
     pub(crate) fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, ApiError> {
+        self.note(name, || Kind::Array);
         match self.take(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
@@ -120,6 +175,7 @@ impl Fields {
     }
 
     pub(crate) fn object(&mut self, name: &str) -> Result<Option<Map<String, Value>>, ApiError> {
+        self.note(name, || Kind::Object);
         match self.take(name) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map)),
@@ -129,6 +185,7 @@ impl Fields {
 
     /// A whole number within `range`.
     pub(crate) fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+        self.note(name, || Kind::Integer(range.clone()));
         self.take(name).map(|value| integer_at(|| self.path(name), &value, range)).transpose()
     }
 
@@ -141,6 +198,7 @@ impl Fields {
 
     /// A finite number within `range`.
     pub(crate) fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
+        self.note(name, || Kind::Number(range.clone()));
         let Some(value) = self.take(name) else { return Ok(None) };
         let param = self.path(name);
         let Value::Number(number) = &value else { return Err(wrong(param, "a number", &value)) };
@@ -156,6 +214,7 @@ impl Fields {
 
     /// One of a few words.
     pub(crate) fn choice(&mut self, name: &str, allowed: &[&'static str]) -> Result<Option<&'static str>, ApiError> {
+        self.note(name, || Kind::OneOf(allowed.to_vec()));
         let Some(text) = self.string(name)? else { return Ok(None) };
         match allowed.iter().find(|word| **word == text) {
             Some(word) => Ok(Some(word)),

@@ -86,7 +86,7 @@ struct Rules {
 
 fn rules(path: &str) -> Rules {
     match path {
-        "/livez" | "/readyz" => Rules { scope: None, operational: true },
+        "/livez" | "/readyz" | "/openapi.json" => Rules { scope: None, operational: true },
         "/health" => Rules { scope: Some(Scope::Infer), operational: true },
         "/metrics" => Rules { scope: Some(Scope::Metrics), operational: true },
         _ => Rules { scope: Some(Scope::Infer), operational: false },
@@ -288,8 +288,8 @@ mod tests {
     }
 
     #[test]
-    fn only_probes_are_open() {
-        for path in ["/livez", "/readyz"] {
+    fn only_probes_and_the_description_are_open() {
+        for path in ["/livez", "/readyz", "/openapi.json"] {
             assert!(rules(path).scope.is_none());
         }
         for path in ["/livez/", "/health", "/metrics", "/v1/models", "/nope", "/", "//livez"] {

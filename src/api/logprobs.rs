@@ -1,6 +1,8 @@
 //! Log-probabilities in the shapes of the two endpoints.
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
 use super::choice::{PromptText, TokenEntry, prompt_entries};
@@ -8,14 +10,16 @@ use crate::sampling::TokenLogprobs;
 use crate::text::Tokenizer;
 
 /// Chat: `{"content": [...], "refusal": null}`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletionLogprobs")]
 pub(crate) struct ChatLogprobs {
     content: Vec<ChatToken>,
     refusal: Option<()>,
 }
 
 /// A token of an answer, in chats and in Responses.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TokenLogprob")]
 pub(crate) struct ChatToken {
     #[serde(flatten)]
     token: ChatAlternative,
@@ -23,7 +27,8 @@ pub(crate) struct ChatToken {
 }
 
 /// `token` is text, with U+FFFD where it is not UTF-8; `bytes` is exact.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TokenAlternative")]
 struct ChatAlternative {
     token: String,
     logprob: f32,
@@ -57,7 +62,7 @@ pub(crate) fn chat_tokens(tokenizer: &Tokenizer, entries: &[TokenEntry]) -> Vec<
 }
 
 /// Completions: four parallel arrays.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub(crate) struct CompletionLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f32>>,
@@ -119,6 +124,21 @@ impl<V> Ordered<V> {
     }
 }
 
+/// An object of `V`s.
+impl<V: JsonSchema> JsonSchema for Ordered<V> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("MapOf{}", V::schema_name()).into()
+    }
+
+    fn json_schema(types: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "object", "additionalProperties": types.subschema_for::<V>()})
+    }
+}
+
 impl<V: Serialize> Serialize for Ordered<V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
@@ -128,7 +148,8 @@ impl<V: Serialize> Serialize for Ordered<V> {
 /// One object per prompt token, `null` for the first.
 pub(crate) type PromptLogprobs = Vec<Option<Ordered<Ranked>>>;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RankedToken")]
 pub(crate) struct Ranked {
     logprob: f32,
     rank: Option<usize>,

@@ -26,6 +26,7 @@ mod logprobs;
 mod messages;
 mod models;
 mod notes;
+mod openapi;
 mod ops;
 pub mod params;
 mod pipeline;
@@ -46,7 +47,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::body::Bytes;
+use axum::routing::{MethodRouter, get, post};
 use tokio::sync::{Semaphore, watch};
 
 pub use auth::KeyStore;
@@ -169,6 +171,8 @@ struct Shared {
     text_waiting: Arc<Semaphore>,
     /// What large bodies may take, in units of [`body::CLAIM_UNIT`].
     bodies: Arc<Semaphore>,
+    /// The text of `/openapi.json`.
+    openapi: Bytes,
 }
 
 impl AppState {
@@ -230,6 +234,7 @@ impl AppState {
                 text_running: Arc::new(Semaphore::new(jobs)),
                 text_waiting: Arc::new(Semaphore::new(jobs + options.text_jobs_waiting_max)),
                 bodies: Arc::new(Semaphore::new(bodies.min(Semaphore::MAX_PERMITS))),
+                openapi: openapi::written(&options),
                 options,
             }),
         }
@@ -349,29 +354,38 @@ impl AppState {
     }
 }
 
-/// Every route of the server.
+/// Every route: its path and what answers there.
+fn routes() -> Vec<(&'static str, MethodRouter<AppState>)> {
+    let mut routes = vec![
+        ("/v1/chat/completions", post(chat::create)),
+        ("/v1/completions", post(completions::create)),
+        ("/v1/messages", post(anthropic::create)),
+        ("/v1/messages/count_tokens", post(anthropic::count)),
+        ("/v1/embeddings", post(embeddings::create)),
+        ("/v1/rerank", post(rerank::create)),
+        ("/v2/rerank", post(rerank::create)),
+        ("/rerank", post(rerank::create)),
+        ("/v1/responses", post(responses::create)),
+        ("/v1/responses/input_tokens", post(responses::input_tokens)),
+        ("/v1/models", get(models::list)),
+        ("/v1/models/{*id}", get(models::get)),
+        ("/tokenize", post(tokenize::tokenize)),
+        ("/detokenize", post(tokenize::detokenize)),
+        ("/tokenizer_info", get(tokenize::info)),
+        ("/livez", get(ops::live)),
+        ("/readyz", get(ops::ready)),
+        ("/health", get(ops::health)),
+        ("/metrics", get(ops::metrics)),
+        ("/openapi.json", get(openapi::serve)),
+    ];
+    routes.extend(workers_ai::routes());
+    routes
+}
+
+/// The server's routes, and its answers to requests that match none.
 pub fn router(state: AppState) -> Router {
-    Router::new()
-        .route("/v1/chat/completions", post(chat::create))
-        .route("/v1/completions", post(completions::create))
-        .route("/v1/messages", post(anthropic::create))
-        .route("/v1/messages/count_tokens", post(anthropic::count))
-        .route("/v1/embeddings", post(embeddings::create))
-        .route("/v1/rerank", post(rerank::create))
-        .route("/v2/rerank", post(rerank::create))
-        .route("/rerank", post(rerank::create))
-        .route("/v1/responses", post(responses::create))
-        .route("/v1/responses/input_tokens", post(responses::input_tokens))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::get))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route("/tokenizer_info", get(tokenize::info))
-        .route("/livez", get(ops::live))
-        .route("/readyz", get(ops::ready))
-        .route("/health", get(ops::health))
-        .route("/metrics", get(ops::metrics))
-        .merge(workers_ai::routes())
+    let routes = routes().into_iter().fold(Router::new(), |router, (path, methods)| router.route(path, methods));
+    routes
         .fallback(ops::not_found)
         .method_not_allowed_fallback(ops::method_not_allowed)
         .layer(axum::middleware::from_fn_with_state(state.clone(), gate::gate))

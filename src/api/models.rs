@@ -2,6 +2,7 @@
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::encoders::Encoder;
@@ -9,7 +10,8 @@ use super::error::ApiError;
 use super::{AppState, Model};
 
 /// OpenAI's model object with vLLM's `max_model_len`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Model")]
 pub(crate) struct ModelObject {
     id: String,
     object: &'static str,
@@ -18,7 +20,7 @@ pub(crate) struct ModelObject {
     max_model_len: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct ModelList {
     object: &'static str,
     data: Vec<ModelObject>,

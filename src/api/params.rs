@@ -18,13 +18,13 @@ use crate::sampling::SamplingParams;
 use crate::text::StopStrings;
 
 /// Most strings in `stop`: evaluation harnesses send more than the four that OpenAI allows.
-const STOPS_MAX: usize = 32;
+pub(crate) const STOPS_MAX: usize = 32;
 /// Most ids in `stop_token_ids`.
-const STOP_IDS_MAX: usize = 256;
+pub(crate) const STOP_IDS_MAX: usize = 256;
 /// Longest stop string, cache salt and the like, in bytes.
-const SHORT_TEXT_MAX: usize = 4096;
+pub(crate) const SHORT_TEXT_MAX: usize = 4096;
 /// More choices than this are refused.
-const N_MAX: u32 = 128;
+pub(crate) const N_MAX: u32 = 128;
 
 /// What a harmless field must look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::StreamExt;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -23,7 +24,7 @@ use super::{AppState, Model, responses_input, thoughts, turns};
 use crate::text::ChatInput;
 
 /// Fields of other endpoints: under another name here, or without a place in the answer.
-const ELSEWHERE: &[(&str, &str)] = &[
+pub(crate) const ELSEWHERE: &[(&str, &str)] = &[
     ("messages", " here; use `input`"),
     ("max_tokens", " here; use `max_output_tokens`"),
     ("max_completion_tokens", " here; use `max_output_tokens`"),
@@ -40,7 +41,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
 ];
 
 /// Fields for responses that are kept.
-const STATEFUL: &[(&str, &str)] = &[
+pub(crate) const STATEFUL: &[(&str, &str)] = &[
     ("previous_response_id", ": wick keeps no responses; send the whole conversation in `input`"),
     ("conversation", ": wick keeps no conversations; send the whole conversation in `input`"),
     ("prompt", ": wick keeps no prompts; send its text in `instructions` or `input`"),
@@ -50,7 +51,7 @@ const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// What `include` may ask for. All but the log-probabilities belong to tools that are refused, and to thoughts, which
 /// wick sends in clear.
-const INCLUDES: &[&str] = &[
+pub(crate) const INCLUDES: &[&str] = &[
     LOGPROBS,
     "reasoning.encrypted_content",
     "file_search_call.results",
@@ -64,7 +65,7 @@ const INCLUDES: &[&str] = &[
 /// Bytes of JSON of what the answer repeats of one field.
 const SETTING_MAX: usize = 1 << 20;
 
-const SUMMARIES: &[&str] = &["auto", "concise", "detailed"];
+pub(crate) const SUMMARIES: &[&str] = &["auto", "concise", "detailed"];
 
 /// The handler.
 pub(crate) async fn create(
@@ -91,7 +92,7 @@ pub(crate) async fn create(
     Ok(Json(answer.into_response()).into_response())
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct InputTokens {
     object: &'static str,
     input_tokens: usize,

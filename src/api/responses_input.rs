@@ -10,8 +10,8 @@ use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::messages::{CACHE_HINTS, arguments_of};
 
-const ROLES: &[&str] = &["user", "assistant", "system", "developer"];
-const STATUSES: &[&str] = &["in_progress", "completed", "incomplete"];
+pub(crate) const ROLES: &[&str] = &["user", "assistant", "system", "developer"];
+pub(crate) const STATUSES: &[&str] = &["in_progress", "completed", "incomplete"];
 
 /// Takes `instructions` and `input`.
 pub(crate) fn take(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {

@@ -2,6 +2,7 @@
 //! events say, streamed or not: both are made by one [`Answer`].
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
@@ -34,7 +35,7 @@ pub(crate) struct Answer {
 }
 
 /// The response object.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct Response {
     id: String,
     object: &'static str,
@@ -52,18 +53,21 @@ pub(crate) struct Response {
     settings: Map<String, Value>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ResponseError")]
 struct Failure {
     code: &'static str,
     message: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ResponseIncompleteDetails")]
 struct IncompleteDetails {
     reason: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ResponseUsage")]
 struct Usage {
     input_tokens: usize,
     input_tokens_details: InputDetails,
@@ -72,14 +76,16 @@ struct Usage {
     total_tokens: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ResponseInputDetails")]
 struct InputDetails {
     cached_tokens: usize,
     /// Writes that a client would pay for: there are none, every prompt is kept for free.
     cache_write_tokens: usize,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ResponseOutputDetails")]
 struct OutputDetails {
     reasoning_tokens: usize,
 }
@@ -96,7 +102,8 @@ impl From<Tokens> for Usage {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ResponseItem")]
 struct Item {
     id: String,
     #[serde(flatten)]
@@ -105,8 +112,9 @@ struct Item {
     status: Option<&'static str>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ResponseItemBody")]
 enum Body {
     Reasoning {
         /// wick makes none: the thoughts themselves are there.
@@ -129,8 +137,9 @@ enum Body {
     },
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ResponsePart")]
 enum Part {
     ReasoningText { text: String },
     OutputText { text: String, annotations: [(); 0], logprobs: Vec<ChatToken> },

@@ -7,9 +7,9 @@ use super::fields::{Fields, type_name};
 use crate::grammar::GrammarSource;
 
 /// Most entries of a list of choices.
-const CHOICES_MAX: usize = 1024;
+pub(crate) const CHOICES_MAX: usize = 1024;
 /// Longest name of a schema.
-const NAME_MAX: usize = 64;
+pub(crate) const NAME_MAX: usize = 64;
 
 /// What an answer is constrained to, and the field that says so.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::AppState;
@@ -15,7 +16,8 @@ use super::tools::Form;
 use super::{Model, chat};
 use crate::text::ChatInput;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Tokens")]
 pub(crate) struct Tokenized {
     count: usize,
     max_model_len: usize,
@@ -24,7 +26,8 @@ pub(crate) struct Tokenized {
     token_strs: Option<Vec<String>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Text")]
 pub(crate) struct Detokenized {
     prompt: String,
 }

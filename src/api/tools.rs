@@ -11,9 +11,9 @@ use crate::grammar::{GrammarSource, json_quoted, json_quoted_regex};
 use crate::text::{OutputFormat, Thinking, Tool, ToolChoice, call_grammar};
 
 /// More tools than this are refused, as at OpenAI.
-const TOOLS_MAX: usize = 128;
+pub(crate) const TOOLS_MAX: usize = 128;
 /// Longest name of a tool.
-const NAME_MAX: usize = 64;
+pub(crate) const NAME_MAX: usize = 64;
 /// Schemas nested more deeply are refused.
 const SCHEMA_DEPTH_MAX: usize = 64;
 const TYPES: &[&str] = &["string", "number", "integer", "boolean", "object", "array", "null"];

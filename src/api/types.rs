@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -9,7 +10,8 @@ use super::gate::Tokens;
 use super::logprobs::PromptLogprobs;
 
 /// OpenAI's usage object; the details are always present.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "Usage")]
 pub(crate) struct UsageBody {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -18,13 +20,15 @@ pub(crate) struct UsageBody {
     completion_tokens_details: CompletionDetails,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "UsagePromptDetails")]
 struct PromptDetails {
     cached_tokens: usize,
     audio_tokens: usize,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "UsageCompletionDetails")]
 struct CompletionDetails {
     reasoning_tokens: usize,
     audio_tokens: usize,
@@ -88,7 +92,8 @@ impl Envelope {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnswerOf{C}")]
 pub(crate) struct Enveloped<'e, C> {
     id: &'e str,
     object: &'static str,

@@ -1,5 +1,7 @@
 //! A real server on a real socket around a model that says what the test wants.
 #![allow(dead_code, reason = "each test crate uses its own part")]
+mod described;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -203,7 +205,9 @@ impl Server {
 
     pub async fn ask(&self, path: &str, body: Value) -> (u16, Value) {
         let response = self.post(path, &body).send().await.unwrap();
-        (response.status().as_u16(), response.json().await.unwrap())
+        let (status, body) = (response.status().as_u16(), response.json().await.unwrap());
+        self.assert_described("post", path, status, &body).await;
+        (status, body)
     }
 
     /// Tells the server to stop; `stopped` waits for it.

@@ -26,7 +26,9 @@ fn weather() -> Value {
 async fn answer(server: &Server, path: &str, body: Value) -> (u16, Value) {
     let response = server.post(path, &body).header("anthropic-version", "2023-06-01").send().await.unwrap();
     assert!(response.headers().contains_key("request-id"));
-    (response.status().as_u16(), response.json().await.unwrap())
+    let (status, body) = (response.status().as_u16(), response.json().await.unwrap());
+    server.assert_described("post", path, status, &body).await;
+    (status, body)
 }
 
 async fn ok(server: &Server, body: Value) -> Value {
@@ -38,6 +40,7 @@ async fn ok(server: &Server, body: Value) -> Value {
 /// The events of a stream: each one's name is its type.
 async fn events(server: &Server, body: Value) -> Vec<Value> {
     let text = server.post(MESSAGES, &body).send().await.unwrap().text().await.unwrap();
+    server.assert_events_described(MESSAGES, &text).await;
     let event = |event: &str| {
         let (name, data) = event.split_once('\n').unwrap();
         let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();

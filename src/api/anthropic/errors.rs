@@ -9,7 +9,7 @@ use crate::api::error::retold;
 /// What Anthropic's SDKs take for "overloaded": they retry it.
 const OVERLOADED: u16 = 529;
 
-fn status(error: &ApiError) -> StatusCode {
+pub(crate) fn status(error: &ApiError) -> StatusCode {
     match error.status() {
         StatusCode::SERVICE_UNAVAILABLE => {
             StatusCode::from_u16(OVERLOADED).expect("a status of three digits that is none is a bug")
@@ -33,7 +33,7 @@ fn kind(error: &ApiError) -> &'static str {
 }
 
 /// `{"type": "error", "error": {"type", "message"}}`, with the request's id where it is known.
-pub(super) fn body(error: &ApiError, request_id: Option<&str>) -> Value {
+pub(crate) fn body(error: &ApiError, request_id: Option<&str>) -> Value {
     let mut body = json!({"type": "error", "error": {"type": kind(error), "message": error.to_string()}});
     if let Some(id) = request_id {
         body["request_id"] = id.into();

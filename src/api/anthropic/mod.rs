@@ -21,7 +21,8 @@ use super::pipeline::{Event, events};
 use super::stream::tell;
 use answer::Answer;
 
-pub(crate) use errors::reshape;
+pub(crate) use errors::{body, reshape, status};
+pub(crate) use request::{EFFORTS, UNSUPPORTED};
 
 /// Whether errors on this path are to be told in Anthropic's words.
 pub(crate) fn speaks(path: &str) -> bool {

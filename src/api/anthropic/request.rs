@@ -12,7 +12,7 @@ use crate::api::{AppState, Model};
 use crate::text::{ChatInput, Tool, ToolChoice};
 
 /// Fields of features that wick does not have.
-const UNSUPPORTED: &[(&str, &str)] = &[
+pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
     ("container", ""),
     ("context_management", ""),
     ("mcp_servers", ": call MCP servers from the client, as tools"),
@@ -23,7 +23,7 @@ const UNSUPPORTED: &[(&str, &str)] = &[
 /// Fields that have no effect here.
 const HARMLESS: [&str; 5] = ["metadata", "service_tier", "speed", "user_profile_id", "cache_control"];
 
-const EFFORTS: &[&str] = &["low", "medium", "high", "xhigh", "max"];
+pub(crate) const EFFORTS: &[&str] = &["low", "medium", "high", "xhigh", "max"];
 
 /// Turns a request into a chat.
 pub(super) fn lower(mut fields: Fields, app: &AppState) -> Result<ChatRequest, ApiError> {
@@ -107,7 +107,7 @@ fn common(fields: &mut Fields, model: &Model) -> Result<Common, ApiError> {
         chat.insert("stop".into(), sequences.into());
     }
     chat.insert("stream".into(), fields.bool("stream")?.unwrap_or(false).into());
-    let mut chat = Fields::body(chat);
+    let mut chat = Fields::made(chat);
     output_config(fields, &mut chat)?;
     Common::take(&mut chat, model).map_err(|error| match error {
         // The only one of them that has another name, and was not checked above.

@@ -12,8 +12,8 @@ mod request;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
-use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::routing::{MethodRouter, get, post};
+use axum::{Extension, Json};
 use serde::Serialize;
 
 use super::body::JsonBody;
@@ -26,14 +26,15 @@ use super::{AppState, chat, completions, embeddings, models, responses};
 pub(crate) use errors::reshape;
 
 /// The routes of every account.
-pub(crate) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/client/v4/accounts/{account}/ai/run/{*model}", post(run))
-        .route("/client/v4/accounts/{account}/ai/v1/chat/completions", post(chat::create))
-        .route("/client/v4/accounts/{account}/ai/v1/completions", post(completions::create))
-        .route("/client/v4/accounts/{account}/ai/v1/embeddings", post(embeddings::create))
-        .route("/client/v4/accounts/{account}/ai/v1/responses", post(responses::create))
-        .route("/client/v4/accounts/{account}/ai/v1/models", get(models::list))
+pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<AppState>)> {
+    vec![
+        ("/client/v4/accounts/{account}/ai/run/{*model}", post(run)),
+        ("/client/v4/accounts/{account}/ai/v1/chat/completions", post(chat::create)),
+        ("/client/v4/accounts/{account}/ai/v1/completions", post(completions::create)),
+        ("/client/v4/accounts/{account}/ai/v1/embeddings", post(embeddings::create)),
+        ("/client/v4/accounts/{account}/ai/v1/responses", post(responses::create)),
+        ("/client/v4/accounts/{account}/ai/v1/models", get(models::list)),
+    ]
 }
 
 /// Whose words errors are told in.
