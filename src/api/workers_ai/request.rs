@@ -203,7 +203,8 @@ impl TextRequest {
             continuing: true,
             reading: Reading::plain(),
             grammar,
+            thoughts: None,
         };
-        admit(app, context, plan)
+        Ok(admit(app, context, plan)?.explained().await)
     }
 }
