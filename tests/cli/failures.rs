@@ -173,6 +173,8 @@ async fn arguments_out_of_range() {
     serve(&[&model, "--context", "8193"]).await.failed(&["--context 8193 is more than the 8192 tokens", "lower it"]);
     serve(&[&model, &model]).await.failed(&["two models would both be named"]);
     serve(&[&model, &model, "--alias", "x"]).await.failed(&["--alias names one model"]);
+    serve(&[&model, "--also", "@cf/a/b=nobody"]).await.failed(&["no model is served as `nobody`", "NAME=MODEL"]);
+    serve(&[&model, "--also", "@cf/a/b,@cf/a/b"]).await.failed(&["`@cf/a/b`", "is a name already"]);
     serve(&[&model, "--chat-template", "/no/such.jinja"]).await.failed(&["/no/such.jinja"]);
     wick(&["models", "--log", "wick=loud"]).await.refused_arguments(&["--log"]);
 }

@@ -25,6 +25,10 @@ use super::{AppState, chat, completions, embeddings, models, responses};
 
 pub(crate) use errors::reshape;
 
+/// Where a client asks for an asynchronous batch.
+const NO_BATCHES: &str =
+    ": there are no asynchronous batches; send every request by itself, all at the same time: they share batches";
+
 /// The routes of every account.
 pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<AppState>)> {
     vec![
@@ -84,8 +88,7 @@ async fn run(
     // Bytes that are no text cannot be a model's name.
     let Path((_, name)) = path.map_err(|_| ApiError::ModelNotFound { model: char::REPLACEMENT_CHARACTER.into() })?;
     if query.is_some_and(|query| query.split('&').any(|pair| pair == "queueRequest=true")) {
-        let hint = ": there are no asynchronous batches; send the requests one by one, at once: they share batches";
-        return Err(ApiError::Unsupported { param: "queueRequest".to_owned(), hint });
+        return Err(ApiError::Unsupported { param: "queueRequest".to_owned(), hint: NO_BATCHES });
     }
     match app.every_encoder().find(|encoder| encoder.alias() == name).map(|encoder| encoder.purpose()) {
         Some(Purpose::Embed) => encoders::embed(&app, &context, name, body).await,

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{messages, take_model};
+use super::{NO_BATCHES, messages, take_model};
 use crate::api::body::Claim;
 use crate::api::chat::{self, ChatRequest};
 use crate::api::choice::Reading;
@@ -27,7 +27,7 @@ const ELSEWHERE: &str = " here, where an answer is one text; use …/ai/v1/chat/
 /// Fields of features that wick does not have, or that this endpoint's answers have no place for.
 const UNSUPPORTED: &[(&str, &str)] = &[
     ("lora", ": adapters cannot be added to a model"),
-    ("requests", ": there are no asynchronous batches; send the requests one by one, at once: they share batches"),
+    ("requests", NO_BATCHES),
     ("logprobs", ELSEWHERE),
     ("top_logprobs", ELSEWHERE),
     ("prompt_logprobs", ELSEWHERE),
