@@ -2,20 +2,21 @@
 
 import schemathesis
 
-# What limits an answer's tokens, by path; answers have few.
+TOKENS = 3
+# What limits an answer's tokens, by path, where it may be left out.
 LIMITS = {
     "/v1/chat/completions": "max_completion_tokens",
     "/v1/completions": "max_tokens",
     "/v1/responses": "max_output_tokens",
-    "/v1/messages": "max_tokens",
 }
-TOKENS = 3
-# Fields that multiply the work: valid values above these are lowered, others stay as the fuzzer made them.
-MOST = {"n": 2, "best_of": 2, "max_tokens": TOKENS, "max_completion_tokens": TOKENS, "max_output_tokens": TOKENS}
-
-
-def is_count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**32
+# Fields that multiply the work: to what they are lowered, and their largest valid value. Others stay as they are.
+MOST = {
+    "n": (2, 128),
+    "best_of": (2, 20),
+    "max_tokens": (TOKENS, 2**32 - 1),
+    "max_completion_tokens": (TOKENS, 2**32 - 1),
+    "max_output_tokens": (TOKENS, 2**32 - 1),
+}
 
 
 @schemathesis.hook
@@ -24,8 +25,9 @@ def before_call(context, case, kwargs):
     body = case.body
     if not isinstance(body, dict):
         return
-    for name, most in MOST.items():
-        if is_count(body.get(name)) and body[name] > most:
+    for name, (most, valid) in MOST.items():
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and most < value <= valid:
             body[name] = most
     limit = LIMITS.get(case.operation.path)
     if limit and body.get(limit) is None and body.get("max_tokens") is None and len(body) > 0:
