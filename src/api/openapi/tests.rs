@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use super::document;
 use crate::api::fields::{Kind, known};
 use crate::api::{AppState, KeyStore, ServedEncoder, ServedModel, ServerOptions, auth, router, routes};
-use crate::encoder::{EncodeError, EncoderHandle, EncoderInfo, EncoderInput, EncoderLimits, EncoderRunner};
+use crate::encoder::{
+    EncodeError, EncoderHandle, EncoderInfo, EncoderInput, EncoderLimits, EncoderRunner, Pooling,
+};
 use crate::engine::{EngineHandle, QueueLimits};
 use crate::scheduler::SchedulerConfig;
 use crate::testing::FakeRunner;
@@ -38,7 +40,8 @@ fn text(folder: &str, template: Option<&str>) -> Arc<TextTools> {
 }
 
 fn encoder(alias: &str, scores: bool) -> ServedEncoder {
-    let info = EncoderInfo { vocab: 400, tokens_max: 64, dimensions: (!scores).then_some(4) };
+    let pooling = (!scores).then_some(Pooling::Mean);
+    let info = EncoderInfo { vocab: 400, tokens_max: 64, dimensions: pooling.map(|_| 4), pooling };
     let limits = EncoderLimits { requests_max: 2, tokens_max: 1000, batch_tokens_max: 64 };
     ServedEncoder {
         alias: alias.to_owned(),
