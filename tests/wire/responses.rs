@@ -364,7 +364,7 @@ async fn refused_responses() {
         {"tools": tools(), "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, {"tool_choice": "any"}, {"tool_choice": "required"},
         {"text": {"format": schema}}, {"text": {"format": {"type": "json_schema", "schema": {}}}},
         {"text": {"format": {"type": "yaml"}}}, {"text": {"verbosity": "low"}}, {"text": {"style": 1}},
-        {"reasoning": {"effort": "huge"}}, {"reasoning": {"summary": "long"}}, {"reasoning": {"max_tokens": 1}},
+        {"reasoning": {"effort": "huge"}}, {"reasoning": {"summary": "long"}}, {"reasoning": {"max_tokens": "1"}},
         {"max_output_tokens": 0}, {"max_output_tokens": 10_000}, {"max_tool_calls": 0}, {"temperature": 3}, {"top_p": 2}, {"top_logprobs": 1}, {"include": ["x"]}, {"include": [1]},
         {"truncation": "left"}, {"metadata": {"a": 1}}, {"service_tier": "gold"}, {"stream_options": {}}, {"stream": 1},
         {"messages": []}, {"max_tokens": 1}, {"n": 2}, {"response_format": {"type": "text"}}, {"model": "gpt-9"}, {"inptu": "x"},
