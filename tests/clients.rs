@@ -75,22 +75,22 @@ fn run(command: &mut Command) {
     assert!(status.success(), "{command:?} ended with {status}");
 }
 
-/// The `bin` of a virtual environment that has what `requirements` of tests/clients/python names. Each is its own: what
-/// they pin differs.
+/// The `bin` of a virtual environment that has what `requirements` of tests/clients names. Each is its own: what they pin
+/// differs.
 fn venv(name: &str, requirements: &str) -> PathBuf {
     let _one = lock(name);
     let venv = folder(name);
     if !venv.join("bin/python").exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
     }
-    let requirements = root().join("tests/clients/python").join(requirements);
+    let requirements = root().join("tests/clients").join(requirements);
     run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "-r"]).arg(requirements));
     venv.join("bin")
 }
 
 /// Runs suites of tests/clients/python against `wick serve SERVE`, with the official SDKs.
 fn pytest(serve: &[&str], arguments: &[&str], environment: &[(&str, String)]) {
-    let python = venv("python", "requirements.txt").join("python");
+    let python = venv("python", "python/requirements.txt").join("python");
     let server = Server::start(serve);
     run(Command::new(python)
         .args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5"])
@@ -121,7 +121,7 @@ fn python_agents() {
 /// LiteLLM's proxy in front of a wick that wants a key and has a short queue.
 #[test]
 fn litellm_proxy() {
-    let proxy = venv("litellm", "requirements-litellm.txt").join("litellm");
+    let proxy = venv("litellm", "python/requirements-litellm.txt").join("litellm");
     let keys = folder("keys").join("keys.toml");
     let _ = std::fs::remove_file(&keys);
     let made = Command::new(env!("CARGO_BIN_EXE_wick")).args(["key", "gateway", "--append"]).arg(&keys).output();
@@ -136,7 +136,7 @@ fn litellm_proxy() {
 /// lm-eval's `local-completions` and `local-chat-completions` on tasks of this repository.
 #[test]
 fn lm_eval_harness() {
-    let harness = venv("lm-eval", "requirements-lm-eval.txt").join("lm-eval");
+    let harness = venv("lm-eval", "python/requirements-lm-eval.txt").join("lm-eval");
     let environment = [("LM_EVAL", harness.display().to_string())];
     pytest(&[MODEL], &[HARNESS_SUITE], &environment);
 }
@@ -164,21 +164,19 @@ fn node_sdks() {
 /// the document does not have. What it does is in tests/clients/openapi.
 #[test]
 fn schemathesis() {
-    let venv = folder("openapi");
+    let bin = venv("openapi", "openapi/requirements.txt");
     let suite = root().join("tests/clients/openapi");
-    if !venv.join("bin/python").exists() {
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
-    }
-    run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "-r"]).arg(suite.join("requirements.txt")));
     let server = Server::start(&[MODEL, EMBEDDER, "--context", "256"]);
     let document = format!("{}/openapi.json", server.url);
-    run(Command::new(venv.join("bin/python")).arg(suite.join("validate.py")).arg(&document));
+    run(Command::new(bin.join("python")).arg(suite.join("validate.py")).arg(&document));
     // What it writes goes into the clients' folder.
-    run(Command::new(venv.join("bin/st"))
+    run(Command::new(bin.join("st"))
         .arg("--config-file")
         .arg(suite.join("schemathesis.toml"))
         .args(["run", &document, "--generation-deterministic"])
-        .current_dir(&venv)
+        .current_dir(folder("openapi"))
         .env("PYTHONPATH", &suite)
-        .env("PYTHONDONTWRITEBYTECODE", "1"));
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("WICK_MODEL", MODEL)
+        .env("WICK_EMBEDDER", EMBEDDER));
 }

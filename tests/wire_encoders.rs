@@ -280,6 +280,8 @@ async fn workers_ai_embeds_and_reranks() {
         (&embed, json!({"text": ["x", ""]}), 5006, "/text/1"),
         (&embed, json!({"text": "x", "pooling": "cls"}), 5006, "/pooling"),
         (&embed, json!({"text": "x", "input": "x"}), 5006, "/input"),
+        (&embed, json!({"text": "x", "dimensions": 2}), 5006, "/dimensions"),
+        (&rerank, json!({"query": "x", "contexts": contexts, "return_documents": true}), 5006, "/return_documents"),
         (&embed, json!({"text": ["x", "x ".repeat(11)]}), 5021, "/text/1"),
         (&rerank, json!({"query": "x"}), 5006, "/contexts"),
         (&rerank, json!({"query": "x", "contexts": [{"text": "x"}, {"txt": "x"}]}), 5006, "/contexts/1/text"),

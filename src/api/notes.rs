@@ -14,7 +14,7 @@ use crate::kv::{ClosestPrefix, PrefixEnd};
 const SESSION: HeaderName = HeaderName::from_static("x-session-affinity");
 /// The headers that name a conversation, the most telling first: gateways', OpenCode's, Codex's, Claude Code's, LiteLLM's,
 /// Helicone's, Dynamo's; last, the conversation that started this one.
-const SESSIONS: [&str; 11] = [
+pub(crate) const SESSIONS: [&str; 11] = [
     "x-session-affinity",
     "x-session-id",
     "x-opencode-session",

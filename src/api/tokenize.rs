@@ -98,7 +98,7 @@ pub(crate) async fn detokenize(State(app): State<AppState>, body: JsonBody) -> R
 }
 
 /// What clients that tokenize with the routes above (lm-eval) still need to know.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(crate) struct TokenizerInfo {
     model: String,
     max_model_len: usize,

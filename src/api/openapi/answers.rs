@@ -9,7 +9,7 @@ use crate::api::chat_shape::{ChatChoice, ChunkChoice};
 use crate::api::completions::CompletionChoice;
 use crate::api::logprobs::ChatToken;
 use crate::api::types::Enveloped;
-use crate::api::{embeddings, models, rerank, responses, responses_shape, tokenize};
+use crate::api::{embeddings, models, rerank, responses, responses_shape, tokenize, workers_ai};
 
 /// Answers and events by the names of their components.
 pub(super) fn components() -> Map<String, Value> {
@@ -27,11 +27,16 @@ pub(super) fn components() -> Map<String, Value> {
     collect::<models::ModelObject>(&mut types);
     collect::<tokenize::Tokenized>(&mut types);
     collect::<tokenize::Detokenized>(&mut types);
+    collect::<tokenize::TokenizerInfo>(&mut types);
     collect::<embeddings::Body<'_>>(&mut types);
     collect::<rerank::Reranked>(&mut types);
     collect::<responses::InputTokens>(&mut types);
     collect::<responses_shape::Response>(&mut types);
     collect::<ChatToken>(&mut types);
+    collect::<workers_ai::Envelope<workers_ai::TextResult>>(&mut types);
+    collect::<workers_ai::Envelope<workers_ai::Vectors>>(&mut types);
+    collect::<workers_ai::Envelope<workers_ai::Ranking>>(&mut types);
+    collect::<workers_ai::Piece>(&mut types);
     let mut all = types.take_definitions(true);
     all.extend(named);
     all.insert("ResponseEvent".to_owned(), response_event());
@@ -40,6 +45,8 @@ pub(super) fn components() -> Map<String, Value> {
     all.insert("MessageTokens".to_owned(), object(vec![("input_tokens", counted())]));
     all.insert("Error".to_owned(), error());
     all.insert("MessageError".to_owned(), message_error());
+    all.insert("WorkersAiAnswer".to_owned(), super::workers_ai::answer());
+    all.insert("WorkersAiError".to_owned(), super::workers_ai::error());
     all
 }
 

@@ -1,7 +1,10 @@
 //! What `/v1/responses`, `/v1/messages`, `/v1/embeddings` and `/v1/rerank` take, and what belongs to each of them.
 use serde_json::{Value, json};
 
-use super::generation::{cache_hints, model, refused, schema_name, shared, template_kwargs, tool_name, tools};
+use super::generation::{
+    cache_hints, model, options, reasoning_budget, refused, schema_name, shared, template_kwargs, thinking_budgets,
+    tool_name, tools,
+};
 use super::schema::{
     Field, any_of, anything, count, default, flag, integer, list, list_of, map, number, object, one_of, optional,
     required, some_text, text, token, with, words,
@@ -43,7 +46,9 @@ pub(super) fn response_count() -> Value {
 fn response_prompt() -> Vec<Field> {
     let mut fields: Vec<Field> = ELSEWHERE.iter().chain(STATEFUL).map(|(name, hint)| refused(name, hint)).collect();
     fields.extend(tools(Form::Flat));
+    fields.extend(thinking_budgets());
     let reasoning = object(vec![
+        reasoning_budget(),
         optional("effort", words(EFFORTS), "How much a model thinks that can be told so."),
         optional("summary", words(SUMMARIES), "There are no summaries: the thoughts themselves are shown."),
         optional("generate_summary", words(SUMMARIES), "The same under its old name."),
@@ -204,11 +209,7 @@ pub(super) fn messages(counting: bool) -> Value {
 fn thinking() -> Value {
     object(vec![
         required("type", words(&["enabled", "disabled", "adaptive", "between_tools"]), ""),
-        optional(
-            "budget_tokens",
-            count(1..=u32::MAX),
-            "Not enforced: `max_tokens` bounds thoughts and answer together.",
-        ),
+        optional("budget_tokens", count(1..=u32::MAX), "Most tokens that the model may think."),
         optional("display", words(&["summarized", "omitted"]), "`omitted` leaves the thoughts out of the answer."),
     ])
 }
@@ -277,11 +278,11 @@ fn message() -> Value {
 }
 
 /// Fields that say who asks.
-fn asker() -> Vec<Field> {
+pub(super) fn asker() -> Vec<Field> {
     ["user", "request_id", "safety_identifier"].map(|name| optional(name, text(), "Checked, then ignored.")).into()
 }
 
-fn truncation(about: &str) -> Field {
+pub(super) fn truncation(about: &str) -> Field {
     optional("truncate_prompt_tokens", integer(-1..=i64::MAX), about)
 }
 
@@ -292,6 +293,7 @@ pub(super) fn embedding() -> Value {
     let mut fields = asker();
     fields.extend([
         model("embeds"),
+        options(),
         required("input", input, "One text or several, or the ids of their tokens, which are taken as they are."),
         optional(
             "encoding_format",
@@ -316,6 +318,7 @@ pub(super) fn rerank() -> Value {
     let mut fields = asker();
     fields.extend([
         model("reranks"),
+        options(),
         required("query", some_text(), "What is searched for."),
         required("documents", list_of(document, 1..=INPUTS_MAX), "What is to be ordered by how well it fits."),
         optional("top_n", count(1..=u32::MAX), "Answer with so many of the best. Without it: with all."),

@@ -41,6 +41,8 @@ pub(super) fn shared() -> Vec<Field> {
             text_of(1..=SHORT_TEXT_MAX),
             "Only requests with the same salt share cached prompts. Limited in bytes.",
         ),
+        cache_key(),
+        options(),
         optional(
             "truncate_prompt_tokens",
             integer(-1..=i64::MAX),
@@ -55,6 +57,40 @@ pub(super) fn shared() -> Vec<Field> {
         optional("stream_options", stream_options(), "Only with `stream`."),
     ]);
     fields
+}
+
+fn cache_key() -> Field {
+    optional(
+        "prompt_cache_key",
+        text(),
+        "Names the conversation, as the header `x-session-affinity` does, which goes first.",
+    )
+}
+
+/// `options`, which Workers AI has.
+pub(super) fn options() -> Field {
+    let refuses = "Answer with an error instead of having the request wait for others.";
+    let options = object(vec![optional("rejectIfBusy", default(flag(), false), refuses)]);
+    optional("options", options, "How the request is treated.")
+}
+
+/// Tokens of thoughts.
+fn budget() -> Value {
+    integer(-1..=i64::from(u32::MAX))
+}
+
+/// The names that the budget of thoughts has beside the conversation.
+pub(super) fn thinking_budgets() -> Vec<Field> {
+    let about = "Most tokens that the model may think; -1: any number.";
+    vec![
+        optional("thinking_budget", budget(), about),
+        optional("thinking_token_budget", budget(), "The same under vLLM's name."),
+    ]
+}
+
+/// `max_tokens` of `reasoning`.
+pub(super) fn reasoning_budget() -> Field {
+    optional("max_tokens", budget(), "As `thinking_budget`.")
 }
 
 fn sampling() -> Vec<Field> {
@@ -207,17 +243,21 @@ fn structured(prefix: &str) -> Vec<Field> {
 
 /// The body of `/v1/chat/completions`.
 pub(super) fn chat() -> Value {
-    let mut fields = shared();
+    let mut fields = chat_fields();
     fields.push(model("generates"));
+    object(fields)
+}
+
+/// What is said of a chat and its answer.
+pub(super) fn chat_fields() -> Vec<Field> {
+    let mut fields = shared();
     fields.extend(conversation());
+    fields.extend(thinking_budgets());
     let effort = || words(EFFORTS);
-    let reasoning = object(vec![
-        optional("effort", effort(), "As `reasoning_effort`."),
-        refused("max_tokens", " yet: thoughts are bounded by `max_completion_tokens` alone"),
-    ]);
+    let reasoning = object(vec![optional("effort", effort(), "As `reasoning_effort`."), reasoning_budget()]);
     fields.extend([
         optional("reasoning_effort", effort(), "How much a model thinks that can be told so; `none`: not at all."),
-        optional("reasoning", reasoning, "Another form of `reasoning_effort`."),
+        optional("reasoning", reasoning, "Another form of `reasoning_effort` and `thinking_budget`."),
         optional("include_reasoning", default(flag(), true), "Whether the answer shows the thoughts."),
         optional(
             "max_completion_tokens",
@@ -228,7 +268,7 @@ pub(super) fn chat() -> Value {
         optional("logprobs", default(flag(), false), "Log-probabilities of the answer's tokens."),
         optional("top_logprobs", integer(0..=20), "With so many alternatives; only with `logprobs`."),
     ]);
-    object(fields)
+    fields
 }
 
 /// The body of `/v1/completions`.
@@ -297,7 +337,7 @@ fn conversation() -> Vec<Field> {
     fields.extend([
         required(
             "messages",
-            list_of(message(), 1..=usize::MAX),
+            list_of(message(Calls::OpenAi), 1..=usize::MAX),
             "The conversation. A tool's result must follow the call with its id.",
         ),
         optional(
@@ -327,7 +367,16 @@ pub(super) fn cache_hints() -> Vec<Field> {
         .collect()
 }
 
-fn message() -> Value {
+/// How calls and their results may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Calls {
+    OpenAi,
+    /// Also as Workers AI has them: a name with its arguments, and a result that names no call.
+    Traditional,
+}
+
+/// A message of a chat.
+pub(super) fn message(calls: Calls) -> Value {
     let common = |roles: &[&str], content: Field| {
         let mut fields =
             vec![required("role", words(roles), "Who says it."), content, optional("name", text(), "Of the speaker.")];
@@ -337,19 +386,24 @@ fn message() -> Value {
     let said = required("content", content(1), "A text, or its parts.");
     let spoken = common(&["system", "developer", "user"], said);
     let mut result = common(&["tool"], required("content", content(1), "What the tool says."));
-    result.push(required("tool_call_id", text(), "The call that it answers."));
+    let about = "The call that it answers.";
+    result.push(match calls {
+        Calls::OpenAi => required("tool_call_id", text(), about),
+        Calls::Traditional => optional("tool_call_id", text(), "The call that it answers. Without it: the next one."),
+    });
+    let mut made = vec![call("function"), call("custom")];
+    if calls == Calls::Traditional {
+        made.push(traditional_call());
+    }
     let about = "Needed unless there are calls or a refusal.";
     let mut answer = common(&["assistant"], optional("content", content(0), about));
     answer.extend([
         optional("refusal", text(), "Stands for the content of an answer that has none."),
-        optional(
-            "tool_calls",
-            list(any_of(vec![call("function"), call("custom")])),
-            "The calls that the assistant made.",
-        ),
+        optional("tool_calls", list(any_of(made)), "The calls that the assistant made."),
         optional("reasoning", text(), "What the assistant thought."),
         optional("reasoning_content", text(), "The same under its older name, which goes first."),
         optional("annotations", list(anything()), "Of an earlier answer; ignored."),
+        optional("parsed", anything(), "What an SDK made of the content; ignored."),
         refused("audio", ""),
         refused("function_call", ": use `tool_calls`"),
     ]);
@@ -372,6 +426,7 @@ fn call(kind: &str) -> Value {
     let made = object(vec![
         required("name", text(), "Of the tool."),
         optional(said, text(), "What it was called with, as the model wrote it."),
+        optional("parsed_arguments", anything(), "What an SDK made of the arguments; ignored."),
     ]);
     let word = words(&[kind]);
     let word = if kind == "custom" { required("type", word, "") } else { optional("type", default(word, kind), "") };
@@ -380,6 +435,15 @@ fn call(kind: &str) -> Value {
         word,
         optional("index", integer(0..=i64::MAX), "Where the call stood in a stream; ignored."),
         required(kind, made, "What is called."),
+    ])
+}
+
+fn traditional_call() -> Value {
+    object(vec![
+        optional("id", text(), "To be repeated by the tool's result."),
+        optional("index", integer(0..=i64::MAX), "Where the call stood in a stream; ignored."),
+        required("name", text(), "Of the tool."),
+        optional("arguments", any_of(vec![map(), text()]), "What it was called with."),
     ])
 }
 
@@ -395,21 +459,57 @@ pub(super) fn tool_name() -> Field {
 
 /// `tools`, `tool_choice` and `parallel_tool_calls`.
 pub(super) fn tools(form: Form) -> Vec<Field> {
-    let function = vec![
+    let tool = one_of(vec![tool(form, "function"), tool(form, "custom")]);
+    tool_fields(list_of(tool, 0..=TOOLS_MAX), tool_choice(form))
+}
+
+/// The same, of these tools and choices.
+pub(super) fn tool_fields(tools: Value, choice: Value) -> Vec<Field> {
+    let about = "Whether it may, must, or which one it must call. `auto` where there are tools.";
+    vec![
+        optional("tools", tools, "What the model may call."),
+        optional("tool_choice", choice, about),
+        optional("parallel_tool_calls", default(flag(), true), "More than one call may be made in an answer."),
+    ]
+}
+
+/// What is said of a tool that is a function.
+pub(super) fn function() -> Vec<Field> {
+    vec![
         tool_name(),
         optional("description", text(), "What it does, for the model."),
         optional("parameters", map(), "A JSON schema of type `object`. Without it there are no arguments."),
         optional("strict", default(flag(), false), "Refuse a schema that cannot be enforced."),
+    ]
+}
+
+/// What is said of a tool that takes a text.
+fn custom(form: Form) -> Vec<Field> {
+    let grammar = vec![
+        required("syntax", words(&["lark", "regex"]), "How the definition is written."),
+        required("definition", text(), "A grammar in Lark's form, or a regular expression for the whole text."),
     ];
-    let format = object(vec![required("type", words(&["text"]), "Grammars are not supported.")]);
-    let custom = vec![
+    let kind = |kind: &str| required("type", words(&[kind]), "");
+    let format = one_of(vec![object(vec![kind("text")]), placed(form, "grammar", grammar, Vec::new())]);
+    vec![
         tool_name(),
         optional("description", text(), "What it does, for the model."),
-        optional("format", format, "Any text."),
-    ];
-    let hint = || optional("cache_control", anything(), "A hint about caching, which cannot change the answer.");
-    let tool = |kind: &str, about: Vec<Field>| placed(form, kind, about, vec![hint()]);
-    let tools = list_of(one_of(vec![tool("function", function), tool("custom", custom)]), 0..=TOOLS_MAX);
+        optional("format", format, "What the text must look like. Without it: any text."),
+    ]
+}
+
+/// A tool's definition.
+pub(super) fn tool(form: Form, kind: &str) -> Value {
+    let about = if kind == "custom" { custom(form) } else { function() };
+    placed(form, kind, about, vec![tool_hint()])
+}
+
+pub(super) fn tool_hint() -> Field {
+    optional("cache_control", anything(), "A hint about caching, which cannot change the answer.")
+}
+
+/// Whether a tool may or must be called, and which.
+pub(super) fn tool_choice(form: Form) -> Value {
     let named = |kind: &str| {
         let mut about = vec![tool_name()];
         let more = ["description", "parameters", "strict", "format"];
@@ -424,21 +524,12 @@ pub(super) fn tools(form: Form) -> Vec<Field> {
             "The tools that may be called.",
         ),
     ];
-    let choice = one_of(vec![
+    one_of(vec![
         words(&["none", "auto", "required"]),
         named("function"),
         named("custom"),
         placed(form, "allowed_tools", allowed, Vec::new()),
-    ]);
-    vec![
-        optional("tools", tools, "What the model may call."),
-        optional(
-            "tool_choice",
-            choice,
-            "Whether it may, must, or which one it must call. `auto` where there are tools.",
-        ),
-        optional("parallel_tool_calls", default(flag(), true), "More than one call may be made in an answer."),
-    ]
+    ])
 }
 
 /// A typed object: what it says stands under its type's name in chats, beside it in Responses.

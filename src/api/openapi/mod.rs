@@ -10,6 +10,7 @@ mod operations;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod workers_ai;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -19,10 +20,10 @@ use serde_json::{Map, Value, json};
 
 use super::{AppState, ServerOptions};
 
-const ABOUT: &str = "Open-weight language models over the APIs of OpenAI and Anthropic.\n\n\
+const ABOUT: &str = "Open-weight language models over the APIs of OpenAI, Anthropic and Workers AI.\n\n\
     In requests, a field that is `null` counts as left out, and one that nobody knows is a 400 that names it. Unknown paths \
     are answered with 404, other methods of known ones with 405 and `Allow` (`OPTIONS` with 204), both with an error in the \
-    shape of `Error` (below `/v1/messages`: of `MessageError`). Errors of a stream that has begun come as its last event.";
+    shape of `Error` (below `/v1/messages`: of `MessageError`; below `/client/v4`: of `WorkersAiError`). Errors of a stream that has begun come as its last event.";
 
 /// The handler. The document is no secret: it is open to strangers, and the same for all.
 pub(crate) async fn serve(State(app): State<AppState>) -> Response {
@@ -116,6 +117,10 @@ fn requests() -> Map<String, Value> {
         ("RerankRequest", dialects::rerank()),
         ("TokenizeRequest", generation::tokenize()),
         ("DetokenizeRequest", generation::detokenize()),
+        ("WorkersAiRequest", workers_ai::request()),
+        ("WorkersAiTextRequest", workers_ai::text_request()),
+        ("WorkersAiEmbeddingRequest", workers_ai::embedding_request()),
+        ("WorkersAiRerankRequest", workers_ai::rerank_request()),
     ];
     bodies.map(|(name, schema)| (name.to_owned(), schema)).into_iter().collect()
 }

@@ -6,67 +6,101 @@ use serde_json::{Map, Value, json};
 
 use super::answers::events;
 use super::schema::{any_of, component, text};
+use super::workers_ai::operations as of_accounts;
 use crate::api::auth::Scope;
+use crate::api::notes::SESSIONS;
+use crate::api::workers_ai::{self, Wording};
 use crate::api::{ApiError, anthropic};
 
 /// Whose words errors are told in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dialect {
+pub(super) enum Dialect {
     OpenAi,
     Anthropic,
+    WorkersAi(Wording),
 }
 
 impl Dialect {
     fn schema(self) -> Value {
-        component(if self == Self::Anthropic { "MessageError" } else { "Error" })
+        match self {
+            Self::OpenAi => component("Error"),
+            Self::Anthropic => component("MessageError"),
+            Self::WorkersAi(Wording::Native) => component("WorkersAiError"),
+            Self::WorkersAi(Wording::Both) => json!({"allOf": [component("WorkersAiError"), component("Error")]}),
+        }
     }
 
     fn status(self, error: &ApiError) -> u16 {
-        let status = if self == Self::Anthropic { anthropic::status(error) } else { error.status() };
+        let status = match self {
+            Self::OpenAi => error.status(),
+            Self::Anthropic => anthropic::status(error),
+            Self::WorkersAi(_) => workers_ai::status(error),
+        };
         status.as_u16()
     }
 
     fn body(self, error: &ApiError) -> Value {
-        if self == Self::Anthropic { anthropic::body(error, Some("req_123")) } else { error.body() }
+        match self {
+            Self::OpenAi => error.body(),
+            Self::Anthropic => anthropic::body(error, Some("req_123")),
+            Self::WorkersAi(wording) => workers_ai::told(error, wording),
+        }
     }
 }
 
 /// A path with a method.
+#[derive(Clone)]
 pub(super) struct Operation {
     /// As the router has it.
     pub(super) path: &'static str,
     pub(super) method: &'static str,
-    id: &'static str,
-    tag: &'static str,
-    summary: &'static str,
+    pub(super) id: &'static str,
+    pub(super) tag: &'static str,
+    pub(super) summary: &'static str,
     /// The component that the body is, and an example of it.
-    body: Option<(&'static str, Value)>,
+    pub(super) body: Option<(&'static str, Value)>,
     /// Media types of the answer.
-    answers: Vec<(&'static str, Value)>,
-    dialect: Dialect,
+    pub(super) answers: Vec<(&'static str, Value)>,
+    pub(super) dialect: Dialect,
     /// `None`: open to strangers.
-    scope: Option<Scope>,
-    errors: Vec<ApiError>,
+    pub(super) scope: Option<Scope>,
+    pub(super) errors: Vec<ApiError>,
     /// Its answer says what is left of the queue.
-    queues: bool,
+    pub(super) queues: bool,
     /// Headers that are read, beside those that every operation reads.
-    headers: &'static [&'static str],
+    pub(super) headers: &'static [&'static str],
+    /// Parameters of the query: name, and what it is for.
+    pub(super) query: &'static [(&'static str, &'static str)],
 }
 
 /// Request headers: name, and what it is for.
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [(&str, &str); 6] = [
     (
         "x-request-id",
         "Becomes the id of the request, if it is short and plain: it comes back, and stands in the server's log.",
     ),
+    ("traceparent", "The caller's place in a trace, as W3C writes it, for the server's log."),
+    (
+        "x-session-affinity",
+        "Names the conversation that the request belongs to: the name comes back, and stands in the server's log.",
+    ),
+    ("x-cache-explain", "`1`: the answer's header of this name says what of the prompt was cached."),
     ("anthropic-version", "Ignored: there is one version."),
     ("anthropic-beta", "Ignored."),
 ];
 
 /// Response headers: name, and what it says.
-const ANSWER_HEADERS: [(&str, &str); 13] = [
+const ANSWER_HEADERS: [(&str, &str); 17] = [
     ("x-request-id", "The request's id, to be quoted in reports."),
     ("openai-processing-ms", "Milliseconds until the answer began."),
+    ("x-session-affinity", "The conversation's name, where the request had one."),
+    ("x-ignored-params", "Fields of the request that had asked for something, and had no effect."),
+    ("x-queue-ms", "Milliseconds that the request waited for others."),
+    (
+        "x-cache-explain",
+        "Tokens of the prompt and of its cached part, and where the closest cached text differs first, such as \
+        `prompt=50, reused=32, differs_at=37, closest=differs`; `closest` may also be `none`, `ends` or `whole`.",
+    ),
     ("request-id", "As `x-request-id`, under Anthropic's name."),
     ("x-ratelimit-limit-requests", "Requests that may be queued."),
     ("x-ratelimit-limit-tokens", "Prompt tokens that may be queued."),
@@ -84,7 +118,11 @@ const ANSWER_HEADERS: [(&str, &str); 13] = [
 ];
 
 const ALWAYS: [&str; 2] = ["x-request-id", "openai-processing-ms"];
-const QUEUE: [&str; 6] = [
+/// Of answers to a body: what it was told apart by, and what became of it.
+const NOTES: [&str; 2] = ["x-session-affinity", "x-ignored-params"];
+const QUEUE: [&str; 8] = [
+    "x-queue-ms",
+    "x-cache-explain",
     "x-ratelimit-limit-requests",
     "x-ratelimit-limit-tokens",
     "x-ratelimit-remaining-requests",
@@ -99,7 +137,12 @@ fn busy() -> ApiError {
 }
 
 /// `POST`, with a JSON body, and the errors that all of these have.
-fn post(path: &'static str, id: &'static str, body: (&'static str, Value), body_bytes_max: usize) -> Operation {
+pub(super) fn post(
+    path: &'static str,
+    id: &'static str,
+    body: (&'static str, Value),
+    body_bytes_max: usize,
+) -> Operation {
     let place = || "messages[0].role".to_owned();
     let errors = vec![
         ApiError::MalformedJson { reason: "there is a syntax error", line: 1, column: 7 },
@@ -133,6 +176,7 @@ fn get(path: &'static str, id: &'static str) -> Operation {
         errors: Vec::new(),
         queues: false,
         headers: &[],
+        query: &[],
     }
 }
 
@@ -141,8 +185,8 @@ fn json_answer(name: &str) -> Vec<(&'static str, Value)> {
 }
 
 /// A JSON answer, or a stream of chunks that end with `[DONE]`, or with an error.
-fn chunked(name: &str, chunk: &str) -> Vec<(&'static str, Value)> {
-    let data = any_of(vec![component(chunk), component("Error")]);
+pub(super) fn chunked(name: &str, chunk: &str, error: &str) -> Vec<(&'static str, Value)> {
+    let data = any_of(vec![component(chunk), component(error)]);
     vec![("application/json", component(name)), ("text/event-stream", events(data, false, true))]
 }
 
@@ -153,6 +197,13 @@ fn told(name: &str, event: &str) -> Vec<(&'static str, Value)> {
 
 /// Every operation.
 pub(super) fn all(body_bytes_max: usize) -> Vec<Operation> {
+    let mut all = own(body_bytes_max);
+    all.extend(of_accounts(&all, body_bytes_max));
+    all
+}
+
+/// The operations below no account.
+fn own(body_bytes_max: usize) -> Vec<Operation> {
     let post = |path, id, body| post(path, id, body, body_bytes_max);
     let hello = || json!([{"role": "user", "content": "Hello!"}]);
     let rerank = |path, id| Operation {
@@ -174,14 +225,14 @@ pub(super) fn all(body_bytes_max: usize) -> Vec<Operation> {
         Operation {
             tag: "Chat",
             summary: "Answers a conversation",
-            answers: chunked("ChatCompletion", "ChatCompletionChunk"),
+            answers: chunked("ChatCompletion", "ChatCompletionChunk", "Error"),
             queues: true,
             ..post("/v1/chat/completions", "chat", ("ChatRequest", json!({"messages": hello(), "max_tokens": 8})))
         },
         Operation {
             tag: "Chat",
             summary: "Goes on with a text",
-            answers: chunked("Completion", "Completion"),
+            answers: chunked("Completion", "Completion", "Error"),
             queues: true,
             ..post("/v1/completions", "complete", ("CompletionRequest", json!({"prompt": "Once", "max_tokens": 8})))
         },
@@ -250,6 +301,18 @@ pub(super) fn all(body_bytes_max: usize) -> Vec<Operation> {
             answers: json_answer("Text"),
             ..post("/detokenize", "detokenize", ("DetokenizeRequest", json!({"tokens": [1, 2]})))
         },
+        Operation {
+            tag: "Tokens",
+            summary: "Tells what a client that tokenizes needs to know of a model",
+            answers: json_answer("TokenizerInfo"),
+            query: &[("model", "A name that `GET /v1/models` lists. Without it: the first model that generates.")],
+            errors: vec![
+                ApiError::ModelNotFound { model: "nope".to_owned() },
+                ApiError::WrongEndpoint { model: "embedder".to_owned(), serves: "/v1/embeddings" },
+                ApiError::Draining,
+            ],
+            ..get("/tokenizer_info", "tokenizerInfo")
+        },
         Operation { scope: None, ..probe("/livez", "live", "Says that the process answers") },
         Operation {
             scope: None,
@@ -311,7 +374,16 @@ impl Operation {
     fn parameters(&self) -> Value {
         let header = |name: &str| json!({"$ref": format!("#/components/parameters/{name}")});
         let mut parameters: Vec<Value> = self.headers.iter().map(|name| header(name)).collect();
-        parameters.push(header("x-request-id"));
+        parameters.extend(["x-request-id", "traceparent"].map(header));
+        if self.body.is_some() {
+            parameters.extend(SESSIONS.map(header));
+        }
+        if self.queues {
+            parameters.push(header("x-cache-explain"));
+        }
+        parameters.extend(self.query.iter().map(|(name, about)| {
+            json!({"name": name, "in": "query", "required": false, "description": about, "schema": text()})
+        }));
         let names = self.path.split('{').skip(1).filter_map(|rest| rest.split_once('}'));
         parameters.extend(names.map(|(name, _)| {
             let schema = json!({"type": "string", "minLength": 1});
@@ -356,7 +428,7 @@ impl Operation {
         let mut headers = self.answer_headers();
         match status {
             401 => headers.push("www-authenticate"),
-            503 | 529 => headers.extend(["retry-after", "retry-after-ms"]),
+            429 | 503 | 529 => headers.extend(["retry-after", "retry-after-ms"]),
             _ => {}
         }
         let content = json!({"application/json": {"schema": self.dialect.schema(), "examples": examples}});
@@ -364,8 +436,9 @@ impl Operation {
     }
 
     fn answer_headers(&self) -> Vec<&'static str> {
+        let notes = NOTES.iter().filter(|_| self.body.is_some());
         let own = ["request-id"].iter().filter(|_| self.dialect == Dialect::Anthropic);
-        ALWAYS.iter().chain(own).copied().collect()
+        ALWAYS.iter().chain(notes).chain(own).copied().collect()
     }
 }
 
@@ -374,9 +447,10 @@ fn reason(status: u16) -> &'static str {
         400 => "The request is wrong: the message says what and where.",
         401 => "No API key, or not a valid one.",
         403 => "The key lacks the scope that this route needs.",
-        404 => "No such model.",
+        404 => "No such model, or no such route.",
+        405 => "Adapters cannot be added to a model.",
         408 => "The body did not arrive in time.",
-        413 => "The body is larger than this server takes.",
+        413 => "The request is larger than this server or its model takes.",
         415 => "The body has a content encoding.",
         500 => "The server failed.",
         _ => "The server is busy, shutting down, or its engine has stopped; try again later.",
@@ -395,13 +469,16 @@ pub(super) fn parameters() -> Map<String, Value> {
             json!({"name": name, "in": "header", "required": false, "description": about, "schema": text()});
         ((*name).to_owned(), parameter)
     };
-    HEADERS.iter().map(parameter).collect()
+    let further = SESSIONS.iter().filter(|name| HEADERS.iter().all(|(known, _)| known != *name));
+    let further: Vec<(&str, &str)> =
+        further.map(|name| (*name, "As `x-session-affinity`, where that is missing.")).collect();
+    HEADERS.iter().chain(&further).map(parameter).collect()
 }
 
 /// The response headers that operations refer to.
 pub(super) fn headers() -> Map<String, Value> {
     let is_count = |name: &str| {
-        ["openai-processing-ms", "retry-after", "retry-after-ms"].contains(&name)
+        ["openai-processing-ms", "x-queue-ms", "retry-after", "retry-after-ms"].contains(&name)
             || name.starts_with("x-ratelimit-limit")
             || name.starts_with("x-ratelimit-remaining")
     };

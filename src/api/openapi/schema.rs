@@ -10,6 +10,13 @@ pub(super) struct Field {
     required: bool,
 }
 
+impl Field {
+    /// The same field where it may be left out.
+    pub(super) fn or_absent(self) -> Self {
+        Self { schema: or_null(self.schema), required: false, ..self }
+    }
+}
+
 /// A field that must be there.
 pub(super) fn required(name: &str, schema: Value, about: &str) -> Field {
     Field { name: name.to_owned(), schema: described(schema, about), required: true }

@@ -13,9 +13,7 @@ use serde_json::{Value, json};
 use super::document;
 use crate::api::fields::{Kind, known};
 use crate::api::{AppState, KeyStore, ServedEncoder, ServedModel, ServerOptions, auth, router, routes};
-use crate::encoder::{
-    EncodeError, EncoderHandle, EncoderInfo, EncoderInput, EncoderLimits, EncoderRunner, Pooling,
-};
+use crate::encoder::{EncodeError, EncoderHandle, EncoderInfo, EncoderInput, EncoderLimits, EncoderRunner, Pooling};
 use crate::engine::{EngineHandle, QueueLimits};
 use crate::scheduler::SchedulerConfig;
 use crate::testing::FakeRunner;
@@ -218,10 +216,23 @@ fn without_indices(path: &str) -> String {
     parts.fold(first, |path, part| path + "[]" + part.split_once(']').unwrap().1)
 }
 
+/// The path for a body: of an account, and of the model that takes such bodies.
+fn concrete(path: &str, body: &Value) -> String {
+    let model = match (body.get("text"), body.get("query")) {
+        (Some(_), _) => "embedder",
+        (_, Some(_)) => "reranker",
+        _ => "m",
+    };
+    path.replace("{account}", "any").replace("{model}", model)
+}
+
 /// Bodies that have every object a request may have. Some are refused: after all of their fields have been asked for.
 fn bodies(path: &str) -> Vec<Value> {
+    let path = path.strip_prefix("/client/v4/accounts/{account}/ai").unwrap_or(path);
     let function = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
-    let custom = json!({"type": "custom", "custom": {"name": "c", "format": {"type": "text"}}});
+    let grammar = json!({"syntax": "regex", "definition": "[a-z]+"});
+    let format = json!({"type": "grammar", "grammar": grammar});
+    let custom = json!({"type": "custom", "custom": {"name": "c", "format": format}});
     let tools = json!([function, custom]);
     let call = json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}});
     let custom_call = json!({"id": "2", "type": "custom", "custom": {"name": "c", "input": "x"}});
@@ -243,7 +254,8 @@ fn bodies(path: &str) -> Vec<Value> {
             json!({"messages": messages, "tools": tools, "tool_choice": allowed}),
         ]
     };
-    let flat = json!([{"type": "function", "name": "f"}, {"type": "custom", "name": "c", "format": {"type": "text"}}]);
+    let flat_format = json!({"type": "grammar", "syntax": "regex", "definition": "[a-z]+"});
+    let flat = json!([{"type": "function", "name": "f"}, {"type": "custom", "name": "c", "format": flat_format}]);
     let allowed_flat = json!({"type": "allowed_tools", "mode": "auto", "tools": flat});
     let item = |kind: &str, more: Value| {
         let mut item = json!({ "type": kind });
@@ -262,6 +274,7 @@ fn bodies(path: &str) -> Vec<Value> {
         item("custom_tool_call", json!({"call_id": "2", "name": "c", "input": "x"})),
         item("custom_tool_call_output", json!({"call_id": "2", "output": "x"})),
     ]);
+    let options = json!({"rejectIfBusy": false});
     let mut responses = vec![
         json!({"input": items, "tools": flat, "tool_choice": flat[0], "reasoning": {"effort": "low"},
             "text": {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}}}}),
@@ -271,19 +284,20 @@ fn bodies(path: &str) -> Vec<Value> {
         "/v1/chat/completions" => {
             let mut all = chats();
             all.push(
-                json!({"messages": messages, "reasoning": {"effort": "low"}, "stream": true, "stream_options": {},
+                json!({"messages": messages, "reasoning": {"effort": "low"}, "stream": true, "stream_options": {}, "options": options,
                 "structured_outputs": {"json": {"type": "object"}}, "max_tokens": 2}),
             );
             all.push(json!({"messages": messages, "response_format": schema, "max_tokens": 2}));
             all
         }
         "/v1/completions" => vec![
-            json!({"prompt": "x", "stream": true, "stream_options": {}, "structured_outputs": {}, "max_tokens": 2}),
+            json!({"prompt": "x", "stream": true, "stream_options": {}, "structured_outputs": {}, "options": options, "max_tokens": 2}),
             json!({"prompt": "x", "response_format": schema, "max_tokens": 2}),
         ],
         "/tokenize" => chats(),
         "/v1/responses" => {
-            let more = json!({"input": "x", "stream": true, "stream_options": {}, "structured_outputs": {}, "max_output_tokens": 2});
+            let more = json!({"input": "x", "stream": true, "stream_options": {}, "structured_outputs": {}, "options": options,
+                "max_output_tokens": 2});
             responses.push(more);
             responses
         }
@@ -306,7 +320,25 @@ fn bodies(path: &str) -> Vec<Value> {
                 "output_config": {"format": format}}),
             ]
         }
-        "/v1/rerank" | "/v2/rerank" | "/rerank" => vec![json!({"query": "x", "documents": [{"text": "x"}]})],
+        "/v1/embeddings" => vec![json!({"input": "x", "options": options})],
+        "/v1/rerank" | "/v2/rerank" | "/rerank" => {
+            vec![json!({"query": "x", "documents": [{"text": "x"}], "options": options})]
+        }
+        "/run/{model}" => {
+            let function = json!({"name": "f", "parameters": {"type": "object"}});
+            let mut all = chats();
+            all.extend([
+                json!({"messages": messages, "tools": [function, flat[1]], "tool_choice": flat[0]}),
+                json!({"messages": messages, "tools": flat, "tool_choice": allowed_flat}),
+                json!({"messages": messages, "reasoning": {"effort": "low"}, "stream": true, "stream_options": {}, "options": options,
+                    "structured_outputs": {"json": {"type": "object"}}, "max_tokens": 2}),
+                json!({"prompt": "x", "response_format": schema, "max_tokens": 2}),
+                json!({"prompt": "x", "raw": true, "max_tokens": 2}),
+                json!({"text": "x", "options": options}),
+                json!({"query": "x", "contexts": [{"text": "x"}], "options": options}),
+            ]);
+            all
+        }
         _ => Vec::new(),
     }
 }
@@ -316,6 +348,8 @@ async fn fields_are_described_as_parsers_take_them() {
     let (document, server) = (described(), server());
     // Where a form is taken to another field, what is asked for there is no client's.
     let moved = ["text.format.json_schema", "output_config.format.json_schema"];
+    // What is brought into a chat's form before any parser asks.
+    let translated = ["messages[].tool_calls[].name", "messages[].tool_calls[].arguments"];
     let mut wrong = Vec::new();
     for (path, method, about) in operations(&document) {
         let Some(body) = about["requestBody"]["content"].get("application/json") else { continue };
@@ -326,7 +360,13 @@ async fn fields_are_described_as_parsers_take_them() {
         let examples = body["examples"].as_object().unwrap().values().map(|example| example["value"].clone());
         for body in examples.chain(bodies(&path)) {
             known::take();
-            drop(to_bytes(send(&server, Method::POST, &path, Some(&body)).await.into_body(), usize::MAX).await);
+            drop(
+                to_bytes(
+                    send(&server, Method::POST, &concrete(&path, &body), Some(&body)).await.into_body(),
+                    usize::MAX,
+                )
+                .await,
+            );
             for (path, kind) in known::take() {
                 // The words of `response_format`, too.
                 let is_moved = matches!(&kind, Kind::OneOf(words) if words.contains(&"structural_tag"))
@@ -336,7 +376,8 @@ async fn fields_are_described_as_parsers_take_them() {
                 }
             }
         }
-        let unknown = described.keys().filter(|field| !asked.contains_key(*field));
+        let is_translated = |field: &str| path.ends_with("/run/{model}") && translated.contains(&field);
+        let unknown = described.keys().filter(|field| !asked.contains_key(*field) && !is_translated(field));
         wrong.extend(unknown.map(|field| format!("{path}: `{field}` is described, but nothing asks for it")));
         for (field, kinds) in asked {
             match described.get(&field) {
@@ -357,7 +398,7 @@ async fn examples_are_answered() {
     for (path, _, about) in operations(&document) {
         let body = &about["requestBody"]["content"]["application/json"];
         for example in body["examples"].as_object().into_iter().flatten().map(|(_, example)| &example["value"]) {
-            let answer = send(&server, Method::POST, &path, Some(example)).await;
+            let answer = send(&server, Method::POST, &concrete(&path, example), Some(example)).await;
             let status = answer.status();
             let text = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
             assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&text));

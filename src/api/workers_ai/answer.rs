@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{enveloped, errors, request};
 use crate::api::body::JsonBody;
@@ -17,6 +19,50 @@ use crate::api::stream::{Telling, data, tell};
 use crate::api::types::UsageBody;
 use crate::api::{AppState, Model};
 use crate::text::Segment;
+
+/// A whole answer.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "WorkersAiText")]
+pub(crate) struct TextResult {
+    /// A text, or in JSON mode any JSON; `null` where there are but calls or thoughts.
+    response: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call>,
+    #[schemars(extend("enum" = ["stop", "tool_calls", "length"]))]
+    finish_reason: &'static str,
+    usage: UsageBody,
+}
+
+/// An event of a stream.
+#[derive(Default, Serialize, JsonSchema)]
+#[schemars(rename = "WorkersAiTextPiece")]
+pub(crate) struct Piece {
+    response: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Call>,
+    /// In the last event, with the usage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["stop", "tool_calls", "length", null]))]
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageBody>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "WorkersAiCall")]
+struct Call {
+    id: String,
+    /// In a stream: the call's place among the answer's calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    name: String,
+    /// An object; what a model wrote as no object stays text.
+    arguments: Value,
+}
 
 /// Answers a request for text.
 pub(super) async fn text(
@@ -37,25 +83,21 @@ pub(super) async fn text(
 }
 
 /// The result of a whole answer. In JSON mode the response is JSON itself.
-fn result(folded: Folded, usage: Tokens, json: bool) -> Result<Value, ApiError> {
+fn result(folded: Folded, usage: Tokens, json: bool) -> Result<TextResult, ApiError> {
     let finish = folded.finish();
     let Folded { text, reasoning, calls, .. } = folded;
-    let mut result = Map::new();
     let response = match (text.is_empty(), calls.is_empty(), json) {
         (true, false, _) => Value::Null,
         (_, _, true) => serde_json::from_str(&text).map_err(|_| not_met(finish))?,
         _ => text.into(),
     };
-    result.insert("response".to_owned(), response);
-    if !reasoning.is_empty() {
-        result.insert("reasoning_content".to_owned(), reasoning.into());
-    }
-    if !calls.is_empty() {
-        result.insert("tool_calls".to_owned(), calls.into_iter().map(call).collect());
-    }
-    result.insert("finish_reason".to_owned(), finish.name().into());
-    result.insert("usage".to_owned(), json!(UsageBody::from(usage)));
-    Ok(Value::Object(result))
+    Ok(TextResult {
+        response,
+        reasoning_content: (!reasoning.is_empty()).then_some(reasoning),
+        tool_calls: calls.into_iter().map(Call::of).collect(),
+        finish_reason: finish.name(),
+        usage: usage.into(),
+    })
 }
 
 /// An answer that is not the JSON that was asked for.
@@ -67,12 +109,13 @@ fn not_met(finish: Finish) -> ApiError {
     ApiError::GrammarStuck { reason: reason.to_owned() }
 }
 
-/// `{"name", "arguments": {…}}`. What a model wrote as no object stays text.
-fn call(call: FoldedCall) -> Value {
-    let FoldedCall { name, custom, arguments } = call;
-    let id: String = uuid::Uuid::new_v4().simple().to_string().chars().take(24).collect();
-    let arguments = if custom { json!({ "input": arguments }) } else { arguments_of(arguments) };
-    json!({"id": format!("call_{id}"), "name": name, "arguments": arguments})
+impl Call {
+    fn of(call: FoldedCall) -> Self {
+        let FoldedCall { name, custom, arguments } = call;
+        let id: String = uuid::Uuid::new_v4().simple().to_string().chars().take(24).collect();
+        let arguments = if custom { json!({ "input": arguments }) } else { arguments_of(arguments) };
+        Self { id: format!("call_{id}"), index: None, name, arguments }
+    }
 }
 
 /// Tells an answer piece by piece: texts as they come, each call when it is complete, and the usage at the end.
@@ -86,8 +129,8 @@ struct Story {
 impl Story {
     fn segment(&mut self, segment: Segment, out: &mut Vec<u8>) {
         match segment {
-            Segment::Content(text) => data(&json!({ "response": text }), out),
-            Segment::Reasoning(text) => data(&json!({"response": "", "reasoning_content": text}), out),
+            Segment::Content(text) => data(&Piece { response: text, ..Piece::default() }, out),
+            Segment::Reasoning(text) => data(&Piece { reasoning_content: Some(text), ..Piece::default() }, out),
             Segment::CallBegin { name, custom } => {
                 self.close(out);
                 self.open = Some(FoldedCall { name, custom, arguments: String::new() });
@@ -103,10 +146,9 @@ impl Story {
     /// Tells the call that is open.
     fn close(&mut self, out: &mut Vec<u8>) {
         let Some(open) = self.open.take() else { return };
-        let mut told = call(open);
-        told["index"] = self.calls.into();
+        let call = Call { index: Some(self.calls), ..Call::of(open) };
         self.calls += 1;
-        data(&json!({"response": "", "tool_calls": [told]}), out);
+        data(&Piece { tool_calls: vec![call], ..Piece::default() }, out);
     }
 }
 
@@ -125,8 +167,7 @@ impl Telling for Story {
 
     fn end(&mut self, out: &mut Vec<u8>) {
         let (reason, tokens) = self.end.expect("the end of an answer that has not finished is a bug");
-        let usage = UsageBody::from(tokens);
-        data(&json!({"response": "", "finish_reason": reason.name(), "usage": usage}), out);
+        data(&Piece { finish_reason: Some(reason.name()), usage: Some(tokens.into()), ..Piece::default() }, out);
         out.extend_from_slice(b"data: [DONE]\n\n");
     }
 

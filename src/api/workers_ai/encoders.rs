@@ -2,8 +2,9 @@
 use std::sync::Arc;
 
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Envelope, enveloped, take_model};
 use crate::api::AppState;
@@ -15,16 +16,47 @@ use crate::api::gate::RequestContext;
 use crate::api::notes::Notes;
 use crate::api::rerank::{self, RerankRequest};
 
+/// Fields of `/v1/embeddings` that have another name here, or no place in the answer.
+pub(crate) const NO_EMBEDDING: &[(&str, &str)] = &[
+    ("input", " here; use `text`"),
+    ("encoding_format", " here; use …/ai/v1/embeddings"),
+    ("dimensions", " here; use …/ai/v1/embeddings"),
+];
+
+/// The same of `/v1/rerank`.
+pub(crate) const NO_RERANKING: &[(&str, &str)] = &[
+    ("documents", " here; use `contexts`"),
+    ("top_n", " here; use `top_k`"),
+    ("return_documents", " here: the answer has the places of the contexts"),
+];
+
 /// `[texts, values of a vector]`, the vectors, and how rows became one.
-#[derive(Serialize)]
-struct Vectors {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "WorkersAiEmbeddings")]
+pub(crate) struct Vectors {
     shape: [usize; 2],
     data: Vec<Vec<f32>>,
     pooling: &'static str,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+/// Documents' places in the request with their scores, best first.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "WorkersAiReranking")]
+pub(crate) struct Ranking {
+    response: Vec<Score>,
+    usage: Usage,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "WorkersAiScore")]
+struct Score {
+    id: usize,
+    score: f32,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "WorkersAiUsage")]
 struct Usage {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -64,6 +96,7 @@ pub(super) async fn embed(
 /// Under the names that `/v1/embeddings` has for them.
 fn lower_embed(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) -> Result<EmbeddingRequest, ApiError> {
     take_model(&mut fields, name)?;
+    refuse(&mut fields, NO_EMBEDDING)?;
     let text = fields.require("text")?;
     let is_text = match &text {
         Value::String(_) => true,
@@ -74,7 +107,6 @@ fn lower_embed(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) ->
         let (param, found) = (fields.path("text"), type_name(&text));
         return Err(ApiError::WrongType { param, expected: "a string or an array of strings", found });
     }
-    free(&mut fields, "input")?;
     fields.put("input", text, "text".to_owned());
     let pooling = fields.choice("pooling", &["mean", "cls"])?;
     if fields.bool("truncate_inputs")?.unwrap_or(false) {
@@ -90,9 +122,14 @@ fn lower_embed(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) ->
     Ok(request)
 }
 
-/// Refuses a field of another dialect, whose place is needed.
-fn free(fields: &mut Fields, name: &str) -> Result<(), ApiError> {
-    fields.take(name).map_or(Ok(()), |_| Err(ApiError::UnknownParameter { param: fields.path(name) }))
+/// Refuses fields of another dialect, some of whose places are needed.
+fn refuse(fields: &mut Fields, names: &[(&str, &'static str)]) -> Result<(), ApiError> {
+    for (name, hint) in names {
+        if fields.take(name).is_some() {
+            return Err(ApiError::Unsupported { param: fields.path(name), hint });
+        }
+    }
+    Ok(())
 }
 
 /// The scores of `contexts` for `query`, best first.
@@ -105,15 +142,15 @@ pub(super) async fn rerank(
     let notes = context.notes.clone();
     let (request, claim) = body.lower(app, move |fields, app| lower_rerank(fields, &name, app, &notes)).await?;
     let ranked = rerank::rank(app, context, request, claim).await?;
-    let response: Vec<Value> = ranked.order.iter().map(|(id, score)| json!({"id": id, "score": score})).collect();
-    Ok(enveloped(json!({"response": response, "usage": Usage::of(ranked.tokens)})).into_response())
+    let response = ranked.order.iter().map(|(id, score)| Score { id: *id, score: *score }).collect();
+    Ok(enveloped(Ranking { response, usage: Usage::of(ranked.tokens) }).into_response())
 }
 
 /// Under the names that `/v1/rerank` has for them.
 fn lower_rerank(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) -> Result<RerankRequest, ApiError> {
     take_model(&mut fields, name)?;
+    refuse(&mut fields, NO_RERANKING)?;
     for (given, own) in [("contexts", "documents"), ("top_k", "top_n")] {
-        free(&mut fields, own)?;
         if let Some(value) = fields.take(given) {
             fields.put(own, value, given.to_owned());
         }

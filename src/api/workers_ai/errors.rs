@@ -90,14 +90,24 @@ pub(super) fn body(error: &ApiError) -> Value {
     json!({"result": null, "success": false, "errors": [told], "messages": []})
 }
 
-/// Puts an error into the envelope.
-pub(crate) fn reshape(response: Response, wording: Wording) -> Response {
-    let Some(error) = response.extensions().get::<ApiError>() else { return response };
+/// As [`body`]; with OpenAI's `error` beside it, where its clients are at home, too.
+pub(crate) fn told(error: &ApiError, wording: Wording) -> Value {
     let mut body = body(error);
     if wording == Wording::Both {
         body["error"] = error.body()["error"].take();
     }
-    retold(&response, row(error).0, body)
+    body
+}
+
+/// The status of a response that says it.
+pub(crate) fn status(error: &ApiError) -> StatusCode {
+    row(error).0
+}
+
+/// Puts an error into the envelope.
+pub(crate) fn reshape(response: Response, wording: Wording) -> Response {
+    let Some(error) = response.extensions().get::<ApiError>() else { return response };
+    retold(&response, status(error), told(error, wording))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Json};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::body::JsonBody;
@@ -23,7 +24,10 @@ use super::fields::Fields;
 use super::gate::RequestContext;
 use super::{AppState, chat, completions, embeddings, models, responses};
 
-pub(crate) use errors::reshape;
+pub(crate) use answer::{Piece, TextResult};
+pub(crate) use encoders::{NO_EMBEDDING, NO_RERANKING, Ranking, Vectors};
+pub(crate) use errors::{reshape, status, told};
+pub(crate) use request::{MAX_TOKENS_DEFAULT, TEMPERATURE_DEFAULT, TEMPERATURE_MAX, TOP_P_MAX, UNSUPPORTED};
 
 /// Where a client asks for an asynchronous batch.
 const NO_BATCHES: &str =
@@ -59,8 +63,9 @@ pub(crate) fn speaks(path: &str) -> Option<Wording> {
 }
 
 /// The envelope of a result.
-#[derive(Serialize)]
-struct Envelope<T> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "EnvelopeOf{T}")]
+pub(crate) struct Envelope<T> {
     result: T,
     success: bool,
     errors: [(); 0],

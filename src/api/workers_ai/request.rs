@@ -16,16 +16,16 @@ use crate::api::tools::Form;
 use crate::api::{AppState, Model};
 
 /// The vendor's defaults.
-const MAX_TOKENS_DEFAULT: usize = 256;
-const TEMPERATURE_DEFAULT: f64 = 0.6;
+pub(crate) const MAX_TOKENS_DEFAULT: usize = 256;
+pub(crate) const TEMPERATURE_DEFAULT: f64 = 0.6;
 /// The vendor's limits.
-const TEMPERATURE_MAX: f64 = 5.0;
-const TOP_P_MAX: f64 = 2.0;
+pub(crate) const TEMPERATURE_MAX: f64 = 5.0;
+pub(crate) const TOP_P_MAX: f64 = 2.0;
 
 const ELSEWHERE: &str = " here, where an answer is one text; use …/ai/v1/chat/completions";
 
 /// Fields of features that wick does not have, or that this endpoint's answers have no place for.
-const UNSUPPORTED: &[(&str, &str)] = &[
+pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
     ("lora", ": adapters cannot be added to a model"),
     ("requests", NO_BATCHES),
     ("logprobs", ELSEWHERE),
