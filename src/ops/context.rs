@@ -202,7 +202,7 @@ impl ExecContext {
         }
     }
 
-    /// Takes back the memory of [`super::logits`].
+    /// Takes back the memory of [`super::logits()`].
     pub fn give_back(&self, logits: Vec<f32>) {
         if let Some(kernels) = self.kernels() {
             let mut kept = kernels.logits.borrow_mut();

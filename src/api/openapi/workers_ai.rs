@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 use super::dialects::{asker, truncation};
 use super::generation::{
     Calls, chat_fields, function, message, options, refused, schema_name, tool, tool_choice, tool_fields, tool_hint,
-    tool_name,
 };
 use super::operations::{Dialect, Operation, chunked, post};
 use super::schema::{
