@@ -21,7 +21,7 @@ use super::tools::{Form, ToolUse};
 use super::types::Envelope;
 use super::{AppState, Model, logprobs, messages, thoughts, turns};
 use crate::grammar::{Grammar, GrammarSource};
-use crate::text::{ChatInput, Thinking};
+use crate::text::{ChatInput, Thinking, ToolChoice};
 
 /// How much a model thinks, in OpenAI's words.
 pub(crate) const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh", "max"];
@@ -103,10 +103,17 @@ pub(crate) async fn start(
         Ok((prompt, text.output.thinking(&rendered, continued)))
     };
     let (prompt, thinking) = claim.work(app, encode).await.map_err(|error| error.about_prompt(field))?;
-    // An answer that must have a form has no thoughts.
-    let thoughts = match thinking_budget.filter(|_| common.form.is_none()) {
-        Some(tokens) => thoughts::bound(&model, tokens, thinking)?,
-        None => None,
+    let thoughts = match (thinking_budget, common.form.is_some().then_some(&tools.choice)) {
+        (Some(tokens), None | Some(ToolChoice::Required | ToolChoice::Named(_))) => {
+            thoughts::bound(&model, tokens, thinking)?
+        }
+        // The call begins with thoughts, the answer that has the form does not: what ends the one must not stand in the other.
+        (Some(_), Some(ToolChoice::Auto)) if thinking != Thinking::Never => {
+            let hint = " beside tools that may be called and an answer that must have a form";
+            return Err(ApiError::Unsupported { param: "thinking_budget".to_owned(), hint });
+        }
+        // An answer that must have a form has no thoughts.
+        _ => None,
     };
     let grammar = grammar(&model, &tools, common.form.take(), thinking).await?;
     let per_prompt = common.n;

@@ -153,10 +153,10 @@ pub(crate) async fn run(
     inputs: Vec<EncoderInput>,
     unless_busy: bool,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
-    if unless_busy && encoder.served.encoder.is_busy() {
+    let prompt = inputs.iter().map(|input| input.ids.len()).sum();
+    if unless_busy && encoder.served.encoder.is_busy(prompt) {
         return Err(ApiError::busy());
     }
-    let prompt = inputs.iter().map(|input| input.ids.len()).sum();
     let answer = encoder.served.encoder.submit(inputs)?;
     context.tokens.set(Tokens { prompt, ..Tokens::default() });
     let mut cut = app.shared.cut.subscribe();

@@ -171,11 +171,12 @@ impl EncoderHandle {
         Ok(receiver)
     }
 
-    /// Whether more waits than the next batch takes.
+    /// Whether so many tokens would not fit into the next batch beside what waits.
     #[must_use]
-    pub fn is_busy(&self) -> bool {
+    pub fn is_busy(&self, tokens: usize) -> bool {
         let shared = &*self.owner.0;
-        lock(&shared.state).tokens > shared.limits.batch_tokens_max
+        let waiting = lock(&shared.state).tokens;
+        waiting > 0 && waiting + tokens > shared.limits.batch_tokens_max
     }
 
     /// False after the thread has ended although handles are left.

@@ -91,8 +91,10 @@ async fn a_call_may_follow_thoughts_that_were_cut_off() {
     let server = says(CALL, true).await;
     let tool = json!({"type": "function", "function": {"name": "f",
         "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}});
-    for choice in ["auto", "required"] {
-        let extra = json!({"tools": [tool], "tool_choice": choice, "thinking_budget": 4});
+    let format = json!({"type": "json_object"});
+    // A call that must be made leaves no room for another form.
+    for (choice, format) in [("auto", Value::Null), ("required", Value::Null), ("required", format)] {
+        let extra = json!({"tools": [tool], "tool_choice": choice, "thinking_budget": 4, "response_format": format});
         let answer = ok(&server, CHAT, chat(extra)).await;
         assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls", "{answer}");
         let message = &answer["choices"][0]["message"];
@@ -116,6 +118,14 @@ async fn budgets_that_cannot_be_kept_are_refused() {
     assert_eq!(refused(&thinking, CHAT, chat(kwargs)).await, "chat_template_kwargs.thinking_budget");
     let both = json!({"thinking_budget": 4, "reasoning": {"max_tokens": 5}});
     assert_eq!(refused(&thinking, CHAT, chat(both)).await, "thinking_budget");
+    let tool = json!({"type": "function", "function": {"name": "f"}});
+    let schema = json!({"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}});
+    let either = json!({"thinking_budget": 4, "tools": [tool], "response_format": schema});
+    assert_eq!(refused(&thinking, CHAT, chat(either)).await, "thinking_budget");
+    let adaptive = json!({"model": MODEL, "max_tokens": 4, "messages": [{"role": "user", "content": "x"}],
+        "thinking": {"type": "adaptive", "budget_tokens": 1024}});
+    let (status, body) = plain.ask("/v1/messages", adaptive).await;
+    assert!(status == 400 && body["error"]["message"].as_str().unwrap().contains("thinking.budget_tokens"), "{body}");
     let completion = json!({"model": MODEL, "prompt": "x", "thinking_budget": 4});
     assert_eq!(refused(&thinking, COMPLETIONS, completion).await, "thinking_budget");
 }

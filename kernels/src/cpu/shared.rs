@@ -14,19 +14,33 @@ unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for SharedSlice<'_, T> {}
 
-/// Some rows of a matrix, `stride` values from the beginning of one to that of the next, of which a task has the same columns.
-#[derive(Clone, Copy)]
+/// Some rows of a matrix, `stride` values from the beginning of one to that of the next, of which a task has the same columns. No copies:
+/// it stands for the exclusive borrow of all of them.
 pub struct Rows<'a> {
-    /// The first column of the first row.
-    pub at: *mut f32,
-    pub stride: usize,
-    pub rows: usize,
-    pub columns: usize,
+    at: *mut f32,
+    stride: usize,
+    rows: usize,
+    columns: usize,
     _borrow: PhantomData<&'a mut [f32]>,
 }
 
 impl<'a> Rows<'a> {
-    /// Rows of `columns` values, one behind the other.
+    /// The first column of the first row.
+    pub fn at(&self) -> *mut f32 {
+        self.at
+    }
+
+    /// Values from a row's beginning to the next one's.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Rows, and columns of each.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Rows of `columns` (more than none) values, one behind the other.
     pub fn contiguous(values: &'a mut [f32], columns: usize) -> Rows<'a> {
         let rows = values.len() / columns;
         Rows { at: values.as_mut_ptr(), stride: columns, rows, columns, _borrow: PhantomData }

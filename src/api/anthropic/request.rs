@@ -408,6 +408,7 @@ fn thinking(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>)
     let kind = kind.ok_or_else(|| ApiError::Missing { param: param.clone() })?;
     let budget = thinking.count("budget_tokens", 1..=u32::MAX)?;
     thinking.choice("display", &["summarized", "omitted"])?;
+    let budget_at = thinking.path("budget_tokens");
     thinking.finish()?;
     let output = &model.served.text.output;
     if output.thinking_switch {
@@ -418,6 +419,10 @@ fn thinking(fields: &mut Fields, model: &Model, kwargs: &mut Map<String, Value>)
         ("disabled", true, false) => {
             Err(ApiError::Unsupported { param, hint: " as `disabled`: this model always thinks" })
         }
-        _ => Ok(budget.filter(|_| kind != "disabled")),
+        ("disabled", ..) => Ok(None),
+        (_, false, _) if budget.is_some() => {
+            Err(ApiError::Unsupported { param: budget_at, hint: ": this model does not think" })
+        }
+        _ => Ok(budget),
     }
 }

@@ -24,7 +24,7 @@ use crate::text::Segment;
 #[derive(Serialize, JsonSchema)]
 #[schemars(rename = "WorkersAiText")]
 pub(crate) struct TextResult {
-    /// A text, or in JSON mode any JSON; `null` where there are but calls or thoughts.
+    /// A text, or in JSON mode any JSON; `null` where there are but calls.
     response: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<String>,
@@ -104,7 +104,10 @@ fn result(folded: Folded, usage: Tokens, json: bool) -> Result<TextResult, ApiEr
 fn not_met(finish: Finish) -> ApiError {
     let reason = match finish {
         Finish::Length => "it was cut off after `max_tokens`; allow more",
-        Finish::Stop | Finish::ToolCalls => "it ended early, at a stop string or a stop token; leave those out",
+        Finish::Stop | Finish::ToolCalls => {
+            "it ended early, at a stop string or a stop token (leave those out), or it nests more than 128 levels deep or has \
+             a number beyond 64-bit floats (bound them by the schema)"
+        }
     };
     ApiError::GrammarStuck { reason: reason.to_owned() }
 }

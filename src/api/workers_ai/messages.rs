@@ -1,6 +1,8 @@
 //! Messages as Workers AI's clients write them, where that differs from OpenAI's: calls without ids whose arguments are objects, and
 //! results that say the name of the function they are of, or nothing. What is wrong otherwise is left for a chat's own checks: each
 //! message keeps its place, so that these name it rightly.
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 /// A call that has no result yet.
@@ -13,12 +15,13 @@ struct Open {
 pub(super) fn lower(value: Value) -> Value {
     let Value::Array(mut messages) = value else { return value };
     let mut open = Vec::new();
+    let mut ids = Ids::of(&messages);
     for index in 0..messages.len() {
         match messages[index]["role"].as_str() {
-            Some("assistant") => open = calls(&mut messages[index], index),
+            Some("assistant") => open = calls(&mut messages[index], &mut ids),
             Some("tool") => {
                 if open.is_empty() && index > 0 && messages[index].get("tool_call_id").is_none() {
-                    open = spoken(&mut messages[index - 1], index - 1);
+                    open = spoken(&mut messages[index - 1], &mut ids);
                 }
                 result(&mut messages[index], &mut open);
             }
@@ -28,16 +31,36 @@ pub(super) fn lower(value: Value) -> Value {
     Value::Array(messages)
 }
 
-/// An id of nine letters and digits: templates of Mistral take no other.
-fn id(message: usize, call: usize) -> String {
-    format!("c{:08}", (message * 128 + call) % 100_000_000)
+/// Ids for calls that have none.
+struct Ids {
+    given: HashSet<String>,
+    made: usize,
+}
+
+impl Ids {
+    /// Any but those in the messages.
+    fn of(messages: &[Value]) -> Self {
+        let calls = messages.iter().filter_map(|message| message["tool_calls"].as_array()).flatten();
+        Self { given: calls.filter_map(|call| call["id"].as_str()).map(str::to_owned).collect(), made: 0 }
+    }
+
+    /// Nine letters and digits: templates of Mistral take no other.
+    fn next(&mut self) -> String {
+        loop {
+            self.made += 1;
+            let id = format!("c{:08}", self.made);
+            if !self.given.contains(&id) {
+                return id;
+            }
+        }
+    }
 }
 
 /// Brings an assistant's calls into OpenAI's form.
-fn calls(message: &mut Value, index: usize) -> Vec<Open> {
+fn calls(message: &mut Value, ids: &mut Ids) -> Vec<Open> {
     let mut open = Vec::new();
     let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) else { return open };
-    for (place, call) in calls.iter_mut().enumerate() {
+    for call in calls.iter_mut() {
         let Some(fields) = call.as_object_mut() else { continue };
         if !fields.contains_key("function") && fields.contains_key("name") {
             let mut function = Map::new();
@@ -54,7 +77,7 @@ fn calls(message: &mut Value, index: usize) -> Vec<Open> {
         let id = match fields.get("id") {
             Some(Value::String(id)) => id.clone(),
             Some(Value::Null) | None => {
-                let id = id(index, place);
+                let id = ids.next();
                 fields.insert("id".to_owned(), id.as_str().into());
                 id
             }
@@ -66,7 +89,7 @@ fn calls(message: &mut Value, index: usize) -> Vec<Open> {
 }
 
 /// Some clients write the call that they got as the assistant's text: `{"name": …, "arguments": {…}}`, before its result.
-fn spoken(message: &mut Value, index: usize) -> Vec<Open> {
+fn spoken(message: &mut Value, ids: &mut Ids) -> Vec<Open> {
     let text = message["content"].as_str().filter(|_| message["role"] == "assistant");
     let call = text.and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
     let Some(call) = call.filter(|call| call.contains_key("name") && call.contains_key("arguments")) else {
@@ -74,7 +97,7 @@ fn spoken(message: &mut Value, index: usize) -> Vec<Open> {
     };
     message["content"] = Value::Null;
     message["tool_calls"] = json!([call]);
-    calls(message, index)
+    calls(message, ids)
 }
 
 /// Says which call a result is of, unless it does: the first open one of its name, or the first of all.
@@ -111,6 +134,19 @@ mod tests {
         assert_eq!(calls[0]["id"].as_str().unwrap().len(), 9);
         assert_eq!(lowered[2]["tool_call_id"], "t");
         assert_eq!(lowered[3]["tool_call_id"], calls[0]["id"]);
+    }
+
+    #[test]
+    fn made_ids_are_nobody_elses() {
+        let many: Vec<Value> = (0..300).map(|_| json!({"name": "f", "arguments": {}})).collect();
+        let lowered = lower(json!([
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}, "id": "c00000002"}]},
+            {"role": "assistant", "tool_calls": many},
+            {"role": "assistant", "tool_calls": many},
+        ]));
+        let calls = lowered.as_array().unwrap().iter().flat_map(|message| message["tool_calls"].as_array().unwrap());
+        let ids: HashSet<&str> = calls.map(|call| call["id"].as_str().unwrap()).collect();
+        assert_eq!(ids.len(), 601);
     }
 
     #[test]

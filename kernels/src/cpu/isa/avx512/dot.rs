@@ -178,7 +178,7 @@ fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTi
         && acts.low.len() == groups * low_bytes(R)
         && acts.groups.as_ptr().addr().is_multiple_of(4)
         && acts.low.as_ptr().addr().is_multiple_of(4)
-        && (out.rows, out.columns) == (R, LANES);
+        && out.shape() == (R, LANES);
     assert!(fits, "a strip or a tile has the wrong size: this is a bug");
     // SAFETY: the sizes are those needed, and so are the features this function is compiled for and called with.
     unsafe {
@@ -188,8 +188,8 @@ fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTi
             strip.scales.as_ptr(),
             acts.groups.as_ptr(),
             acts.low.as_ptr(),
-            out.at,
-            out.stride,
+            out.at(),
+            out.stride(),
         )
     }
 }

@@ -41,7 +41,7 @@ impl Pass {
             && acts.low.len() == groups * low_bytes(height)
             && acts.groups.as_ptr().addr().is_multiple_of(4)
             && acts.low.as_ptr().addr().is_multiple_of(4)
-            && (out.rows, out.columns) == (height, LANES);
+            && out.shape() == (height, LANES);
         assert!(fits, "a strip or a tile has the wrong size: this is a bug");
         Pass {
             groups,
@@ -51,8 +51,8 @@ impl Pass {
             row: 0,
             acts: acts.groups.as_ptr(),
             low: acts.low.as_ptr(),
-            out: out.at,
-            stride: out.stride,
+            out: out.at(),
+            stride: out.stride(),
         }
     }
 

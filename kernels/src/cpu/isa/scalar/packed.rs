@@ -17,7 +17,7 @@ pub fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
 
 /// The products of a strip with a tile.
 pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
-    assert!((out.rows, out.columns) == (acts.height, LANES), "products of the wrong size: this is a bug");
+    assert!(out.shape() == (acts.height, LANES), "products of the wrong size: this is a bug");
     let Some(Packing { offset, .. }) = Packing::of(strip.ty) else {
         panic!("a strip of {} is a bug", strip.ty.name());
     };
@@ -50,6 +50,6 @@ pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
     }
     for (row, sums) in sums[..acts.height].iter().enumerate() {
         // SAFETY: row `row` has as many columns.
-        unsafe { out.at.add(row * out.stride).copy_from_nonoverlapping(sums.as_ptr(), LANES) }
+        unsafe { out.at().add(row * out.stride()).copy_from_nonoverlapping(sums.as_ptr(), LANES) }
     }
 }
