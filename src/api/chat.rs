@@ -147,7 +147,7 @@ async fn grammar(
 ) -> Result<Option<Arc<Grammar>>, ApiError> {
     let format = &model.served.text.output;
     let Some(asked) = tools.form(format, thinking, form.clone())? else { return Ok(None) };
-    let is_of_tools = matches!(asked.source, GrammarSource::Lark(_)) && !tools.tools.is_empty();
+    let is_of_tools = matches!(asked.source, GrammarSource::Calls(_)) && !tools.tools.is_empty();
     let mut grammar = model.grammars.get(asked).await;
     // Where nobody has asked for the arguments' schemas to be enforced, what of them can not be is not.
     let relaxed = tools.relaxed().filter(|_| is_of_tools && matches!(grammar, Err(ApiError::Schema { .. })));

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::fields::{Fields, quoted, type_name};
 use super::structured::Asked;
-use crate::grammar::{GrammarSource, json_quoted, json_quoted_regex};
+use crate::grammar::{GrammarSource, QuoteBudget, json_quoted, json_quoted_regex};
 use crate::text::{OutputFormat, Thinking, Tool, ToolChoice, call_grammar};
 
 /// More tools than this are refused, as at OpenAI.
@@ -98,7 +98,7 @@ impl ToolUse {
         form: Option<Asked>,
     ) -> Result<Option<Asked>, ApiError> {
         let grammar = |choice: &ToolChoice| call_grammar(format, &self.tools, choice, self.parallel, thinking);
-        let lark = |text: String| Asked { source: GrammarSource::Lark(text), param: "tools".to_owned() };
+        let lark = |text: String| Asked { source: GrammarSource::Calls(text), param: "tools".to_owned() };
         let Some(form) = form.filter(|_| matches!(self.choice, ToolChoice::Auto | ToolChoice::None)) else {
             return Ok(grammar(&self.choice).map(lark));
         };
@@ -135,7 +135,7 @@ impl ToolUse {
         self.callable().to_vec().into_iter().map(|tool| {
             let param = self.places.get(&tool.name).cloned().unwrap_or_else(|| "tools".to_owned());
             let source = match &tool.input {
-                Some(input) => GrammarSource::Lark(input.clone()),
+                Some(input) => GrammarSource::Calls(input.clone()),
                 None => GrammarSource::JsonSchema { schema: tool.arguments().to_string(), compact: false },
             };
             Asked { source, param }
@@ -184,9 +184,10 @@ fn tools(fields: &mut Fields, form: Form) -> Result<(Vec<Tool>, HashMap<String, 
     let param = fields.path("tools");
     let items = fields.array("tools")?.unwrap_or_default();
     let mut all = Distinct::new(&param, items.len())?;
+    let mut budget = QuoteBudget::default();
     for (index, item) in items.into_iter().enumerate() {
         let path = format!("{param}[{index}]");
-        let tool = tool(path.clone(), item, form)?;
+        let tool = tool(path.clone(), item, form, &mut budget)?;
         let (kind, place) = match (form, tool.custom) {
             (Form::Flat, true) => ("", "format.definition"),
             (Form::Flat, false) => ("", "parameters"),
@@ -198,12 +199,12 @@ fn tools(fields: &mut Fields, form: Form) -> Result<(Vec<Tool>, HashMap<String, 
     Ok(all.tools())
 }
 
-fn tool(path: String, item: Value, form: Form) -> Result<Tool, ApiError> {
+fn tool(path: String, item: Value, form: Form, budget: &mut QuoteBudget) -> Result<Tool, ApiError> {
     let mut fields = Fields::at(path, item)?;
     let kind = fields.string("type")?.ok_or_else(|| ApiError::Missing { param: fields.path("type") })?;
     let tool = match kind.as_str() {
         "function" => form.within(&mut fields, &kind, function)?,
-        "custom" => form.within(&mut fields, &kind, |inner| custom(inner, form))?,
+        "custom" => form.within(&mut fields, &kind, |inner| custom(inner, form, budget))?,
         _ => {
             return Err(ApiError::Unsupported { param: fields.path("type"), hint: ", except `function` and `custom`" });
         }
@@ -240,27 +241,28 @@ pub(crate) fn parameters(function: &mut Fields, field: &str) -> Result<Map<Strin
     Ok(parameters)
 }
 
-fn custom(custom: &mut Fields, form: Form) -> Result<Tool, ApiError> {
+fn custom(custom: &mut Fields, form: Form, budget: &mut QuoteBudget) -> Result<Tool, ApiError> {
     let name = name(custom)?;
     let tool = Tool::custom(name, custom.string("description")?);
     let Some(format) = custom.take("format") else { return Ok(tool) };
     let mut format = Fields::at(custom.path("format"), format)?;
     let kind = format.choice("type", &["text", "grammar"])?;
     let kind = kind.ok_or_else(|| ApiError::Missing { param: format.path("type") })?;
-    let tool = if kind == "text" { tool } else { form.within(&mut format, kind, |inner| constrained(tool, inner))? };
+    let tool =
+        if kind == "text" { tool } else { form.within(&mut format, kind, |inner| constrained(tool, inner, budget))? };
     format.finish()?;
     Ok(tool)
 }
 
 /// A custom tool whose text follows a grammar or a regular expression.
-fn constrained(tool: Tool, grammar: &mut Fields) -> Result<Tool, ApiError> {
+fn constrained(tool: Tool, grammar: &mut Fields, budget: &mut QuoteBudget) -> Result<Tool, ApiError> {
     let syntax = grammar.choice("syntax", &["lark", "regex"])?;
     let syntax = syntax.ok_or_else(|| ApiError::Missing { param: grammar.path("syntax") })?;
     let param = grammar.path("definition");
     let definition = grammar.string("definition")?.ok_or_else(|| ApiError::Missing { param: param.clone() })?;
     let (kind, quoted) = match syntax {
-        "lark" => ("grammar in Lark", json_quoted(&definition)),
-        _ => ("regular expression", json_quoted_regex(&definition).map(|regex| format!("start: {regex}"))),
+        "lark" => ("grammar in Lark", json_quoted(&definition, budget)),
+        _ => ("regular expression", json_quoted_regex(&definition, budget).map(|regex| format!("start: {regex}"))),
     };
     let quoted = quoted.map_err(|error| ApiError::schema(param, kind, &error))?;
     Ok(tool.with_input(quoted, format!("Text that follows this {kind}:\n{definition}")))
@@ -471,13 +473,13 @@ mod tests {
             asked.map(|asked| asked.map(|asked| (asked.source, asked.param)))
         };
         let json = || Some(GrammarSource::JsonSchema { schema: r#"{"enum":[1]}"#.into(), compact: false });
-        let Ok(Some((GrammarSource::Lark(auto), param))) = form(Value::Null, json()) else { panic!("both may be") };
+        let Ok(Some((GrammarSource::Calls(auto), param))) = form(Value::Null, json()) else { panic!("both may be") };
         assert!(
             auto.starts_with("start: called | answered\nanswered: %json {\"enum\":[1]}\ncalled: (calls)\n"),
             "{auto}"
         );
         assert_eq!(param, "tools");
-        let Ok(Some((GrammarSource::Lark(required), _))) = form(json!("required"), json()) else {
+        let Ok(Some((GrammarSource::Calls(required), _))) = form(json!("required"), json()) else {
             panic!("a call must be")
         };
         assert!(required.starts_with("start: (calls)\n"), "{required}");
@@ -521,7 +523,7 @@ mod tests {
         assert_eq!(grammar(json!({"definition": "a"})), "tools[0].custom.format.grammar.syntax");
         assert_eq!(grammar(json!({"syntax": "gbnf"})), "tools[0].custom.format.grammar.syntax");
         assert_eq!(grammar(json!({"syntax": "lark"})), "tools[0].custom.format.grammar.definition");
-        for (syntax, definition) in [("lark", "start: %json {}"), ("regex", "(")] {
+        for (syntax, definition) in [("lark", "start: %json {}"), ("regex", "("), ("regex", &"a".repeat(5000))] {
             let grammar = grammar(json!({"syntax": syntax, "definition": definition}));
             assert_eq!(grammar, "tools[0].custom.format.grammar.definition");
         }

@@ -8,7 +8,7 @@ use llguidance::toktrie::TokEnv;
 use llguidance::{Matcher, ParserFactory};
 
 use super::constraint::Grammar;
-use super::{GrammarError, GrammarSource, gbnf, schema, vocabulary};
+use super::{GrammarError, GrammarSource, budget, gbnf, schema, vocabulary};
 use crate::text::Tokenizer;
 
 /// Longest regular expression, in bytes, and longest list of choices together.
@@ -16,6 +16,8 @@ const REGEX_BYTES_MAX: usize = 16 << 10;
 /// Longest grammar in Lark without its schemas, in bytes, and longest one in GBNF. (llguidance takes time with the square
 /// of a regular expression's length.)
 const LARK_BYTES_MAX: usize = 16 << 10;
+/// The same for a grammar of calls, with the rewritten grammars of its tools.
+const CALLS_BYTES_MAX: usize = LARK_BYTES_MAX + budget::QUOTED_BYTES_MAX;
 const GBNF_BYTES_MAX: usize = 64 << 10;
 /// Deepest nesting of brackets in a regular expression or grammar.
 const NESTING_MAX: usize = 200;
@@ -77,7 +79,7 @@ impl GrammarCompiler {
         let most = match source {
             GrammarSource::Regex(_) | GrammarSource::Choice(_) => REGEX_BYTES_MAX,
             GrammarSource::Gbnf(_) => GBNF_BYTES_MAX,
-            GrammarSource::JsonSchema { .. } | GrammarSource::Lark(_) => schema::BYTES_MAX,
+            GrammarSource::JsonSchema { .. } | GrammarSource::Lark(_) | GrammarSource::Calls(_) => schema::BYTES_MAX,
         };
         if source.bytes() > most {
             let reason = format!("it has {} bytes, more than the limit of {most}", source.bytes());
@@ -95,6 +97,10 @@ impl GrammarCompiler {
             GrammarSource::Lark(text) => {
                 check_nesting(text)?;
                 TopLevelGrammar::from_lark(schema::prepare_blocks(text, LARK_BYTES_MAX)?)
+            }
+            GrammarSource::Calls(text) => {
+                check_nesting(text)?;
+                TopLevelGrammar::from_lark(schema::prepare_blocks(text, CALLS_BYTES_MAX)?)
             }
             GrammarSource::Gbnf(text) => TopLevelGrammar::from_lark(gbnf::to_lark(text)?),
         };

@@ -9,6 +9,7 @@
 //!
 //! **Bounds.** Sources are bounded in size and nesting before anything is compiled, compiling and each mask are bounded in
 //! work by llguidance's limits. Whoever compiles for others also bounds the time (`api::grammars`).
+mod budget;
 mod compiler;
 mod constraint;
 mod gbnf;
@@ -22,6 +23,7 @@ mod vocabulary;
 
 use std::fmt;
 
+pub use budget::QuoteBudget;
 pub use compiler::GrammarCompiler;
 pub use constraint::{Constraint, ConstraintError, Grammar};
 pub use lru::Lru;
@@ -40,6 +42,8 @@ pub enum GrammarSource {
     /// llguidance's Lark: may hold `%json {…}` blocks, to which the same bounds apply as to a schema by itself, and name
     /// control tokens.
     Lark(String),
+    /// The same, made for calls of tools, whose grammars were bounded before they were rewritten.
+    Calls(String),
     /// llama.cpp's notation.
     Gbnf(String),
 }
@@ -61,9 +65,11 @@ impl GrammarSource {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::JsonSchema { schema: text, .. } | Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => {
-                text.len()
-            }
+            Self::JsonSchema { schema: text, .. }
+            | Self::Regex(text)
+            | Self::Lark(text)
+            | Self::Calls(text)
+            | Self::Gbnf(text) => text.len(),
             Self::Choice(choices) => choices.iter().map(String::len).sum(),
         }
     }
@@ -75,7 +81,7 @@ impl GrammarSource {
             Self::JsonSchema { .. } => "schema",
             Self::Regex(_) => "regular expression",
             Self::Choice(_) => "list of choices",
-            Self::Lark(_) | Self::Gbnf(_) => "grammar",
+            Self::Lark(_) | Self::Calls(_) | Self::Gbnf(_) => "grammar",
         }
     }
 }

@@ -11,6 +11,7 @@ use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Re
 use serde_json::Value;
 
 use super::GrammarError;
+use super::budget::{BYTES_MAX, QuoteBudget, REGEX_BYTES_MAX};
 
 /// What Lark's `common` defines with characters that are escaped in JSON.
 const COMMON: [(&str, &str); 10] = [
@@ -34,8 +35,9 @@ const ESCAPED: [(char, &str); 7] =
 ///
 /// # Errors
 /// `Unsupported` where the grammar has what cannot be rewritten, `Invalid` where a literal or a regular expression is not
-/// well formed. (What else is wrong with it is found when it is compiled.)
-pub fn json_quoted(lark: &str) -> Result<String, GrammarError> {
+/// well formed, `TooLarge` where the `budget` is spent. (What else is wrong with it is found when it is compiled.)
+pub fn json_quoted(lark: &str, budget: &mut QuoteBudget) -> Result<String, GrammarError> {
+    budget.take_definition(lark, BYTES_MAX)?;
     let mut out = String::with_capacity(2 * lark.len());
     let mut source = Source { rest: lark, line: 1 };
     let mut lexemes = Lexemes::default();
@@ -43,6 +45,7 @@ pub fn json_quoted(lark: &str) -> Result<String, GrammarError> {
     let mut in_terminal = false;
     let mut at_line_start = true;
     while let Some(c) = source.rest.chars().next() {
+        budget.check_quoted(&out)?;
         let before = source;
         if at_line_start && !c.is_whitespace() {
             at_line_start = false;
@@ -56,27 +59,27 @@ pub fn json_quoted(lark: &str) -> Result<String, GrammarError> {
             '"' => {
                 let first = source.literal()?;
                 let hir = match source.range() {
-                    None => literal(first, &before)?,
+                    None => literal(first, &before, budget)?,
                     Some(mut last) => {
                         let end = last.literal()?;
                         source = last;
                         range(first, end, &before)?
                     }
                 };
-                out.push_str(&lexemes.quoted(&hir, None, in_terminal, &before)?);
+                out.push_str(&lexemes.quoted(&hir, None, in_terminal, &before, budget)?);
             }
             '/' if source.rest.starts_with("//") => source.skip_line(),
             '#' => source.skip_line(),
             '/' => {
                 let written = source.regex()?;
-                let hir = parse(written, &before)?;
-                out.push_str(&lexemes.quoted(&hir, Some(written), in_terminal, &before)?);
+                let hir = parse(written, &before, budget)?;
+                out.push_str(&lexemes.quoted(&hir, Some(written), in_terminal, &before, budget)?);
             }
             '%' => {
                 let word = source.take(|c| c == '%' || c.is_ascii_alphabetic());
                 match word {
                     "%ignore" => out.push_str(word),
-                    "%import" => out.push_str(&lexemes.imported(source.take(|c| c != '\n'), &before)?),
+                    "%import" => out.push_str(&lexemes.imported(source.take(|c| c != '\n'), &before, budget)?),
                     _ => return Err(before.unsupported(word)),
                 }
             }
@@ -98,6 +101,7 @@ pub fn json_quoted(lark: &str) -> Result<String, GrammarError> {
         }
     }
     lexemes.check()?;
+    budget.take_quoted(&out)?;
     Ok(out)
 }
 
@@ -105,10 +109,17 @@ pub fn json_quoted(lark: &str) -> Result<String, GrammarError> {
 ///
 /// # Errors
 /// As [`json_quoted`].
-pub fn json_quoted_regex(regex: &str) -> Result<String, GrammarError> {
+pub fn json_quoted_regex(regex: &str, budget: &mut QuoteBudget) -> Result<String, GrammarError> {
+    budget.take_definition(regex, REGEX_BYTES_MAX)?;
     let at = Source { rest: "", line: 1 };
-    let hir = parse((&slashed(super::compiler::without_anchors(regex)), ""), &at)?;
-    Ok(regex_literal(&quoted_hir(&hir, &at)?))
+    let written = slashed(super::compiler::without_anchors(regex));
+    let hir = parse((&written, ""), &at, budget)?;
+    let quoted = quoted_hir(&hir, &at)?;
+    // Lark has no regular expression of several lines, and takes an empty one for a comment.
+    let stays = quoted == hir && !written.is_empty() && !written.contains('\n');
+    let out = if stays { format!("/{written}/") } else { regex_literal(&quoted, budget)? };
+    budget.take_quoted(&out)?;
+    Ok(out)
 }
 
 /// A slash ends a regular expression in Lark.
@@ -201,10 +212,10 @@ fn unescaped(literal: &str, at: &Source) -> Result<String, GrammarError> {
     serde_json::from_str(literal).map_err(|_| at.invalid("the string", "it has an escape that JSON does not know"))
 }
 
-fn literal((literal, any_case): (&str, bool), at: &Source) -> Result<Hir, GrammarError> {
+fn literal((literal, any_case): (&str, bool), at: &Source, budget: &mut QuoteBudget) -> Result<Hir, GrammarError> {
     let text = unescaped(literal, at)?;
     match any_case {
-        true => parse((&regex_syntax::escape(&text), "i"), at),
+        true => parse((&regex_syntax::escape(&text), "i"), at, budget),
         false => Ok(Hir::literal(text.into_bytes())),
     }
 }
@@ -223,10 +234,10 @@ fn range(first: (&str, bool), last: (&str, bool), at: &Source) -> Result<Hir, Gr
 }
 
 /// A regular expression and its flags.
-fn parse((body, flags): (&str, &str), at: &Source) -> Result<Hir, GrammarError> {
+fn parse((body, flags): (&str, &str), at: &Source, budget: &mut QuoteBudget) -> Result<Hir, GrammarError> {
     let flags: String = flags.chars().filter(|flag| "imsx".contains(*flag)).collect();
     let pattern = if flags.is_empty() { body.to_owned() } else { format!("(?{flags}:{body})") };
-    regex_syntax::parse(&pattern).map_err(|error| {
+    budget.parse(&pattern)?.map_err(|error| {
         let reason = error.to_string();
         at.invalid("the regular expression", reason.lines().last().unwrap_or_default())
     })
@@ -249,6 +260,7 @@ impl Lexemes {
         written: Option<(&str, &str)>,
         in_terminal: bool,
         at: &Source,
+        budget: &QuoteBudget,
     ) -> Result<String, GrammarError> {
         let quoted = quoted_hir(hir, at)?;
         if quoted == *hir {
@@ -256,15 +268,15 @@ impl Lexemes {
                 (Some((body, flags)), _) => format!("/{body}/{flags}"),
                 (None, HirKind::Literal(text)) => Value::from(String::from_utf8_lossy(&text.0)).to_string(),
                 (None, HirKind::Empty) => "\"\"".to_owned(),
-                (None, _) => regex_literal(hir),
+                (None, _) => regex_literal(hir, budget)?,
             });
         }
-        if !in_terminal && let Some(repeated) = self.repeated_class(hir, at)? {
+        if !in_terminal && let Some(repeated) = self.repeated_class(hir, at, budget)? {
             return Ok(repeated);
         }
         let text = match quoted.kind() {
             HirKind::Literal(text) => Value::from(String::from_utf8_lossy(&text.0)).to_string(),
-            _ => regex_literal(&quoted),
+            _ => regex_literal(&quoted, budget)?,
         };
         if begins(hir) {
             self.begin.push(text.clone());
@@ -276,17 +288,15 @@ impl Lexemes {
     }
 
     /// A repeated class with characters that are escaped, as a repetition of lexemes.
-    fn repeated_class(&mut self, hir: &Hir, at: &Source) -> Result<Option<String>, GrammarError> {
+    fn repeated_class(&mut self, hir: &Hir, at: &Source, budget: &QuoteBudget) -> Result<Option<String>, GrammarError> {
         let HirKind::Repetition(Repetition { min, max, sub, .. }) = within(hir).kind() else { return Ok(None) };
         let HirKind::Class(Class::Unicode(class)) = within(sub).kind() else { return Ok(None) };
         let (plain, escapes) = split(class, at)?;
         let escapes: Vec<String> = escapes.iter().map(|escape| Value::from(*escape).to_string()).collect();
         self.begin.extend(escapes.iter().cloned());
+        let class = slashed(&budget.print(&Hir::class(Class::Unicode(plain.clone())))?);
         let one_of = |many: bool| {
-            let plain = (!plain.ranges().is_empty()).then(|| {
-                let class = Hir::class(Class::Unicode(plain.clone())).to_string();
-                format!("/{}{}/", slashed(&class), if many { "+" } else { "" })
-            });
+            let plain = (!plain.ranges().is_empty()).then(|| format!("/{class}{}/", if many { "+" } else { "" }));
             format!("({})", plain.into_iter().chain(escapes.iter().cloned()).collect::<Vec<_>>().join(" | "))
         };
         Ok(Some(match (min, max) {
@@ -299,7 +309,7 @@ impl Lexemes {
     }
 
     /// `%import`: what Lark's `common` defines with escaped characters is defined here, quoted.
-    fn imported(&mut self, path: &str, at: &Source) -> Result<String, GrammarError> {
+    fn imported(&mut self, path: &str, at: &Source, budget: &mut QuoteBudget) -> Result<String, GrammarError> {
         let invalid = || at.invalid("`%import`", "write `%import common.NAME`");
         let (path, alias) = match path.split_once("->") {
             None => (path.trim(), None),
@@ -318,8 +328,8 @@ impl Lexemes {
             let own = alias.unwrap_or(name);
             lines.push(match COMMON.iter().find(|(known, _)| *known == name) {
                 Some((_, regex)) => {
-                    let hir = parse((regex, ""), at)?;
-                    format!("{own}: {}", self.quoted(&hir, Some((&slashed(regex), "")), true, at)?)
+                    let hir = parse((regex, ""), at, budget)?;
+                    format!("{own}: {}", self.quoted(&hir, Some((&slashed(regex), "")), true, at, budget)?)
                 }
                 None => {
                     format!("%import common.{name}{}", alias.map(|own| format!(" -> {own}")).unwrap_or_default())
@@ -401,8 +411,8 @@ fn quoted_char(c: char) -> String {
     text[1..text.len() - 1].to_owned()
 }
 
-fn regex_literal(hir: &Hir) -> String {
-    format!("/{}/", slashed(&hir.to_string()))
+fn regex_literal(hir: &Hir, budget: &QuoteBudget) -> Result<String, GrammarError> {
+    Ok(format!("/{}/", slashed(&budget.print(hir)?)))
 }
 
 fn quoted_hir(hir: &Hir, at: &Source) -> Result<Hir, GrammarError> {
@@ -457,6 +467,41 @@ fn split(class: &ClassUnicode, at: &Source) -> Result<(ClassUnicode, Vec<&'stati
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn json_quoted(lark: &str) -> Result<String, GrammarError> {
+        super::json_quoted(lark, &mut QuoteBudget::default())
+    }
+
+    fn json_quoted_regex(regex: &str) -> Result<String, GrammarError> {
+        super::json_quoted_regex(regex, &mut QuoteBudget::default())
+    }
+
+    #[test]
+    fn what_costs_too_much_is_refused_at_once() {
+        let classes = r"\w".repeat(2048);
+        let many = "/a/ ".repeat(5000);
+        for (outcome, reason) in [
+            (json_quoted_regex(&classes), "classes"),
+            (json_quoted_regex(&"a".repeat(5000)), "5000 bytes"),
+            (json_quoted(&format!("start: /{classes}/")), "classes"),
+            (json_quoted(&format!("start: {many}")), "bytes"),
+            (json_quoted_regex(&r"\W".repeat(100)), "inside JSON"),
+            (json_quoted(&format!("start: {}", r"/x\W/ ".repeat(100))), "inside JSON"),
+        ] {
+            let error = outcome.unwrap_err();
+            assert!(matches!(&error, GrammarError::TooLarge { .. }) && error.to_string().contains(reason), "{error}");
+        }
+        let mut budget = QuoteBudget::default();
+        let mut quote = || super::json_quoted_regex(&r"\w".repeat(100), &mut budget);
+        assert!((0..5).all(|_| quote().is_ok()) && quote().is_err(), "all tools share a budget");
+    }
+
+    #[test]
+    fn regular_expressions_without_escapes_stay_as_written() {
+        assert_eq!(json_quoted_regex(r"^\w+@\w+\.\w+/$").unwrap(), r"/\w+@\w+\.\w+\//");
+        assert_eq!(json_quoted_regex("").unwrap(), "/(?:)/");
+        assert_eq!(json_quoted_regex("(?x)a\nb").unwrap(), "/(?:ab)/");
+    }
 
     #[test]
     fn literals_are_escaped_as_json_does() {

@@ -132,7 +132,10 @@ fn quoted_grammars_are_of_the_text_as_json_writes_it() {
     let mut both = 0;
     for lark in larks {
         let plain = compiler.compile(&GrammarSource::Lark(lark.to_owned())).unwrap();
-        let quoted = format!("start: \"\\\"\" %lark {{\n{}\n}} \"\\\"\"", json_quoted(lark).unwrap());
+        let quoted = format!(
+            "start: \"\\\"\" %lark {{\n{}\n}} \"\\\"\"",
+            json_quoted(lark, &mut QuoteBudget::default()).unwrap()
+        );
         let quoted = compiler.compile(&GrammarSource::Lark(quoted)).unwrap_or_else(|error| panic!("{lark}: {error}"));
         for text in texts {
             let written = json!(text).to_string();
