@@ -158,20 +158,12 @@ async fn grammar(
         grammar = model.grammars.get(asked).await;
     }
     match grammar {
-        Err(error @ ApiError::Schema { .. }) if is_of_tools => Err(at_fault(model, tools, form, error).await),
+        Err(error @ ApiError::Schema { .. }) if is_of_tools => {
+            let parts = form.into_iter().chain(tools.parts());
+            Err(model.grammars.first_error(parts).await.unwrap_or(error))
+        }
         grammar => grammar.map(Some),
     }
-}
-
-/// The error of the schema or grammar for which an answer cannot be constrained; `error`, if each of them by itself can be
-/// followed.
-async fn at_fault(model: &Model, tools: &ToolUse, form: Option<Asked>, error: ApiError) -> ApiError {
-    for asked in form.into_iter().chain(tools.parts()) {
-        if let Err(own @ ApiError::Schema { .. }) = model.grammars.get(asked).await {
-            return own;
-        }
-    }
-    error
 }
 
 impl ChatRequest {

@@ -20,6 +20,8 @@ const WAITING_MAX: usize = 64;
 const COMPILE_MAX: Duration = Duration::from_secs(4);
 /// Longest wait for a lane and the compiler together.
 const WAIT_MAX: Duration = Duration::from_secs(20);
+/// Longest search for the part of a grammar that is at fault.
+const SEARCH_MAX: Duration = Duration::from_secs(3);
 
 type Outcome = Result<Arc<Grammar>, GrammarError>;
 
@@ -55,9 +57,26 @@ impl Grammars {
 
     /// The grammar that a request asks for. Equal sources are compiled once, for requests at the same time, too.
     pub(crate) async fn get(&self, asked: Asked) -> Result<Arc<Grammar>, ApiError> {
-        let Asked { source, param } = asked;
+        self.outcome(asked, true).await
+    }
+
+    /// What is wrong with the first of these that cannot be compiled, as far as that is found out in a short time. None of
+    /// them is kept: that would cost others their grammars.
+    pub(crate) async fn first_error(&self, parts: impl Iterator<Item = Asked>) -> Option<ApiError> {
+        let search = async {
+            for asked in parts {
+                if let Err(error @ ApiError::Schema { .. }) = self.outcome(asked, false).await {
+                    return Some(error);
+                }
+            }
+            None
+        };
+        tokio::time::timeout(SEARCH_MAX, search).await.ok().flatten()
+    }
+
+    async fn outcome(&self, Asked { source, param }: Asked, keep: bool) -> Result<Arc<Grammar>, ApiError> {
         let kind = source.kind();
-        let mut outcome = self.known_or_begun(source)?;
+        let mut outcome = self.known_or_begun(source, keep)?;
         let done = tokio::time::timeout(WAIT_MAX, outcome.wait_for(Option::is_some)).await;
         let Ok(done) = done else { return Err(busy()) };
         // The sender is only dropped without a result when the runtime shuts down.
@@ -65,14 +84,16 @@ impl Grammars {
         result.map_err(|error| ApiError::schema(param, kind, &error))
     }
 
-    fn known_or_begun(&self, source: GrammarSource) -> Result<watch::Receiver<Option<Outcome>>, ApiError> {
+    fn known_or_begun(&self, source: GrammarSource, keep: bool) -> Result<watch::Receiver<Option<Outcome>>, ApiError> {
         let mut known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(outcome) = known.get(&source) {
             return Ok(outcome);
         }
         let Ok(waiting) = Arc::clone(&self.shared.waiting).try_acquire_owned() else { return Err(busy()) };
         let (sender, outcome) = watch::channel(None);
-        known.insert(source.clone(), outcome.clone(), source.bytes());
+        if keep {
+            known.insert(source.clone(), outcome.clone(), source.bytes());
+        }
         drop(known);
         let shared = Arc::clone(&self.shared);
         // It goes on when the client leaves: another one may wait for it.
@@ -122,6 +143,19 @@ mod tests {
     fn asked(schema: &str) -> Asked {
         let source = GrammarSource::JsonSchema { schema: schema.to_owned(), compact: false };
         Asked { source, param: "response_format".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn the_search_for_a_fault_costs_nobody_a_grammar() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-tokenizer/tokenizer.json");
+        let tokenizer = Tokenizer::from_tokenizer_json(&std::fs::read(path).unwrap()).unwrap();
+        let grammars = Grammars::new(tokenizer.into(), 259);
+        let kept = grammars.get(asked(r#"{"enum": [1, 2]}"#)).await.unwrap();
+        let parts = || (0..KEPT_MAX + 1).map(|i| asked(&format!(r#"{{"enum": ["{i}"]}}"#)));
+        assert!(grammars.first_error(parts()).await.is_none());
+        let error = grammars.first_error(parts().take(3).chain([asked(r#"{"not": {}}"#)])).await;
+        assert!(matches!(error, Some(ApiError::Schema { code: "unsupported_schema", .. })), "{error:?}");
+        assert!(Arc::ptr_eq(&grammars.get(asked(r#"{"enum": [1, 2]}"#)).await.unwrap(), &kept));
     }
 
     #[tokio::test]

@@ -58,7 +58,7 @@ enum State {
         /// Tokens of the end that have been forced.
         forced: usize,
     },
-    /// The thoughts have ended, or there are none.
+    /// The thoughts have ended, or there are none, or their end cannot be forced.
     Over,
 }
 
@@ -97,13 +97,15 @@ impl Thoughts {
                 }
             }
             State::Inside { spent, tail, forced } => {
+                // A grammar blocks the end that has been begun: begun again and again, it would be all that is written.
+                let is_blocked = *forced > 0 && !is_forced;
                 *spent += 1;
-                *forced = if is_forced { *forced + 1 } else { 0 };
+                *forced += usize::from(is_forced);
                 tail.extend_from_slice(text);
                 let has_ended =
                     tail.windows(end.len()).any(|part| part == end) || is_forced && *forced == end_ids.len();
                 tail.drain(..tail.len().saturating_sub(end.len() - 1));
-                has_ended.then_some(State::Over)
+                (has_ended || is_blocked).then_some(State::Over)
             }
             State::Over => None,
         };
@@ -171,18 +173,23 @@ mod tests {
         }
     }
 
+    /// A grammar may allow the end's first token and not its second.
     #[test]
-    fn a_forced_token_that_did_not_come_begins_the_end_again() {
+    fn an_end_that_is_blocked_once_it_has_begun_is_not_forced_again() {
         let budget = ThoughtBudget::new(1, true, MARKS, tokenizer()).unwrap();
         let mut thoughts = Thoughts::new(budget.into());
-        for token in b"a</x" {
+        // Before it has begun it waits: a character may be half written.
+        for token in b"a\xc3\xa9" {
+            assert_eq!(thoughts.forced(), (*token != b'a').then_some(u32::from(b'<')));
             thoughts.accept(u32::from(*token));
         }
-        let mut rest = Vec::new();
-        while let Some(token) = thoughts.forced() {
-            rest.push(u8::try_from(token).unwrap());
-            thoughts.accept(token);
+        for token in b"</x" {
+            assert!(thoughts.forced().is_some());
+            thoughts.accept(u32::from(*token));
         }
-        assert_eq!(rest, b"</think>");
+        for token in b"yz</think>" {
+            assert_eq!(thoughts.forced(), None);
+            thoughts.accept(u32::from(*token));
+        }
     }
 }
