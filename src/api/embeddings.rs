@@ -17,7 +17,6 @@ use super::encoders::{self, Encoder, INPUTS_MAX, Purpose};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::gate::RequestContext;
-use super::notes::Notes;
 use super::params::{token_ids, unless_busy};
 use crate::encoder::{EncoderInput, normalize_vector};
 
@@ -39,6 +38,8 @@ pub(crate) struct EmbeddingRequest {
     dimensions: Option<usize>,
     base64: bool,
     unless_busy: bool,
+    /// Fields that have no effect.
+    ignored: Vec<String>,
 }
 
 /// Vectors, one for each input, and the tokens of all inputs.
@@ -85,8 +86,7 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let notes = context.notes.clone();
-    let (request, claim) = body.lower(&app, move |fields, app| EmbeddingRequest::lower(fields, app, &notes)).await?;
+    let (request, claim) = body.lower(&app, EmbeddingRequest::lower).await?;
     let (model, dimensions, base64) = (Arc::clone(&request.model), request.dimensions, request.base64);
     let embedded = embed(&app, &context, request, claim).await?;
     respond(embedded, move |embedded| write(&model, embedded, dimensions, base64)).await
@@ -99,7 +99,8 @@ pub(crate) async fn embed(
     request: EmbeddingRequest,
     claim: Claim,
 ) -> Result<Embedded, ApiError> {
-    let EmbeddingRequest { model, inputs, truncate, unless_busy, .. } = request;
+    let EmbeddingRequest { model, inputs, truncate, unless_busy, ignored, .. } = request;
+    context.notes.ignored(ignored);
     let of = Arc::clone(&model);
     let encode = move || inputs.into_iter().map(|(path, input)| tokens(&of, input, &path, truncate)).collect();
     let inputs: Vec<EncoderInput> = claim.work(app, encode).await?;
@@ -164,9 +165,9 @@ fn write(model: &Encoder, embedded: Embedded, dimensions: Option<usize>, base64:
 }
 
 impl EmbeddingRequest {
-    pub(crate) fn lower(mut fields: Fields, app: &AppState, notes: &Notes) -> Result<Self, ApiError> {
+    pub(crate) fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
         let model = app.encoder(&mut fields, Purpose::Embed)?;
-        encoders::take_harmless(&mut fields, notes)?;
+        let ignored = encoders::take_harmless(&mut fields)?;
         let unless_busy = unless_busy(&mut fields)?;
         let info = *model.served.encoder.info();
         let inputs = inputs(&mut fields, info.vocab)?;
@@ -180,7 +181,7 @@ impl EmbeddingRequest {
             return Err(ApiError::invalid("dimensions", message));
         }
         fields.finish()?;
-        Ok(Self { model, inputs, truncate, dimensions, base64, unless_busy })
+        Ok(Self { model, inputs, truncate, dimensions, base64, unless_busy, ignored })
     }
 }
 

@@ -5,7 +5,6 @@ use super::AppState;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::gate::{RequestContext, Tokens};
-use super::notes::Notes;
 use crate::encoder::{EncoderHandle, EncoderInput};
 use crate::telemetry::{Metrics, ModelMetrics};
 use crate::text::TextTools;
@@ -134,14 +133,15 @@ pub(crate) fn truncate(fields: &mut Fields, limit: usize, special: usize) -> Res
     }
 }
 
-/// Fields that say who asks: checked, then ignored.
-pub(crate) fn take_harmless(fields: &mut Fields, notes: &Notes) -> Result<(), ApiError> {
+/// Takes the fields that say who asks: checked, then ignored. Gives the paths of those that were there.
+pub(crate) fn take_harmless(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let mut ignored = Vec::new();
     for name in ["user", "request_id", "safety_identifier"] {
         if fields.string(name)?.is_some() {
-            notes.ignored(vec![fields.path(name)]);
+            ignored.push(fields.path(name));
         }
     }
-    Ok(())
+    Ok(ignored)
 }
 
 /// Submits the inputs and waits for their results. Whoever drops the future gives them up. `unless_busy`: refuses them where the

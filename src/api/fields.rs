@@ -134,6 +134,19 @@ impl Fields {
         self.moved.push((name, path));
     }
 
+    /// Refuses each of these fields that is given; with the name goes what the message says after it.
+    pub(crate) fn refuse<'l>(
+        &mut self,
+        unsupported: impl IntoIterator<Item = &'l (&'l str, &'static str)>,
+    ) -> Result<(), ApiError> {
+        for (name, hint) in unsupported {
+            if self.take(name).is_some() {
+                return Err(ApiError::Unsupported { param: self.path(name), hint });
+            }
+        }
+        Ok(())
+    }
+
     /// Takes a field; absent and `null` are the same.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.note(name, || Kind::Any);

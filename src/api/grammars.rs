@@ -147,9 +147,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_search_for_a_fault_costs_nobody_a_grammar() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-tokenizer/tokenizer.json");
-        let tokenizer = Tokenizer::from_tokenizer_json(&std::fs::read(path).unwrap()).unwrap();
-        let grammars = Grammars::new(tokenizer.into(), 259);
+        let grammars = Grammars::new(Tokenizer::tiny(), 259);
         let kept = grammars.get(asked(r#"{"enum": [1, 2]}"#)).await.unwrap();
         let parts = || (0..KEPT_MAX + 1).map(|i| asked(&format!(r#"{{"enum": ["{i}"]}}"#)));
         assert!(grammars.first_error(parts()).await.is_none());
@@ -160,9 +158,7 @@ mod tests {
 
     #[tokio::test]
     async fn equal_sources_are_compiled_once_and_kept() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-tokenizer/tokenizer.json");
-        let tokenizer = Tokenizer::from_tokenizer_json(&std::fs::read(path).unwrap()).unwrap();
-        let grammars = Grammars::new(tokenizer.into(), 259);
+        let grammars = Grammars::new(Tokenizer::tiny(), 259);
         let same = || grammars.get(asked(r#"{"enum": [1, 2]}"#));
         let together = futures_util::future::join_all([same(), same(), same(), same()]).await;
         let first = together[0].as_ref().unwrap();

@@ -13,7 +13,6 @@ use super::encoders::{self, Encoder, INPUTS_MAX, Purpose};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::gate::RequestContext;
-use super::notes::Notes;
 use super::params::unless_busy;
 use crate::encoder::EncoderInput;
 
@@ -31,6 +30,8 @@ pub(crate) struct RerankRequest {
     /// Tokens of a document that are kept.
     document_max: Option<usize>,
     unless_busy: bool,
+    /// Fields that have no effect.
+    ignored: Vec<String>,
 }
 
 /// The documents' scores, and the tokens of all pairs.
@@ -78,8 +79,7 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     body: JsonBody,
 ) -> Result<Json<Reranked>, ApiError> {
-    let notes = context.notes.clone();
-    let (request, claim) = body.lower(&app, move |fields, app| RerankRequest::lower(fields, app, &notes)).await?;
+    let (request, claim) = body.lower(&app, RerankRequest::lower).await?;
     Ok(Json(rank(&app, &context, request, claim).await?.answer()))
 }
 
@@ -87,9 +87,10 @@ pub(crate) async fn create(
 pub(crate) async fn rank(
     app: &AppState,
     context: &RequestContext,
-    request: RerankRequest,
+    mut request: RerankRequest,
     claim: Claim,
 ) -> Result<Ranked, ApiError> {
+    context.notes.ignored(std::mem::take(&mut request.ignored));
     let encode = move || Ok((request.pairs()?, request));
     let (pairs, request): (Vec<EncoderInput>, RerankRequest) = claim.work(app, encode).await?;
     let tokens = pairs.iter().map(|pair| pair.ids.len()).sum();
@@ -103,9 +104,9 @@ pub(crate) async fn rank(
 }
 
 impl RerankRequest {
-    pub(crate) fn lower(mut fields: Fields, app: &AppState, notes: &Notes) -> Result<Self, ApiError> {
+    pub(crate) fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
         let model = app.encoder(&mut fields, Purpose::Rerank)?;
-        encoders::take_harmless(&mut fields, notes)?;
+        let ignored = encoders::take_harmless(&mut fields)?;
         let unless_busy = unless_busy(&mut fields)?;
         let query = fields.string("query")?.ok_or_else(|| ApiError::Missing { param: "query".to_owned() })?;
         if query.is_empty() {
@@ -119,7 +120,18 @@ impl RerankRequest {
         let truncate = encoders::truncate(&mut fields, model.limit(), special)?;
         let document_max = fields.count("max_tokens_per_doc", 1..=u32::MAX)?;
         fields.finish()?;
-        Ok(Self { model, query, documents_at, documents, top_n, return_documents, truncate, document_max, unless_busy })
+        Ok(Self {
+            model,
+            query,
+            documents_at,
+            documents,
+            top_n,
+            return_documents,
+            truncate,
+            document_max,
+            unless_busy,
+            ignored,
+        })
     }
 
     /// The query with each document, as tokens.

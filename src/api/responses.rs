@@ -205,11 +205,7 @@ fn check_size(settings: &Map<String, Value>) -> Result<(), ApiError> {
 
 /// Refuses fields of other endpoints, and what needs responses to be kept or to go on without their client.
 fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
-    for (name, hint) in ELSEWHERE.iter().chain(STATEFUL) {
-        if fields.take(name).is_some() {
-            return Err(ApiError::Unsupported { param: fields.path(name), hint });
-        }
-    }
+    fields.refuse(ELSEWHERE.iter().chain(STATEFUL))?;
     if fields.bool("store")?.unwrap_or(false) {
         let hint =
             " as true: wick keeps no responses; send false or leave it out, and send the whole conversation in `input`";

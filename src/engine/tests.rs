@@ -17,13 +17,6 @@ use crate::scheduler::{SchedulerOutput, SeqId};
 /// Sampling for a request with this seed panics.
 pub(super) const POISON: u64 = 0xdead;
 
-fn assert_same(expected: &[harness::Transcript], got: &[harness::Transcript], what: &str) {
-    assert_eq!(expected.len(), got.len());
-    for (i, (expected, got)) in expected.iter().zip(got).enumerate() {
-        assert_eq!(expected, got, "request {i} {what}");
-    }
-}
-
 #[tokio::test]
 async fn same_bytes_alone_and_together_chunked_cached_and_preempted() {
     let requests = varied_requests(64);

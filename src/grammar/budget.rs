@@ -5,11 +5,12 @@ use regex_syntax::ast::{self, Ast, ClassSetItem, Visitor};
 use regex_syntax::hir::{Hir, translate::Translator};
 
 use super::GrammarError;
+use super::compiler::LARK_BYTES_MAX;
 
 /// Longest regular expression, in bytes.
 pub(super) const REGEX_BYTES_MAX: usize = 4 << 10;
-/// Longest grammar, and all grammars and regular expressions together, in bytes.
-pub(super) const BYTES_MAX: usize = 16 << 10;
+/// All grammars and regular expressions together, in bytes.
+const BYTES_MAX: usize = LARK_BYTES_MAX;
 /// Most classes of characters in all of them: one may have hundreds of ranges, some kilobytes.
 const CLASSES_MAX: usize = 512;
 /// Most bytes that all of them may have inside JSON.

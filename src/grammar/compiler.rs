@@ -15,7 +15,7 @@ use crate::text::Tokenizer;
 const REGEX_BYTES_MAX: usize = 16 << 10;
 /// Longest grammar in Lark without its schemas, in bytes, and longest one in GBNF. (llguidance takes time with the square
 /// of a regular expression's length.)
-const LARK_BYTES_MAX: usize = 16 << 10;
+pub(super) const LARK_BYTES_MAX: usize = 16 << 10;
 /// The same for a grammar of calls, with the rewritten grammars of its tools.
 const CALLS_BYTES_MAX: usize = LARK_BYTES_MAX + budget::QUOTED_BYTES_MAX;
 const GBNF_BYTES_MAX: usize = 64 << 10;

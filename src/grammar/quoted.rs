@@ -11,7 +11,8 @@ use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Re
 use serde_json::Value;
 
 use super::GrammarError;
-use super::budget::{BYTES_MAX, QuoteBudget, REGEX_BYTES_MAX};
+use super::budget::{QuoteBudget, REGEX_BYTES_MAX};
+use super::compiler::LARK_BYTES_MAX;
 
 /// What Lark's `common` defines with characters that are escaped in JSON.
 const COMMON: [(&str, &str); 10] = [
@@ -37,7 +38,7 @@ const ESCAPED: [(char, &str); 7] =
 /// `Unsupported` where the grammar has what cannot be rewritten, `Invalid` where a literal or a regular expression is not
 /// well formed, `TooLarge` where the `budget` is spent. (What else is wrong with it is found when it is compiled.)
 pub fn json_quoted(lark: &str, budget: &mut QuoteBudget) -> Result<String, GrammarError> {
-    budget.take_definition(lark, BYTES_MAX)?;
+    budget.take_definition(lark, LARK_BYTES_MAX)?;
     let mut out = String::with_capacity(2 * lark.len());
     let mut source = Source { rest: lark, line: 1 };
     let mut lexemes = Lexemes::default();

@@ -127,14 +127,9 @@ mod tests {
 
     const MARKS: (&str, &str) = ("<think>", "</think>");
 
-    fn tokenizer() -> Arc<Tokenizer> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-tokenizer/tokenizer.json");
-        Tokenizer::from_tokenizer_json(&std::fs::read(path).unwrap()).unwrap().into()
-    }
-
     /// What is written by somebody who would say `wanted`, a byte a token, and then `y` for ever; cut after 60 tokens.
     fn written(tokens: usize, is_open: bool, wanted: &str) -> String {
-        let mut thoughts = Thoughts::new(ThoughtBudget::new(tokens, is_open, MARKS, tokenizer()).unwrap().into());
+        let mut thoughts = Thoughts::new(ThoughtBudget::new(tokens, is_open, MARKS, Tokenizer::tiny()).unwrap().into());
         let mut wanted = wanted.bytes().chain(std::iter::repeat(b'y'));
         let mut text = Vec::new();
         for _ in 0..60 {
@@ -176,7 +171,7 @@ mod tests {
     /// A grammar may allow the end's first token and not its second.
     #[test]
     fn an_end_that_is_blocked_once_it_has_begun_is_not_forced_again() {
-        let budget = ThoughtBudget::new(1, true, MARKS, tokenizer()).unwrap();
+        let budget = ThoughtBudget::new(1, true, MARKS, Tokenizer::tiny()).unwrap();
         let mut thoughts = Thoughts::new(budget.into());
         // Before it has begun it waits: a character may be half written.
         for token in b"a\xc3\xa9" {

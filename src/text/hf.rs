@@ -70,6 +70,13 @@ impl Tokenizer {
             _ => Err("it is not a JSON object".into()),
         }
     }
+
+    /// The tests' own: bytes are tokens of their value.
+    #[cfg(test)]
+    pub(crate) fn tiny() -> std::sync::Arc<Self> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-tokenizer/tokenizer.json");
+        Self::from_tokenizer_json(&std::fs::read(path).unwrap()).unwrap().into()
+    }
 }
 
 /// `None`: no such file.

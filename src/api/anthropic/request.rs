@@ -71,11 +71,7 @@ pub(super) fn lower_count(mut fields: Fields, app: &AppState) -> Result<Counted,
 fn rest(mut fields: Fields) -> Result<Vec<String>, ApiError> {
     let asking = |name: &&&str| fields.peek(name).is_some_and(|value| value != "auto");
     let ignored = HARMLESS.iter().filter(asking).map(|name| fields.path(name)).collect();
-    for (name, hint) in UNSUPPORTED {
-        if fields.take(name).is_some() {
-            return Err(ApiError::Unsupported { param: fields.path(name), hint });
-        }
-    }
+    fields.refuse(UNSUPPORTED)?;
     if let Some(metadata) = fields.take("metadata") {
         let mut metadata = Fields::at(fields.path("metadata"), metadata)?;
         metadata.string("user_id")?;

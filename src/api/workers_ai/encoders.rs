@@ -13,7 +13,6 @@ use crate::api::embeddings::{self, EmbeddingRequest};
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, type_name};
 use crate::api::gate::RequestContext;
-use crate::api::notes::Notes;
 use crate::api::rerank::{self, RerankRequest};
 
 /// Fields of `/v1/embeddings` that have another name here, or no place in the answer.
@@ -76,8 +75,7 @@ pub(super) async fn embed(
     name: String,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let notes = context.notes.clone();
-    let (request, claim) = body.lower(app, move |fields, app| lower_embed(fields, &name, app, &notes)).await?;
+    let (request, claim) = body.lower(app, move |fields, app| lower_embed(fields, &name, app)).await?;
     let model = Arc::clone(&request.model);
     let embedded = embeddings::embed(app, context, request, claim).await?;
     let write = move |embedded: embeddings::Embedded| {
@@ -94,9 +92,10 @@ pub(super) async fn embed(
 }
 
 /// Under the names that `/v1/embeddings` has for them.
-fn lower_embed(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) -> Result<EmbeddingRequest, ApiError> {
+fn lower_embed(mut fields: Fields, name: &str, app: &AppState) -> Result<EmbeddingRequest, ApiError> {
     take_model(&mut fields, name)?;
-    refuse(&mut fields, NO_EMBEDDING)?;
+    // Of another dialect; the places of some are needed.
+    fields.refuse(NO_EMBEDDING)?;
     let text = fields.require("text")?;
     let is_text = match &text {
         Value::String(_) => true,
@@ -113,23 +112,13 @@ fn lower_embed(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) ->
         fields.put("truncate_prompt_tokens", (-1).into(), "truncate_inputs".to_owned());
     }
     fields.put("model", name.into(), "model".to_owned());
-    let request = EmbeddingRequest::lower(fields, app, notes)?;
+    let request = EmbeddingRequest::lower(fields, app)?;
     let own = request.model.served.encoder.info().pooling.map_or("", |own| own.name());
     if let Some(other) = pooling.filter(|pooling| *pooling != own) {
         let message = format!("`pooling` is `{other}`, but this model was made for `{own}`; leave it out.");
         return Err(ApiError::invalid("pooling", message));
     }
     Ok(request)
-}
-
-/// Refuses fields of another dialect, some of whose places are needed.
-fn refuse(fields: &mut Fields, names: &[(&str, &'static str)]) -> Result<(), ApiError> {
-    for (name, hint) in names {
-        if fields.take(name).is_some() {
-            return Err(ApiError::Unsupported { param: fields.path(name), hint });
-        }
-    }
-    Ok(())
 }
 
 /// The scores of `contexts` for `query`, best first.
@@ -139,17 +128,16 @@ pub(super) async fn rerank(
     name: String,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let notes = context.notes.clone();
-    let (request, claim) = body.lower(app, move |fields, app| lower_rerank(fields, &name, app, &notes)).await?;
+    let (request, claim) = body.lower(app, move |fields, app| lower_rerank(fields, &name, app)).await?;
     let ranked = rerank::rank(app, context, request, claim).await?;
     let response = ranked.order.iter().map(|(id, score)| Score { id: *id, score: *score }).collect();
     Ok(enveloped(Ranking { response, usage: Usage::of(ranked.tokens) }).into_response())
 }
 
 /// Under the names that `/v1/rerank` has for them.
-fn lower_rerank(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) -> Result<RerankRequest, ApiError> {
+fn lower_rerank(mut fields: Fields, name: &str, app: &AppState) -> Result<RerankRequest, ApiError> {
     take_model(&mut fields, name)?;
-    refuse(&mut fields, NO_RERANKING)?;
+    fields.refuse(NO_RERANKING)?;
     for (given, own) in [("contexts", "documents"), ("top_k", "top_n")] {
         if let Some(value) = fields.take(given) {
             fields.put(own, value, given.to_owned());
@@ -159,5 +147,5 @@ fn lower_rerank(mut fields: Fields, name: &str, app: &AppState, notes: &Notes) -
         return Err(ApiError::Missing { param: "contexts".to_owned() });
     }
     fields.put("model", name.into(), "model".to_owned());
-    RerankRequest::lower(fields, app, notes)
+    RerankRequest::lower(fields, app)
 }

@@ -240,6 +240,35 @@ pub(super) async fn run_each_on(
     transcripts
 }
 
+pub(super) fn assert_same(expected: &[Transcript], got: &[Transcript], what: &str) {
+    assert_eq!(expected.len(), got.len());
+    for (i, (expected, got)) in expected.iter().zip(got).enumerate() {
+        assert_eq!(expected, got, "request {i} {what}");
+    }
+}
+
+/// Runs the requests together in several ways, with guesses and without, each cold and warm: every one of them must be as `alone`.
+pub(super) async fn assert_same_in_any_company(alone: &[Transcript], requests: &[GenerationRequest]) {
+    let longest = requests.iter().map(|r| r.prompt.len() + r.limits.max_new_tokens).max().unwrap();
+    let guessing = SchedulerConfig { speculation: true, ..config() };
+    let mut accepted = 0;
+    for shape in [
+        config(),
+        SchedulerConfig { batched_tokens_max: 7, prefill_chunk_max: 3, logit_rows_max: 2, running_max: 5, ..config() },
+        guessing,
+        SchedulerConfig { running_max: 3, ..guessing },
+        SchedulerConfig { num_blocks: longest.div_ceil(4), running_max: 4, ..guessing },
+    ] {
+        let engine = repeating_engine(shape);
+        assert_same(alone, &run_together(&engine, requests).await, &format!("{shape:?}"));
+        assert_same(alone, &run_together(&engine, requests).await, &format!("cache warm, {shape:?}"));
+        let stats = engine.stats();
+        assert_eq!((stats.gauges.blocks_used, stats.failed), (0, 0));
+        accepted += stats.scheduler.accepted_tokens;
+    }
+    assert!(accepted > 100, "{accepted} guesses were right");
+}
+
 /// Reproducible numbers for building requests.
 pub(super) struct Dice(pub u64);
 

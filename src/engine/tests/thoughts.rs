@@ -6,14 +6,9 @@ use crate::text::Tokenizer;
 /// Of bytes below [`VOCAB`], which are the tokens of these tests.
 const MARKS: (&str, &str) = ("(", ")!)");
 
-fn tokenizer() -> Arc<Tokenizer> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-tokenizer/tokenizer.json");
-    Tokenizer::from_tokenizer_json(&std::fs::read(path).unwrap()).unwrap().into()
-}
-
 /// Requests of all kinds, three of four with a budget, and some of these with a grammar.
 fn requests() -> Vec<GenerationRequest> {
-    let tokenizer = tokenizer();
+    let tokenizer = Tokenizer::tiny();
     let compiler = GrammarCompiler::new(&tokenizer, VOCAB).unwrap();
     let any = compiler.compile(&GrammarSource::Regex("[ -/]*".to_owned())).unwrap();
     let with_budget = |(i, mut request): (usize, GenerationRequest)| {
@@ -49,30 +44,13 @@ async fn thoughts_end_in_time_and_no_byte_depends_on_the_batch_or_on_guesses() {
     }
     assert!(cut > 25, "{cut} were cut off");
 
-    let longest = requests.iter().map(|r| r.prompt.len() + r.limits.max_new_tokens).max().unwrap();
-    let guessing = SchedulerConfig { speculation: true, ..config() };
-    let mut accepted = 0;
-    for shape in [
-        config(),
-        SchedulerConfig { batched_tokens_max: 7, prefill_chunk_max: 3, logit_rows_max: 2, running_max: 5, ..config() },
-        guessing,
-        SchedulerConfig { running_max: 3, ..guessing },
-        SchedulerConfig { num_blocks: longest.div_ceil(4), running_max: 4, ..guessing },
-    ] {
-        let engine = repeating_engine(shape);
-        assert_same(&alone, &run_together(&engine, &requests).await, &format!("{shape:?}"));
-        assert_same(&alone, &run_together(&engine, &requests).await, &format!("cache warm, {shape:?}"));
-        let stats = engine.stats();
-        assert_eq!((stats.gauges.blocks_used, stats.failed), (0, 0));
-        accepted += stats.scheduler.accepted_tokens;
-    }
-    assert!(accepted > 100, "{accepted} guesses were right");
+    assert_same_in_any_company(&alone, &requests).await;
 }
 
 /// What a grammar does not allow is not forced.
 #[tokio::test]
 async fn a_grammar_goes_before_a_budget() {
-    let tokenizer = tokenizer();
+    let tokenizer = Tokenizer::tiny();
     let compiler = GrammarCompiler::new(&tokenizer, VOCAB).unwrap();
     let mut request = request(&[5, 6, 7], 20);
     request.grammar = Some(compiler.compile(&GrammarSource::Regex("[#-']{9}".to_owned())).unwrap());
