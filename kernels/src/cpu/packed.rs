@@ -30,11 +30,11 @@ pub use matmul::{PackedScratch, packed_matmul};
 pub use refine::packed_refine;
 
 use super::Cpu;
+use super::memory::Memory;
 use super::quant::QuantType;
 use super::shared::SharedSlice;
 use half::f16;
 use std::fmt;
-use std::mem::MaybeUninit;
 
 /// Rows of a strip.
 pub const LANES: usize = 16;
@@ -110,26 +110,6 @@ impl Lines {
         Lines(unsafe { Box::<[Line]>::new_zeroed_slice(bytes.div_ceil(LINE)).assume_init() })
     }
 
-    /// `parts` parts of `part_bytes` bytes, a whole number of lines, each handed to `fill` as zeros. A part is first touched by the thread
-    /// that fills it: the system's clearing of fresh pages, a good part of the work, is spread with the rest.
-    fn filled(cpu: &Cpu, parts: usize, part_bytes: usize, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) -> Lines {
-        let lines = part_bytes / LINE;
-        let mut all =
-            Box::<[Line]>::new_uninit_slice(lines.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
-        let shared = SharedSlice::new(&mut all);
-        cpu.for_pieces(parts, parts.div_ceil(8 * cpu.pool.threads()), &|start, end| {
-            for part in start..end {
-                // SAFETY: parts are disjoint and each belongs to one piece.
-                let part_lines = unsafe { shared.slice(part * lines, lines) };
-                part_lines.fill(MaybeUninit::new(Line([0; LINE])));
-                // SAFETY: lines are bytes without padding, and these have been written.
-                fill(part, unsafe { std::slice::from_raw_parts_mut(part_lines.as_mut_ptr().cast(), lines * LINE) });
-            }
-        });
-        // SAFETY: every part has been written.
-        Lines(unsafe { all.assume_init() })
-    }
-
     fn bytes(&self) -> &[u8] {
         // SAFETY: lines are bytes without padding.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
@@ -141,6 +121,20 @@ impl Lines {
     }
 }
 
+/// `parts` parts of `part_bytes` bytes, a whole number of lines, each handed to `fill` as zeros. A part is first touched by the thread
+/// that fills it: the system's clearing of fresh pages, a good part of the work, is spread with the rest.
+fn filled(cpu: &Cpu, parts: usize, part_bytes: usize, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) -> Memory {
+    let mut all = Memory::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
+    let shared = SharedSlice::new(&mut all);
+    cpu.for_pieces(parts, parts.div_ceil(8 * cpu.pool.threads()), &|start, end| {
+        for part in start..end {
+            // SAFETY: parts are disjoint and each belongs to one piece.
+            fill(part, unsafe { shared.slice(part * part_bytes, part_bytes) });
+        }
+    });
+    all
+}
+
 /// A weight matrix in packed form; owns its bytes.
 pub struct PackedMatrix {
     ty: QuantType,
@@ -148,7 +142,7 @@ pub struct PackedMatrix {
     rows: usize,
     cols: usize,
     strip_bytes: usize,
-    data: Lines,
+    data: Memory,
 }
 
 impl fmt::Debug for PackedMatrix {
@@ -203,7 +197,7 @@ impl PackedMatrix {
 
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
-        self.data.bytes().len()
+        self.data.len()
     }
 
     fn strips(&self) -> usize {
@@ -212,7 +206,7 @@ impl PackedMatrix {
 
     fn strip(&self, index: usize) -> Strip<'_> {
         let groups = self.cols / GROUP;
-        let bytes = &self.data.bytes()[index * self.strip_bytes..(index + 1) * self.strip_bytes];
+        let bytes = &self.data[index * self.strip_bytes..(index + 1) * self.strip_bytes];
         let (quants, scales) = bytes.split_at(groups * self.packing.quant_bytes());
         Strip { ty: self.ty, groups, quants, scales }
     }

@@ -7,14 +7,17 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 use super::formats::{Affine, AffineK, EightBits, FiveBits, FourBits, HalvesK, Quants, Scales, SixBits, Symmetric};
-use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Strip, all_fine, group_bytes, low_bytes};
+use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Strip, all_fine, group_bytes, low_bytes};
 use crate::cpu::quant::QuantType;
 use crate::cpu::shared::Rows;
 use std::arch::x86_64::*;
 
 /// How far ahead weights are asked for, into the second-level cache. Tuned on a Zen 4 with 2 cores: with up to 12 rows 10 to 40% faster than
-/// leaving it to the hardware, and than half or twice the distance with one row; with hundreds of rows it does not matter.
-const AHEAD: usize = 4096;
+/// leaving it to the hardware; with one row half or twice as far is 5% slower, but for the formats with long records, whose
+/// bytes take longest; with hundreds of rows it does not matter.
+const fn ahead<S: Scales>() -> usize {
+    if S::GROUPS == 1 { 4096 } else { 8192 }
+}
 
 /// Runs a macro body with the numbers of four steps as constants.
 macro_rules! steps {
@@ -80,83 +83,88 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
     // SAFETY: group g of each begins at g times its size; prefetched addresses may lie anywhere.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
-        for g in 0..groups {
-            let q = quants.add(g * Q::BYTES);
-            let a = acts.add(g * group_bytes(R));
-            for at in (0..Q::BYTES).step_by(LINE) {
-                _mm_prefetch::<_MM_HINT_T1>(q.wrapping_add(AHEAD + at).cast());
-            }
-            _mm_prefetch::<_MM_HINT_T1>(scales.wrapping_add(S::record(g) + AHEAD).cast());
-            let field = |field: Field, r: usize| a.add(field.at(R) + 4 * r);
-            let fine = *field(Field::Fine, 0).cast::<u32>();
-            let low = low.add(g * low_bytes(R));
-            let mut dots = [_mm512_setzero_si512(); R];
-            // In the order of pairs that share a line of nibbles, where the whole group has one scale.
-            macro_rules! multiply {
-                ($bytes:expr, [$($steps:literal),*]) => {
-                    let bytes = $bytes;
-                    steps!(J in [$($steps),*] => {
-                        let w = Q::step(q, J);
+        for first in (0..groups).step_by(S::GROUPS) {
+            let record = scales.add(first / S::GROUPS * S::BYTES);
+            let shared = S::shared(record);
+            for i in 0..S::GROUPS {
+                let g = first + i;
+                let q = quants.add(g * Q::BYTES);
+                let a = acts.add(g * group_bytes(R));
+                for at in (0..Q::BYTES).step_by(LINE) {
+                    _mm_prefetch::<_MM_HINT_T1>(q.wrapping_add(ahead::<S>() + at).cast());
+                }
+                _mm_prefetch::<_MM_HINT_T1>(record.wrapping_add(ahead::<S>() + S::own(i)).cast());
+                let field = |field: Field, r: usize| a.add(field.at(R) + 4 * r);
+                let fine = *field(Field::Fine, 0).cast::<u32>();
+                let low = low.add(g * low_bytes(R));
+                let mut dots = [_mm512_setzero_si512(); R];
+                // In the order of pairs that share a line of nibbles, where the whole group has one scale.
+                macro_rules! multiply {
+                    ($bytes:expr, [$($steps:literal),*]) => {
+                        let bytes = $bytes;
+                        steps!(J in [$($steps),*] => {
+                            let w = Q::step(q, J);
+                            for r in 0..R {
+                                dots[r] = _mm512_dpbusd_epi32(dots[r], w, broadcast(bytes.add(r * GROUP + 4 * J)));
+                            }
+                        });
+                    };
+                }
+                // The steps of a part of the group with one scale: high bytes, low bytes if there are some, offset, sum.
+                macro_rules! add {
+                    ($part:literal, $sum:expr, $steps:tt) => {
+                        if fine == 0 {
+                            for r in 0..R {
+                                dots[r] = begin(S::OFFSET, field($sum, r));
+                            }
+                            multiply!(a, $steps);
+                        } else if fine == all_fine(R) {
+                            dots = [_mm512_setzero_si512(); R];
+                            multiply!(a, $steps);
+                            for r in 0..R {
+                                dots[r] =
+                                    _mm512_add_epi32(_mm512_slli_epi32::<8>(dots[r]), begin(S::OFFSET, field($sum, r)));
+                            }
+                            multiply!(low, $steps);
+                        } else {
+                            dots = [_mm512_setzero_si512(); R];
+                            multiply!(a, $steps);
+                            // In memory, so that a row can be chosen by number; the sums stay in registers.
+                            let mut lows = [_mm512_setzero_si512(); R];
+                            let mut rest = fine;
+                            while rest != 0 {
+                                let r = rest.trailing_zeros() as usize;
+                                rest &= rest - 1;
+                                let mut dot = _mm512_setzero_si512();
+                                steps!(J in $steps => {
+                                    dot = _mm512_dpbusd_epi32(dot, Q::step(q, J), broadcast(low.add(r * GROUP + 4 * J)));
+                                });
+                                lows[r] = dot;
+                            }
+                            for r in 0..R {
+                                let whole = 0u16.wrapping_sub((fine >> r & 1) as u16);
+                                let high = _mm512_mask_slli_epi32::<8>(dots[r], whole, dots[r]);
+                                dots[r] = _mm512_add_epi32(_mm512_add_epi32(high, begin(S::OFFSET, field($sum, r))), lows[r]);
+                            }
+                        }
+                        let d = S::scale(shared, record, i, $part);
                         for r in 0..R {
-                            dots[r] = _mm512_dpbusd_epi32(dots[r], w, broadcast(bytes.add(r * GROUP + 4 * J)));
+                            let factor = _mm512_mul_ps(d, broadcast_float(field(Field::Scale, r)));
+                            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r]), factor, sums[r]);
                         }
-                    });
-                };
-            }
-            // The steps of a part of the group with one scale: high bytes, low bytes if there are some, offset, sum.
-            macro_rules! add {
-                ($part:literal, $sum:expr, $steps:tt) => {
-                    if fine == 0 {
-                        for r in 0..R {
-                            dots[r] = begin(S::OFFSET, field($sum, r));
-                        }
-                        multiply!(a, $steps);
-                    } else if fine == all_fine(R) {
-                        dots = [_mm512_setzero_si512(); R];
-                        multiply!(a, $steps);
-                        for r in 0..R {
-                            dots[r] =
-                                _mm512_add_epi32(_mm512_slli_epi32::<8>(dots[r]), begin(S::OFFSET, field($sum, r)));
-                        }
-                        multiply!(low, $steps);
-                    } else {
-                        dots = [_mm512_setzero_si512(); R];
-                        multiply!(a, $steps);
-                        // In memory, so that a row can be chosen by number; the sums stay in registers.
-                        let mut lows = [_mm512_setzero_si512(); R];
-                        let mut rest = fine;
-                        while rest != 0 {
-                            let r = rest.trailing_zeros() as usize;
-                            rest &= rest - 1;
-                            let mut dot = _mm512_setzero_si512();
-                            steps!(J in $steps => {
-                                dot = _mm512_dpbusd_epi32(dot, Q::step(q, J), broadcast(low.add(r * GROUP + 4 * J)));
-                            });
-                            lows[r] = dot;
-                        }
-                        for r in 0..R {
-                            let whole = 0u16.wrapping_sub((fine >> r & 1) as u16);
-                            let high = _mm512_mask_slli_epi32::<8>(dots[r], whole, dots[r]);
-                            dots[r] = _mm512_add_epi32(_mm512_add_epi32(high, begin(S::OFFSET, field($sum, r))), lows[r]);
-                        }
-                    }
-                    let d = S::scale(scales, g, $part);
+                    };
+                }
+                if S::PARTS == 1 {
+                    add!(0, Field::Sum, [0, 4, 1, 5, 2, 6, 3, 7]);
+                } else {
+                    add!(0, Field::FirstHalf, [0, 1, 2, 3]);
+                    add!(1, Field::SecondHalf, [4, 5, 6, 7]);
+                }
+                if S::MIN {
+                    let min = S::min(shared, record, i);
                     for r in 0..R {
-                        let factor = _mm512_mul_ps(d, broadcast_float(field(Field::Scale, r)));
-                        sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r]), factor, sums[r]);
+                        sums[r] = _mm512_fmadd_ps(min, broadcast_float(field(Field::ScaledSum, r)), sums[r]);
                     }
-                };
-            }
-            if S::PARTS == 1 {
-                add!(0, Field::Sum, [0, 4, 1, 5, 2, 6, 3, 7]);
-            } else {
-                add!(0, Field::FirstHalf, [0, 1, 2, 3]);
-                add!(1, Field::SecondHalf, [4, 5, 6, 7]);
-            }
-            if S::MIN {
-                let min = S::min(scales, g);
-                for r in 0..R {
-                    sums[r] = _mm512_fmadd_ps(min, broadcast_float(field(Field::ScaledSum, r)), sums[r]);
                 }
             }
         }
@@ -171,9 +179,10 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
     let groups = strip.groups;
-    let fits = strip.quants.len() == groups * Q::BYTES
+    let fits = groups.is_multiple_of(S::GROUPS)
+        && strip.quants.len() == groups * Q::BYTES
         && strip.quants.as_ptr().addr().is_multiple_of(LINE)
-        && Packing::of(strip.ty).is_some_and(|p| strip.scales.len() >= groups / p.record_groups * p.record_bytes)
+        && strip.scales.len() >= groups / S::GROUPS * S::BYTES
         && acts.groups.len() == groups * group_bytes(R)
         && acts.low.len() == groups * low_bytes(R)
         && acts.groups.as_ptr().addr().is_multiple_of(4)

@@ -110,26 +110,37 @@ impl Quants for EightBits {
     }
 }
 
-/// Where the scales of a format are.
+/// Where the scales of a format are: in records, one after the other.
 pub trait Scales {
+    /// Groups of a record.
+    const GROUPS: usize;
+    /// Bytes of a record.
+    const BYTES: usize;
     /// Scales of a group: one, or one for each half.
     const PARTS: usize;
     /// Whether a group has a minimum.
     const MIN: bool;
     /// What was added to the quants.
     const OFFSET: u32;
-    /// Where the record of group `g` begins.
-    fn record(g: usize) -> usize;
-    /// Scale `part` of group `g`, from the strip's scales.
+    /// What the groups of a record share.
+    type Shared: Copy;
+    /// Where the part of a record begins that is group `g`'s own.
+    fn own(g: usize) -> usize;
+    /// What the groups share.
     ///
     /// # Safety
-    /// The records of groups 0 to `g` are readable at `scales`; AVX-512 F.
-    unsafe fn scale(scales: *const u8, g: usize, part: usize) -> __m512;
-    /// The minimum of group `g`.
+    /// A record is readable at `record`; AVX-512 F.
+    unsafe fn shared(record: *const u8) -> Self::Shared;
+    /// Scale `part` of group `g` of a record.
+    ///
+    /// # Safety
+    /// As for `shared`, and the record has such a group.
+    unsafe fn scale(shared: Self::Shared, record: *const u8, g: usize, part: usize) -> __m512;
+    /// The minimum of group `g`; only where there is one.
     ///
     /// # Safety
     /// As for `scale`.
-    unsafe fn min(scales: *const u8, g: usize) -> __m512;
+    unsafe fn min(shared: Self::Shared, record: *const u8, g: usize) -> __m512;
 }
 
 /// # Safety
@@ -140,27 +151,49 @@ unsafe fn halves(at: *const u8) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
 }
 
+/// # Safety
+/// 16 bytes are readable at `at`; AVX-512 F.
+#[inline(always)]
+unsafe fn unsigned(at: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()))) }
+}
+
+/// # Safety
+/// As for [`unsigned`].
+#[inline(always)]
+unsafe fn signed(at: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
+}
+
 /// Q4_0, Q5_0, Q8_0: a scale for each group.
 pub struct Symmetric<const OFFSET: u32>;
 
 impl<const OFFSET: u32> Scales for Symmetric<OFFSET> {
+    const GROUPS: usize = 1;
+    const BYTES: usize = 2 * LANES;
     const PARTS: usize = 1;
     const MIN: bool = false;
     const OFFSET: u32 = OFFSET;
+    type Shared = ();
 
     #[inline(always)]
-    fn record(g: usize) -> usize {
-        g * 2 * LANES
+    fn own(_: usize) -> usize {
+        0
     }
 
     #[inline(always)]
-    unsafe fn scale(scales: *const u8, g: usize, _: usize) -> __m512 {
+    unsafe fn shared(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn scale((): (), record: *const u8, _: usize, _: usize) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe { halves(scales.add(Self::record(g))) }
+        unsafe { halves(record) }
     }
 
     #[inline(always)]
-    unsafe fn min(_: *const u8, _: usize) -> __m512 {
+    unsafe fn min((): (), _: *const u8, _: usize) -> __m512 {
         // SAFETY: AVX-512 F, the caller's promise.
         unsafe { _mm512_setzero_ps() }
     }
@@ -170,25 +203,31 @@ impl<const OFFSET: u32> Scales for Symmetric<OFFSET> {
 pub struct Affine;
 
 impl Scales for Affine {
+    const GROUPS: usize = 1;
+    const BYTES: usize = 4 * LANES;
     const PARTS: usize = 1;
     const MIN: bool = true;
     const OFFSET: u32 = 0;
+    type Shared = ();
 
     #[inline(always)]
-    fn record(g: usize) -> usize {
-        g * 4 * LANES
+    fn own(_: usize) -> usize {
+        0
     }
 
     #[inline(always)]
-    unsafe fn scale(scales: *const u8, g: usize, _: usize) -> __m512 {
+    unsafe fn shared(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn scale((): (), record: *const u8, _: usize, _: usize) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe { halves(scales.add(Self::record(g))) }
+        unsafe { halves(record) }
     }
 
     #[inline(always)]
-    unsafe fn min(scales: *const u8, g: usize) -> __m512 {
+    unsafe fn min((): (), record: *const u8, _: usize) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe { halves(scales.add(Self::record(g) + 2 * LANES)) }
+        unsafe { halves(record.add(2 * LANES)) }
     }
 }
 
@@ -196,34 +235,35 @@ impl Scales for Affine {
 pub struct AffineK;
 
 impl Scales for AffineK {
+    const GROUPS: usize = 8;
+    const BYTES: usize = 4 * LANES + 8 * 2 * LANES;
     const PARTS: usize = 1;
     const MIN: bool = true;
     const OFFSET: u32 = 0;
+    /// The scale, and minus the minimum.
+    type Shared = (__m512, __m512);
 
     #[inline(always)]
-    fn record(g: usize) -> usize {
-        g / 8 * (4 * LANES + 8 * 2 * LANES)
+    fn own(g: usize) -> usize {
+        4 * LANES + g * 2 * LANES
     }
 
     #[inline(always)]
-    unsafe fn scale(scales: *const u8, g: usize, _: usize) -> __m512 {
+    unsafe fn shared(record: *const u8) -> (__m512, __m512) {
         // SAFETY: the caller's promise.
-        unsafe {
-            let record = scales.add(Self::record(g));
-            let sub = _mm_loadu_si128(record.add(4 * LANES + g % 8 * 2 * LANES).cast());
-            _mm512_mul_ps(halves(record), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(sub)))
-        }
+        unsafe { (halves(record), _mm512_xor_ps(halves(record.add(2 * LANES)), _mm512_set1_ps(-0.0))) }
     }
 
     #[inline(always)]
-    unsafe fn min(scales: *const u8, g: usize) -> __m512 {
+    unsafe fn scale((d, _): Self::Shared, record: *const u8, g: usize, _: usize) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe {
-            let record = scales.add(Self::record(g));
-            let sub = _mm_loadu_si128(record.add(5 * LANES + g % 8 * 2 * LANES).cast());
-            let min = _mm512_mul_ps(halves(record.add(2 * LANES)), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(sub)));
-            _mm512_xor_ps(min, _mm512_set1_ps(-0.0))
-        }
+        unsafe { _mm512_mul_ps(d, unsigned(record.add(Self::own(g)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn min((_, min): Self::Shared, record: *const u8, g: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_mul_ps(min, unsigned(record.add(Self::own(g) + LANES))) }
     }
 }
 
@@ -231,27 +271,32 @@ impl Scales for AffineK {
 pub struct HalvesK;
 
 impl Scales for HalvesK {
+    const GROUPS: usize = 8;
+    const BYTES: usize = 2 * LANES + 8 * 2 * LANES;
     const PARTS: usize = 2;
     const MIN: bool = false;
     const OFFSET: u32 = 32;
+    type Shared = __m512;
 
     #[inline(always)]
-    fn record(g: usize) -> usize {
-        g / 8 * (2 * LANES + 8 * 2 * LANES)
+    fn own(g: usize) -> usize {
+        2 * LANES + g * 2 * LANES
     }
 
     #[inline(always)]
-    unsafe fn scale(scales: *const u8, g: usize, part: usize) -> __m512 {
+    unsafe fn shared(record: *const u8) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe {
-            let record = scales.add(Self::record(g));
-            let sub = _mm_loadu_si128(record.add(2 * LANES + (2 * (g % 8) + part) * LANES).cast());
-            _mm512_mul_ps(halves(record), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(sub)))
-        }
+        unsafe { halves(record) }
     }
 
     #[inline(always)]
-    unsafe fn min(_: *const u8, _: usize) -> __m512 {
+    unsafe fn scale(d: __m512, record: *const u8, g: usize, part: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_mul_ps(d, signed(record.add(Self::own(g) + part * LANES))) }
+    }
+
+    #[inline(always)]
+    unsafe fn min(_: __m512, _: *const u8, _: usize) -> __m512 {
         // SAFETY: AVX-512 F, the caller's promise.
         unsafe { _mm512_setzero_ps() }
     }
