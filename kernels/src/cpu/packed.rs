@@ -1,18 +1,21 @@
 //! Weight matrices packed at load for 8-bit integer dot products.
 //!
-//! 16 rows of a matrix make a *strip*: one row for each 32-bit lane of a 512-bit register. A strip holds the quants of all its groups of
-//! 32 columns, then their scales. The 32 values of a group are 8 *steps* of 4: a step of a strip is 64 bytes, 4 unsigned values for each
+//! 16 rows of a matrix make a *strip*: one row for each 32-bit lane of a 512-bit register. A strip is a run of *records*: the scales of
+//! one or more groups of 32 columns, then the quants of each, all in whole lines of 64 bytes. So a product with one row, which
+//! memory bounds, walks through a matrix line by line: the hardware's prefetching follows that at nearly the speed of memory, and much
+//! less well with scales apart. The 32 values of a group are 8 *steps* of 4: a step of a strip is 64 bytes, 4 unsigned values for each
 //! of the 16 rows, which is what one `vpdpbusd` multiplies with 4 activations; narrower registers take a step in parts. Bits stay as few as
 //! the file has:
 //!
 //! | formats | quants of a group | scales |
 //! |---|---|---|
 //! | Q4_0, Q4_1, Q4_K | 4 x 64 bytes: step `j` in the low nibbles of line `j`, step `j + 4` in its high ones | `d` (and `min`) as f16 |
-//! | Q5_0, Q5_1, Q5_K | the same and a line of fifth bits: bit `j` belongs to step `j` | the same |
-//! | Q6_K | the same and two lines of upper bits: bits `2s..2s+2` of line `p` belong to step `4p + s` | `d` as f16, two i8 sub-scales |
+//! | Q5_0, Q5_1, Q5_K | a line of fifth bits, of which bit `j` belongs to step `j`, and the same | the same |
+//! | Q6_K | the same between two lines of upper bits: bits `2s..2s+2` of line `p` belong to step `4p + s` | `d` as f16, two i8 sub-scales |
 //! | Q8_0 | 8 x 64 bytes | `d` as f16 |
 //!
-//! Q4_K and Q5_K keep their integer sub-scales and sub-minimums, as bytes: 2.8% larger than the file; all others have the file's size.
+//! Q4_K and Q5_K keep their integer sub-scales and sub-minimums, as bytes: 2.8% larger than the file; Q6_K is 1% larger, all others have the
+//! file's size.
 //! Symmetric formats are stored with their offset added (8, 16, 32 or 128), which the products take away again, exactly, with the sum of
 //! the activations. The last strip of a matrix whose rows are no multiple of 16 is filled with zeros.
 
@@ -54,32 +57,33 @@ pub struct Packing {
     pub high_lines: usize,
     /// What was added to the quants to make them unsigned.
     pub offset: u8,
-    /// Groups that share one record of scales.
+    /// Groups of a record. The last record of a strip may have fewer, but has the scales' full size.
     pub record_groups: usize,
-    /// Bytes of a record of scales, for the 16 rows.
-    pub record_bytes: usize,
+    /// Bytes of a record's scales, whole lines.
+    pub scale_bytes: usize,
 }
 
 impl Packing {
     /// How `ty` is packed; `None` for formats that are multiplied as they are.
     pub fn of(ty: QuantType) -> Option<Packing> {
-        const HALVES: usize = 2 * LANES;
-        let (low_lines, high_lines, offset, record_groups, record_bytes) = match ty {
-            QuantType::Q4_0 => (4, 0, 8, 1, HALVES),
-            QuantType::Q4_1 => (4, 0, 0, 1, 2 * HALVES),
-            QuantType::Q5_0 => (4, 1, 16, 1, HALVES),
-            QuantType::Q5_1 => (4, 1, 0, 1, 2 * HALVES),
-            QuantType::Q8_0 => (8, 0, 128, 1, HALVES),
+        let (low_lines, high_lines, offset, record_groups, scale_bytes) = match ty {
+            // d of one group, then of the other.
+            QuantType::Q4_0 => (4, 0, 8, 2, LINE),
+            QuantType::Q5_0 => (4, 1, 16, 2, LINE),
+            QuantType::Q8_0 => (8, 0, 128, 2, LINE),
+            // d, then the minimum.
+            QuantType::Q4_1 => (4, 0, 0, 1, LINE),
+            QuantType::Q5_1 => (4, 1, 0, 1, LINE),
             // d and dmin, then for each group the sub-scales and the sub-minimums.
-            QuantType::Q4K => (4, 0, 0, 8, 2 * HALVES + 8 * 2 * LANES),
-            QuantType::Q5K => (4, 1, 0, 8, 2 * HALVES + 8 * 2 * LANES),
-            // d, then for each group the sub-scales of its two halves.
-            QuantType::Q6K => (4, 2, 32, 8, HALVES + 8 * 2 * LANES),
+            QuantType::Q4K => (4, 0, 0, 8, 5 * LINE),
+            QuantType::Q5K => (4, 1, 0, 8, 5 * LINE),
+            // d and as many unused bytes, then for each group the sub-scales of its two halves.
+            QuantType::Q6K => (4, 2, 32, 8, 5 * LINE),
             QuantType::F32 | QuantType::F16 | QuantType::BF16 | QuantType::Q2K | QuantType::Q3K | QuantType::Q8K => {
                 return None;
             }
         };
-        Some(Packing { low_lines, high_lines, offset, record_groups, record_bytes })
+        Some(Packing { low_lines, high_lines, offset, record_groups, scale_bytes })
     }
 
     /// Bytes of the quants of one group of a strip.
@@ -87,10 +91,25 @@ impl Packing {
         (self.low_lines + self.high_lines) * LINE
     }
 
-    /// Bytes of a strip of `groups` groups, a whole number of lines.
-    fn strip_bytes(self, groups: usize) -> Option<usize> {
-        let scales = (groups / self.record_groups).checked_mul(self.record_bytes)?;
-        groups.checked_mul(self.quant_bytes())?.checked_add(scales)?.checked_next_multiple_of(LINE)
+    /// The first line of a group's low bits.
+    fn low_at(self) -> usize {
+        self.high_lines.min(1)
+    }
+
+    /// Line `p` of a group's upper bits. Lines come in the order in which they are needed.
+    fn upper_at(p: usize) -> usize {
+        5 * p
+    }
+
+    /// Bytes of a whole record.
+    pub fn record_bytes(self) -> usize {
+        self.scale_bytes + self.record_groups * self.quant_bytes()
+    }
+
+    /// Bytes of a strip of `groups` groups, whole lines.
+    pub fn strip_bytes(self, groups: usize) -> Option<usize> {
+        let scales = groups.div_ceil(self.record_groups).checked_mul(self.scale_bytes)?;
+        groups.checked_mul(self.quant_bytes())?.checked_add(scales)
     }
 }
 
@@ -157,10 +176,8 @@ pub struct Strip<'a> {
     pub ty: QuantType,
     /// Groups of a row.
     pub groups: usize,
-    /// `groups` times the format's quants, at a multiple of 64.
-    pub quants: &'a [u8],
-    /// The records of scales, at a multiple of 64.
-    pub scales: &'a [u8],
+    /// Its records, at a multiple of 64.
+    pub records: &'a [u8],
 }
 
 /// One group of one row, as plain numbers: value `i` is `d[i / 16] * (q[i] - offset) + min`.
@@ -205,10 +222,8 @@ impl PackedMatrix {
     }
 
     fn strip(&self, index: usize) -> Strip<'_> {
-        let groups = self.cols / GROUP;
-        let bytes = &self.data[index * self.strip_bytes..(index + 1) * self.strip_bytes];
-        let (quants, scales) = bytes.split_at(groups * self.packing.quant_bytes());
-        Strip { ty: self.ty, groups, quants, scales }
+        let records = &self.data[index * self.strip_bytes..(index + 1) * self.strip_bytes];
+        Strip { ty: self.ty, groups: self.cols / GROUP, records }
     }
 
     /// Row `row` as floats: equal to what [`super::quant::dequantize`] makes of the matrix it was packed from.
@@ -246,7 +261,9 @@ impl Strip<'_> {
     /// Group `g` of the row in `lane`.
     pub fn row_group(&self, lane: usize, g: usize) -> RowGroup {
         let packing = Packing::of(self.ty).expect("a strip of a format that is not packed is a bug");
-        let quants = &self.quants[g * packing.quant_bytes()..(g + 1) * packing.quant_bytes()];
+        let record = &self.records[g / packing.record_groups * packing.record_bytes()..];
+        let i = g % packing.record_groups;
+        let quants = &record[packing.scale_bytes + i * packing.quant_bytes()..][..packing.quant_bytes()];
         // The 4 values of a step are the bytes of a word.
         let word = |line: usize| {
             let at = line * LINE + 4 * lane;
@@ -254,29 +271,27 @@ impl Strip<'_> {
         };
         let mut q = [0; GROUP];
         for (j, q) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let low = || word(j % 4) >> (4 * (j / 4)) & 0x0f0f_0f0f;
+            let low = || word(packing.low_at() + j % 4) >> (4 * (j / 4)) & 0x0f0f_0f0f;
             let step = match (packing.low_lines, packing.high_lines) {
                 (8, _) => word(j),
                 (_, 0) => low(),
-                (_, 1) => low() | (word(4) >> j & 0x0101_0101) << 4,
-                _ => low() | (word(4 + j / 4) >> (2 * (j % 4)) & 0x0303_0303) << 4,
+                (_, 1) => low() | (word(0) >> j & 0x0101_0101) << 4,
+                _ => low() | (word(Packing::upper_at(j / 4)) >> (2 * (j % 4)) & 0x0303_0303) << 4,
             };
             *q = step.to_le_bytes();
         }
-        let record = &self.scales[g / packing.record_groups * packing.record_bytes..][..packing.record_bytes];
-        let sub = |at: usize| record[at + g % packing.record_groups * 2 * LANES + lane];
-        let d = half_at(record, 2 * lane);
-        let second = || half_at(record, 2 * LANES + 2 * lane);
+        let half = |slot: usize| half_at(record, (slot * LANES + lane) * 2);
+        let sub = |slot: usize| record[LINE + (2 * i + slot) * LANES + lane];
         match self.ty {
             QuantType::Q4K | QuantType::Q5K => {
-                let (scale, min) = (sub(4 * LANES), sub(5 * LANES));
-                RowGroup { q, d: [d * f32::from(scale); 2], min: -(second() * f32::from(min)) }
+                RowGroup { q, d: [half(0) * f32::from(sub(0)); 2], min: -(half(1) * f32::from(sub(1))) }
             }
             QuantType::Q6K => {
-                let [a, b] = [sub(2 * LANES), sub(3 * LANES)].map(|s| d * f32::from(s as i8));
+                let [a, b] = [sub(0), sub(1)].map(|s| half(0) * f32::from(s as i8));
                 RowGroup { q, d: [a, b], min: 0.0 }
             }
-            ty => RowGroup { q, d: [d; 2], min: if has_min(ty) { second() } else { 0.0 } },
+            ty if has_min(ty) => RowGroup { q, d: [half(0); 2], min: half(1) },
+            _ => RowGroup { q, d: [half(i); 2], min: 0.0 },
         }
     }
 }

@@ -35,16 +35,17 @@ impl PackedMatrix {
     }
 }
 
-/// Packs up to 16 rows. Blocks in the outer loop and rows in the inner one: the lines that the rows share stay in the cache.
+/// Packs up to 16 rows. Records in the outer loops and rows in the inner one: the lines that the rows share stay in the cache.
 fn pack_strip(ty: QuantType, packing: Packing, groups: usize, rows: &[u8], row_bytes: usize, strip: &mut [u8]) {
-    let (quants, scales) = strip.split_at_mut(groups * packing.quant_bytes());
-    let block_groups = packing.record_groups;
-    let records = scales.chunks_exact_mut(packing.record_bytes);
-    for (b, (quants, record)) in quants.chunks_exact_mut(block_groups * packing.quant_bytes()).zip(records).enumerate()
-    {
+    let block_groups = ty.block_len() / GROUP;
+    for first in (0..groups).step_by(block_groups) {
+        let record = &mut strip[first / packing.record_groups * packing.record_bytes()..];
+        let (scales, quants) = record.split_at_mut(packing.scale_bytes);
+        let place = first % packing.record_groups;
+        let quants = &mut quants[place * packing.quant_bytes()..][..block_groups * packing.quant_bytes()];
         for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-            let block = &row[b * ty.block_bytes()..(b + 1) * ty.block_bytes()];
-            pack_scales(ty, block, lane, record);
+            let block = &row[first / block_groups * ty.block_bytes()..][..ty.block_bytes()];
+            pack_scales(ty, block, lane, place, scales);
             for (g, quants) in quants.chunks_exact_mut(packing.quant_bytes()).enumerate() {
                 pack_quants(packing, &unsigned(ty, block, g), lane, quants);
             }
@@ -52,10 +53,10 @@ fn pack_strip(ty: QuantType, packing: Packing, groups: usize, rows: &[u8], row_b
     }
 }
 
-/// The scales of one block of the row in `lane`.
-fn pack_scales(ty: QuantType, block: &[u8], lane: usize, record: &mut [u8]) {
+/// The scales of one block of the row in `lane`, which is at `place` in its record.
+fn pack_scales(ty: QuantType, block: &[u8], lane: usize, place: usize, scales: &mut [u8]) {
     let mut half = |slot: usize, at: usize| {
-        record[2 * LANES * slot + 2 * lane..][..2].copy_from_slice(&block[at..at + 2]);
+        scales[2 * (slot * LANES + lane)..][..2].copy_from_slice(&block[at..at + 2]);
     };
     match ty {
         QuantType::Q4_1 | QuantType::Q5_1 => {
@@ -66,19 +67,19 @@ fn pack_scales(ty: QuantType, block: &[u8], lane: usize, record: &mut [u8]) {
             half(0, 0);
             half(1, 2);
             let (scale, min) = scales_q45k(&block[4..16]);
-            for (g, record) in record[4 * LANES..].chunks_exact_mut(2 * LANES).enumerate() {
-                record[lane] = scale[g];
-                record[LANES + lane] = min[g];
+            for (g, own) in scales[LINE..].chunks_exact_mut(2 * LANES).enumerate() {
+                own[lane] = scale[g];
+                own[LANES + lane] = min[g];
             }
         }
         QuantType::Q6K => {
             half(0, 208);
-            for (g, record) in record[2 * LANES..].chunks_exact_mut(2 * LANES).enumerate() {
-                record[lane] = block[192 + 2 * g];
-                record[LANES + lane] = block[193 + 2 * g];
+            for (g, own) in scales[LINE..].chunks_exact_mut(2 * LANES).enumerate() {
+                own[lane] = block[192 + 2 * g];
+                own[LANES + lane] = block[193 + 2 * g];
             }
         }
-        _ => half(0, 0),
+        _ => half(place, 0),
     }
 }
 
@@ -140,14 +141,17 @@ fn pack_quants(packing: Packing, q: &[u8; GROUP], lane: usize, quants: &mut [u8]
         return;
     }
     for j in 0..4 {
-        put(j, (steps[j] & 0x0f0f_0f0f) | (steps[j + 4] & 0x0f0f_0f0f) << 4);
+        put(packing.low_at() + j, (steps[j] & 0x0f0f_0f0f) | (steps[j + 4] & 0x0f0f_0f0f) << 4);
     }
     match packing.high_lines {
         0 => {}
-        1 => put(4, (0..STEPS).fold(0, |bits, j| bits | (steps[j] >> 4 & 0x0101_0101) << j)),
+        1 => put(0, (0..STEPS).fold(0, |bits, j| bits | (steps[j] >> 4 & 0x0101_0101) << j)),
         _ => {
             for p in 0..2 {
-                put(4 + p, (0..4).fold(0, |bits, s| bits | (steps[4 * p + s] >> 4 & 0x0303_0303) << (2 * s)));
+                put(
+                    Packing::upper_at(p),
+                    (0..4).fold(0, |bits, s| bits | (steps[4 * p + s] >> 4 & 0x0303_0303) << (2 * s)),
+                );
             }
         }
     }

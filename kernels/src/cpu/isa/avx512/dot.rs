@@ -12,13 +12,6 @@ use crate::cpu::quant::QuantType;
 use crate::cpu::shared::Rows;
 use std::arch::x86_64::*;
 
-/// How far ahead weights are asked for, into the second-level cache. Tuned on a Zen 4 with 2 cores: with up to 12 rows 10 to 40% faster than
-/// leaving it to the hardware; with one row half or twice as far is 5% slower, but for the formats with long records, whose
-/// bytes take longest; with hundreds of rows it does not matter.
-const fn ahead<S: Scales>() -> usize {
-    if S::GROUPS == 1 { 4096 } else { 8192 }
-}
-
 /// Runs a macro body with the numbers of four steps as constants.
 macro_rules! steps {
     ($j:ident in [$($n:literal),*] => $body:block) => {
@@ -68,32 +61,30 @@ unsafe fn begin(offset: u32, at: *const u8) -> __m512i {
 /// `R` rows of activations with 16 rows of weights.
 ///
 /// # Safety
-/// `groups` groups of `Q` and their `S` are readable at `quants` (a multiple of 64) and `scales`, as many groups of a tile of `R` rows
-/// at `acts` and their low bytes at `low` (multiples of 4), and 16 floats are writable at `out` and every `stride` after it, for `R` rows; AVX-512 F, BW and VNNI.
+/// `groups` groups of `Q` in records with their `S` are readable at `records` (a multiple of 64), as many groups of a tile of `R` rows at `acts` and their low bytes at `low` (multiples of 4), and 16 floats are writable at `out` and every `stride` after it, for `R` rows; AVX-512 F, BW and VNNI.
 #[inline(always)]
 unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
     groups: usize,
-    quants: *const u8,
-    scales: *const u8,
+    records: *const u8,
     acts: *const u8,
     low: *const u8,
     out: *mut f32,
     stride: usize,
 ) {
-    // SAFETY: group g of each begins at g times its size; prefetched addresses may lie anywhere.
+    // SAFETY: groups and records begin at multiples of their sizes.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
         for first in (0..groups).step_by(S::GROUPS) {
-            let record = scales.add(first / S::GROUPS * S::BYTES);
+            let record = records.add(first / S::GROUPS * (S::BYTES + S::GROUPS * Q::BYTES));
             let shared = S::shared(record);
-            for i in 0..S::GROUPS {
+            // Most of a long record's scales are used only later: touched here, in their order, they do not break the stream.
+            for at in (LINE..S::BYTES).step_by(LINE) {
+                _mm_prefetch::<_MM_HINT_T0>(record.add(at).cast());
+            }
+            for i in 0..S::GROUPS.min(groups - first) {
                 let g = first + i;
-                let q = quants.add(g * Q::BYTES);
+                let q = record.add(S::BYTES + i * Q::BYTES);
                 let a = acts.add(g * group_bytes(R));
-                for at in (0..Q::BYTES).step_by(LINE) {
-                    _mm_prefetch::<_MM_HINT_T1>(q.wrapping_add(ahead::<S>() + at).cast());
-                }
-                _mm_prefetch::<_MM_HINT_T1>(record.wrapping_add(ahead::<S>() + S::own(i)).cast());
                 let field = |field: Field, r: usize| a.add(field.at(R) + 4 * r);
                 let fine = *field(Field::Fine, 0).cast::<u32>();
                 let low = low.add(g * low_bytes(R));
@@ -179,10 +170,8 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
     let groups = strip.groups;
-    let fits = groups.is_multiple_of(S::GROUPS)
-        && strip.quants.len() == groups * Q::BYTES
-        && strip.quants.as_ptr().addr().is_multiple_of(LINE)
-        && strip.scales.len() >= groups / S::GROUPS * S::BYTES
+    let fits = strip.records.len() == groups.div_ceil(S::GROUPS) * S::BYTES + groups * Q::BYTES
+        && strip.records.as_ptr().addr().is_multiple_of(LINE)
         && acts.groups.len() == groups * group_bytes(R)
         && acts.low.len() == groups * low_bytes(R)
         && acts.groups.as_ptr().addr().is_multiple_of(4)
@@ -191,15 +180,7 @@ fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTi
     assert!(fits, "a strip or a tile has the wrong size: this is a bug");
     // SAFETY: the sizes are those needed, and so are the features this function is compiled for and called with.
     unsafe {
-        tile::<Q, S, R>(
-            groups,
-            strip.quants.as_ptr(),
-            strip.scales.as_ptr(),
-            acts.groups.as_ptr(),
-            acts.low.as_ptr(),
-            out.at(),
-            out.stride(),
-        )
+        tile::<Q, S, R>(groups, strip.records.as_ptr(), acts.groups.as_ptr(), acts.low.as_ptr(), out.at(), out.stride())
     }
 }
 

@@ -59,7 +59,7 @@ impl Quants for FiveBits {
     unsafe fn step(q: *const u8, j: usize) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe {
-            let bits = line(q.add(4 * LINE));
+            let bits = line(q);
             let fifth = match j {
                 0 => _mm512_slli_epi16::<4>(bits),
                 1 => _mm512_slli_epi16::<3>(bits),
@@ -70,7 +70,7 @@ impl Quants for FiveBits {
                 6 => _mm512_srli_epi16::<2>(bits),
                 _ => _mm512_srli_epi16::<3>(bits),
             };
-            _mm512_or_si512(nibbles(q, j), _mm512_and_si512(fifth, _mm512_set1_epi8(16)))
+            _mm512_or_si512(nibbles(q.add(LINE), j), _mm512_and_si512(fifth, _mm512_set1_epi8(16)))
         }
     }
 }
@@ -85,14 +85,14 @@ impl Quants for SixBits {
     unsafe fn step(q: *const u8, j: usize) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe {
-            let bits = line(q.add((4 + j / 4) * LINE));
+            let bits = line(q.add(j / 4 * 5 * LINE));
             let upper = match j % 4 {
                 0 => _mm512_slli_epi16::<4>(bits),
                 1 => _mm512_slli_epi16::<2>(bits),
                 2 => bits,
                 _ => _mm512_srli_epi16::<2>(bits),
             };
-            _mm512_or_si512(nibbles(q, j), _mm512_and_si512(upper, _mm512_set1_epi8(48)))
+            _mm512_or_si512(nibbles(q.add(LINE), j), _mm512_and_si512(upper, _mm512_set1_epi8(48)))
         }
     }
 }
@@ -110,11 +110,11 @@ impl Quants for EightBits {
     }
 }
 
-/// Where the scales of a format are: in records, one after the other.
+/// Where the scales of a format are: at the beginning of a record.
 pub trait Scales {
     /// Groups of a record.
     const GROUPS: usize;
-    /// Bytes of a record.
+    /// Bytes of a record's scales.
     const BYTES: usize;
     /// Scales of a group: one, or one for each half.
     const PARTS: usize;
@@ -124,23 +124,21 @@ pub trait Scales {
     const OFFSET: u32;
     /// What the groups of a record share.
     type Shared: Copy;
-    /// Where the part of a record begins that is group `g`'s own.
-    fn own(g: usize) -> usize;
     /// What the groups share.
     ///
     /// # Safety
-    /// A record is readable at `record`; AVX-512 F.
+    /// The scales of a record are readable at `record`; AVX-512 F.
     unsafe fn shared(record: *const u8) -> Self::Shared;
-    /// Scale `part` of group `g` of a record.
+    /// Scale `part` of group `i` of a record.
     ///
     /// # Safety
     /// As for `shared`, and the record has such a group.
-    unsafe fn scale(shared: Self::Shared, record: *const u8, g: usize, part: usize) -> __m512;
-    /// The minimum of group `g`; only where there is one.
+    unsafe fn scale(shared: Self::Shared, record: *const u8, i: usize, part: usize) -> __m512;
+    /// The minimum of group `i`; only where there is one.
     ///
     /// # Safety
     /// As for `scale`.
-    unsafe fn min(shared: Self::Shared, record: *const u8, g: usize) -> __m512;
+    unsafe fn min(shared: Self::Shared, record: *const u8, i: usize) -> __m512;
 }
 
 /// # Safety
@@ -171,25 +169,20 @@ unsafe fn signed(at: *const u8) -> __m512 {
 pub struct Symmetric<const OFFSET: u32>;
 
 impl<const OFFSET: u32> Scales for Symmetric<OFFSET> {
-    const GROUPS: usize = 1;
-    const BYTES: usize = 2 * LANES;
+    const GROUPS: usize = 2;
+    const BYTES: usize = LINE;
     const PARTS: usize = 1;
     const MIN: bool = false;
     const OFFSET: u32 = OFFSET;
     type Shared = ();
 
     #[inline(always)]
-    fn own(_: usize) -> usize {
-        0
-    }
-
-    #[inline(always)]
     unsafe fn shared(_: *const u8) {}
 
     #[inline(always)]
-    unsafe fn scale((): (), record: *const u8, _: usize, _: usize) -> __m512 {
+    unsafe fn scale((): (), record: *const u8, i: usize, _: usize) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe { halves(record) }
+        unsafe { halves(record.add(2 * i * LANES)) }
     }
 
     #[inline(always)]
@@ -204,16 +197,11 @@ pub struct Affine;
 
 impl Scales for Affine {
     const GROUPS: usize = 1;
-    const BYTES: usize = 4 * LANES;
+    const BYTES: usize = LINE;
     const PARTS: usize = 1;
     const MIN: bool = true;
     const OFFSET: u32 = 0;
     type Shared = ();
-
-    #[inline(always)]
-    fn own(_: usize) -> usize {
-        0
-    }
 
     #[inline(always)]
     unsafe fn shared(_: *const u8) {}
@@ -236,17 +224,12 @@ pub struct AffineK;
 
 impl Scales for AffineK {
     const GROUPS: usize = 8;
-    const BYTES: usize = 4 * LANES + 8 * 2 * LANES;
+    const BYTES: usize = 5 * LINE;
     const PARTS: usize = 1;
     const MIN: bool = true;
     const OFFSET: u32 = 0;
     /// The scale, and minus the minimum.
     type Shared = (__m512, __m512);
-
-    #[inline(always)]
-    fn own(g: usize) -> usize {
-        4 * LANES + g * 2 * LANES
-    }
 
     #[inline(always)]
     unsafe fn shared(record: *const u8) -> (__m512, __m512) {
@@ -255,15 +238,15 @@ impl Scales for AffineK {
     }
 
     #[inline(always)]
-    unsafe fn scale((d, _): Self::Shared, record: *const u8, g: usize, _: usize) -> __m512 {
+    unsafe fn scale((d, _): Self::Shared, record: *const u8, i: usize, _: usize) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe { _mm512_mul_ps(d, unsigned(record.add(Self::own(g)))) }
+        unsafe { _mm512_mul_ps(d, unsigned(record.add(LINE + 2 * i * LANES))) }
     }
 
     #[inline(always)]
-    unsafe fn min((_, min): Self::Shared, record: *const u8, g: usize) -> __m512 {
+    unsafe fn min((_, min): Self::Shared, record: *const u8, i: usize) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe { _mm512_mul_ps(min, unsigned(record.add(Self::own(g) + LANES))) }
+        unsafe { _mm512_mul_ps(min, unsigned(record.add(LINE + (2 * i + 1) * LANES))) }
     }
 }
 
@@ -272,16 +255,11 @@ pub struct HalvesK;
 
 impl Scales for HalvesK {
     const GROUPS: usize = 8;
-    const BYTES: usize = 2 * LANES + 8 * 2 * LANES;
+    const BYTES: usize = 5 * LINE;
     const PARTS: usize = 2;
     const MIN: bool = false;
     const OFFSET: u32 = 32;
     type Shared = __m512;
-
-    #[inline(always)]
-    fn own(g: usize) -> usize {
-        2 * LANES + g * 2 * LANES
-    }
 
     #[inline(always)]
     unsafe fn shared(record: *const u8) -> __m512 {
@@ -290,9 +268,9 @@ impl Scales for HalvesK {
     }
 
     #[inline(always)]
-    unsafe fn scale(d: __m512, record: *const u8, g: usize, part: usize) -> __m512 {
+    unsafe fn scale(d: __m512, record: *const u8, i: usize, part: usize) -> __m512 {
         // SAFETY: the caller's promise.
-        unsafe { _mm512_mul_ps(d, signed(record.add(Self::own(g) + part * LANES))) }
+        unsafe { _mm512_mul_ps(d, signed(record.add(LINE + (2 * i + part) * LANES))) }
     }
 
     #[inline(always)]

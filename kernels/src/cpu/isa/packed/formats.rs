@@ -56,7 +56,7 @@ impl Quants for FiveBits {
     unsafe fn step<V: Vector>(q: *const u8, j: usize) -> V::Int {
         // SAFETY: the caller's promise.
         unsafe {
-            let bits = V::load(q.add(4 * LINE));
+            let bits = V::load(q);
             let fifth = match j {
                 0 => V::left16::<4>(bits),
                 1 => V::left16::<3>(bits),
@@ -67,7 +67,7 @@ impl Quants for FiveBits {
                 6 => V::right16::<2>(bits),
                 _ => V::right16::<3>(bits),
             };
-            V::or(nibbles::<V>(q, j), V::and(fifth, V::byte(16)))
+            V::or(nibbles::<V>(q.add(LINE), j), V::and(fifth, V::byte(16)))
         }
     }
 }
@@ -83,14 +83,14 @@ impl Quants for SixBits {
     unsafe fn step<V: Vector>(q: *const u8, j: usize) -> V::Int {
         // SAFETY: the caller's promise.
         unsafe {
-            let bits = V::load(q.add((4 + j / 4) * LINE));
+            let bits = V::load(q.add(j / 4 * 5 * LINE));
             let upper = match j % 4 {
                 0 => V::left16::<4>(bits),
                 1 => V::left16::<2>(bits),
                 2 => bits,
                 _ => V::right16::<2>(bits),
             };
-            V::or(nibbles::<V>(q, j), V::and(upper, V::byte(48)))
+            V::or(nibbles::<V>(q.add(LINE), j), V::and(upper, V::byte(48)))
         }
     }
 }
@@ -109,45 +109,44 @@ impl Quants for EightBits {
     }
 }
 
-/// Where the scales of a format are.
+/// Where the scales of a format are: at the beginning of a record.
 pub trait Scales {
+    /// Groups of a record.
+    const GROUPS: usize;
+    /// Bytes of a record's scales.
+    const BYTES: usize;
     /// Scales of a group: one, or one for each half.
     const PARTS: usize;
     /// Whether a group has a minimum.
     const MIN: bool;
     /// What was added to the quants.
     const OFFSET: u32;
-    /// Where the record of group `g` begins.
-    fn record(g: usize) -> usize;
-    /// Scale `part` of group `g` for the rows in the lanes from `lane`, from the strip's scales.
+    /// Scale `part` of group `i` of a record for the rows in the lanes from `lane`.
     ///
     /// # Safety
-    /// The records of groups 0 to `g` are readable at `scales`, and `V`'s instructions executable.
-    unsafe fn scale<V: Vector>(scales: *const u8, g: usize, part: usize, lane: usize) -> V::Float;
-    /// The minimum of group `g`; only where there is one.
+    /// The scales of a record are readable at `record`, and `V`'s instructions executable.
+    unsafe fn scale<V: Vector>(record: *const u8, i: usize, part: usize, lane: usize) -> V::Float;
+    /// The minimum of group `i`; only where there is one.
     ///
     /// # Safety
     /// As for `scale`.
-    unsafe fn min<V: Vector>(scales: *const u8, g: usize, lane: usize) -> V::Float;
+    unsafe fn min<V: Vector>(record: *const u8, i: usize, lane: usize) -> V::Float;
 }
 
 /// Q4_0, Q5_0, Q8_0: a scale for each group.
 pub struct Symmetric<const OFFSET: u32>;
 
 impl<const OFFSET: u32> Scales for Symmetric<OFFSET> {
+    const GROUPS: usize = 2;
+    const BYTES: usize = LINE;
     const PARTS: usize = 1;
     const MIN: bool = false;
     const OFFSET: u32 = OFFSET;
 
     #[inline(always)]
-    fn record(g: usize) -> usize {
-        g * 2 * LANES
-    }
-
-    #[inline(always)]
-    unsafe fn scale<V: Vector>(scales: *const u8, g: usize, _: usize, lane: usize) -> V::Float {
+    unsafe fn scale<V: Vector>(record: *const u8, i: usize, _: usize, lane: usize) -> V::Float {
         // SAFETY: the caller's promise.
-        unsafe { V::halves(scales.add(Self::record(g) + 2 * lane)) }
+        unsafe { V::halves(record.add(2 * (i * LANES + lane))) }
     }
 
     #[inline(always)]
@@ -161,25 +160,22 @@ impl<const OFFSET: u32> Scales for Symmetric<OFFSET> {
 pub struct Affine;
 
 impl Scales for Affine {
+    const GROUPS: usize = 1;
+    const BYTES: usize = LINE;
     const PARTS: usize = 1;
     const MIN: bool = true;
     const OFFSET: u32 = 0;
 
     #[inline(always)]
-    fn record(g: usize) -> usize {
-        g * 4 * LANES
+    unsafe fn scale<V: Vector>(record: *const u8, _: usize, _: usize, lane: usize) -> V::Float {
+        // SAFETY: the caller's promise.
+        unsafe { V::halves(record.add(2 * lane)) }
     }
 
     #[inline(always)]
-    unsafe fn scale<V: Vector>(scales: *const u8, g: usize, _: usize, lane: usize) -> V::Float {
+    unsafe fn min<V: Vector>(record: *const u8, _: usize, lane: usize) -> V::Float {
         // SAFETY: the caller's promise.
-        unsafe { V::halves(scales.add(Self::record(g) + 2 * lane)) }
-    }
-
-    #[inline(always)]
-    unsafe fn min<V: Vector>(scales: *const u8, g: usize, lane: usize) -> V::Float {
-        // SAFETY: the caller's promise.
-        unsafe { V::halves(scales.add(Self::record(g) + 2 * LANES + 2 * lane)) }
+        unsafe { V::halves(record.add(2 * (LANES + lane))) }
     }
 }
 
@@ -187,32 +183,24 @@ impl Scales for Affine {
 pub struct AffineK;
 
 impl Scales for AffineK {
+    const GROUPS: usize = 8;
+    const BYTES: usize = 5 * LINE;
     const PARTS: usize = 1;
     const MIN: bool = true;
     const OFFSET: u32 = 0;
 
     #[inline(always)]
-    fn record(g: usize) -> usize {
-        g / 8 * (4 * LANES + 8 * 2 * LANES)
+    unsafe fn scale<V: Vector>(record: *const u8, i: usize, _: usize, lane: usize) -> V::Float {
+        // SAFETY: the caller's promise.
+        unsafe { V::mul(V::halves(record.add(2 * lane)), V::unsigned(record.add(LINE + 2 * i * LANES + lane))) }
     }
 
     #[inline(always)]
-    unsafe fn scale<V: Vector>(scales: *const u8, g: usize, _: usize, lane: usize) -> V::Float {
+    unsafe fn min<V: Vector>(record: *const u8, i: usize, lane: usize) -> V::Float {
         // SAFETY: the caller's promise.
         unsafe {
-            let record = scales.add(Self::record(g));
-            let sub = V::unsigned(record.add(4 * LANES + g % 8 * 2 * LANES + lane));
-            V::mul(V::halves(record.add(2 * lane)), sub)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn min<V: Vector>(scales: *const u8, g: usize, lane: usize) -> V::Float {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let record = scales.add(Self::record(g));
-            let sub = V::unsigned(record.add(5 * LANES + g % 8 * 2 * LANES + lane));
-            V::negate(V::mul(V::halves(record.add(2 * LANES + 2 * lane)), sub))
+            let sub = V::unsigned(record.add(LINE + (2 * i + 1) * LANES + lane));
+            V::negate(V::mul(V::halves(record.add(2 * (LANES + lane))), sub))
         }
     }
 }
@@ -221,23 +209,16 @@ impl Scales for AffineK {
 pub struct HalvesK;
 
 impl Scales for HalvesK {
+    const GROUPS: usize = 8;
+    const BYTES: usize = 5 * LINE;
     const PARTS: usize = 2;
     const MIN: bool = false;
     const OFFSET: u32 = 32;
 
     #[inline(always)]
-    fn record(g: usize) -> usize {
-        g / 8 * (2 * LANES + 8 * 2 * LANES)
-    }
-
-    #[inline(always)]
-    unsafe fn scale<V: Vector>(scales: *const u8, g: usize, part: usize, lane: usize) -> V::Float {
+    unsafe fn scale<V: Vector>(record: *const u8, i: usize, part: usize, lane: usize) -> V::Float {
         // SAFETY: the caller's promise.
-        unsafe {
-            let record = scales.add(Self::record(g));
-            let sub = V::signed(record.add(2 * LANES + (2 * (g % 8) + part) * LANES + lane));
-            V::mul(V::halves(record.add(2 * lane)), sub)
-        }
+        unsafe { V::mul(V::halves(record.add(2 * lane)), V::signed(record.add(LINE + (2 * i + part) * LANES + lane))) }
     }
 
     #[inline(always)]

@@ -7,17 +7,13 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 use super::{Dots, FIRST, Quants, SECOND, Scales, Vector, WHOLE, four};
-use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Packing, Strip, group_bytes, low_bytes};
+use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Strip, group_bytes, low_bytes};
 use crate::cpu::shared::Rows;
-
-/// How far ahead weights are asked for, as in AVX-512's tiles.
-const AHEAD: usize = 4096;
 
 /// Where a strip and some rows of a tile are.
 pub struct Pass {
     groups: usize,
-    quants: *const u8,
-    scales: *const u8,
+    records: *const u8,
     /// Height of the tile, and the first row to take.
     height: usize,
     row: usize,
@@ -32,11 +28,10 @@ impl Pass {
     ///
     /// # Panics
     /// If the sizes do not fit together.
-    pub fn new<Q: Quants>(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) -> Pass {
+    pub fn new<Q: Quants, S: Scales>(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) -> Pass {
         let (groups, height) = (strip.groups, acts.height);
-        let fits = strip.quants.len() == groups * Q::BYTES
-            && strip.quants.as_ptr().addr().is_multiple_of(LINE)
-            && Packing::of(strip.ty).is_some_and(|p| strip.scales.len() >= groups / p.record_groups * p.record_bytes)
+        let fits = strip.records.len() == groups.div_ceil(S::GROUPS) * S::BYTES + groups * Q::BYTES
+            && strip.records.as_ptr().addr().is_multiple_of(LINE)
             && acts.groups.len() == groups * group_bytes(height)
             && acts.low.len() == groups * low_bytes(height)
             && acts.groups.as_ptr().addr().is_multiple_of(4)
@@ -45,8 +40,7 @@ impl Pass {
         assert!(fits, "a strip or a tile has the wrong size: this is a bug");
         Pass {
             groups,
-            quants: strip.quants.as_ptr(),
-            scales: strip.scales.as_ptr(),
+            records: strip.records.as_ptr(),
             height,
             row: 0,
             acts: acts.groups.as_ptr(),
@@ -90,17 +84,15 @@ unsafe fn begin<D: Dots>(offset: u32, at: *const u8) -> <D::V as Vector>::Int {
 #[inline(always)]
 pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize>(pass: &Pass) {
     const { assert!(B * D::V::LANES == LANES) };
-    let &Pass { groups, quants, scales, height, row, acts, low, out, stride } = pass;
-    // SAFETY: `Pass::new` has checked the sizes: group g of each begins at g times its size. Prefetched addresses may lie anywhere.
+    let &Pass { groups, records, height, row, acts, low, out, stride } = pass;
+    // SAFETY: `Pass::new` has checked the sizes: groups and records begin at multiples of their sizes.
     unsafe {
         let mut sums = [[D::V::float(0.0); B]; R];
         for g in 0..groups {
-            let q = quants.add(g * Q::BYTES);
+            let i = g % S::GROUPS;
+            let record = records.add(g / S::GROUPS * (S::BYTES + S::GROUPS * Q::BYTES));
+            let q = record.add(S::BYTES + i * Q::BYTES);
             let group = acts.add(g * group_bytes(height));
-            for at in (0..Q::BYTES).step_by(LINE) {
-                D::V::prefetch(q.wrapping_add(AHEAD + at));
-            }
-            D::V::prefetch(scales.wrapping_add(S::record(g) + AHEAD));
             let high = group.add(row * GROUP);
             let low = low.add(g * low_bytes(height) + row * GROUP);
             let field = |field: Field, r: usize| group.add(field.at(height) + 4 * (row + r));
@@ -119,7 +111,7 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
                     }
                     let mut d = [D::V::float(0.0); B];
                     for b in 0..B {
-                        d[b] = S::scale::<D::V>(scales, g, $part, b * D::V::LANES);
+                        d[b] = S::scale::<D::V>(record, i, $part, b * D::V::LANES);
                     }
                     for r in 0..R {
                         let scale = D::V::float(*field(Field::Scale, r).cast::<f32>());
@@ -138,7 +130,7 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
             if S::MIN {
                 let mut min = [D::V::float(0.0); B];
                 for b in 0..B {
-                    min[b] = S::min::<D::V>(scales, g, b * D::V::LANES);
+                    min[b] = S::min::<D::V>(record, i, b * D::V::LANES);
                 }
                 for r in 0..R {
                     let sum = D::V::float(*field(Field::ScaledSum, r).cast::<f32>());
@@ -174,7 +166,7 @@ macro_rules! packed_dot {
             acts: &crate::cpu::packed::ActTile<'_>,
             out: crate::cpu::shared::Rows<'_>,
         ) {
-            let mut pass = packed::tile::Pass::new::<Q>(strip, acts, out);
+            let mut pass = packed::tile::Pass::new::<Q, S>(strip, acts, out);
             let mut rows = 0;
             while let Some(next) = pass.next(rows, <$dots as packed::Dots>::ROWS) {
                 rows = next;
