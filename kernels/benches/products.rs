@@ -119,8 +119,8 @@ fn packed(setup: &Setup, bandwidth: f64, only: Option<&str>) {
         println!("packed: vpdpbusd {roof:.0} GMAC/s");
     }
     println!(
-        "{:6} {:>9} {:>10} {:>8} {:>9} | GMAC/s (of roof) with 1 row cached, 8, 32, 64 and 512; 1 and 64 exact",
-        "format", "pack GB/s", "m=1 GB/s", "of roof", "GMAC/s"
+        "{:6} {:>9} {:>10} {:>8} {:>9} {:>19} | cached: GMAC/s (of roof) with 1, 8, 32, 64 and 512 rows; 1 and 64 exact",
+        "format", "pack GB/s", "m=1 GB/s", "of roof", "GMAC/s", "m=2, 4, 8, 12"
     );
     for ty in QuantType::ALL {
         let k = 2048;
@@ -140,10 +140,15 @@ fn packed(setup: &Setup, bandwidth: f64, only: Option<&str>) {
         let mut out = vec![0.0; 512 * rows];
         let mut scratch = PackedScratch::default();
         let mut next = pieces.iter().cycle();
-        let gemv = setup.best(320, || {
-            let w = next.next().expect("a cycle does not end");
-            packed_matmul(cpu, &[w], &x[..k], 1, &mut [&mut out[..rows]], &mut scratch, Precision::Int8);
-        });
+        // Seconds of a product of `m` rows with weights that come from memory.
+        let mut streamed = |m: usize, runs: usize| {
+            setup.best(runs, || {
+                let w = next.next().expect("a cycle does not end");
+                packed_matmul(cpu, &[w], &x[..m * k], m, &mut [&mut out[..m * rows]], &mut scratch, Precision::Int8);
+            })
+        };
+        let gemv = streamed(1, 320);
+        let [two, four, eight, twelve] = [2, 4, 8, 12].map(|m| (m * rows * k) as f64 / streamed(m, 80) / 1e9);
         let n = rows.min(1024);
         let part = pack(n);
         let mut rate = |m: usize, precision| {
@@ -156,7 +161,7 @@ fn packed(setup: &Setup, bandwidth: f64, only: Option<&str>) {
         let rates: Vec<String> = [1, 8, 32, 64, 512].into_iter().map(|m| rate(m, Precision::Int8)).collect();
         let speed = pieces[0].bytes() as f64 / gemv / 1e9;
         println!(
-            "{:6} {:9.2} {speed:10.1} {:7.0}% {:9.1} | {}; {}, {}",
+            "{:6} {:9.2} {speed:10.1} {:7.0}% {:9.1} {two:4.0} {four:4.0} {eight:4.0} {twelve:4.0} | {}; {}, {}",
             ty.name(),
             data.len() as f64 / packing / 1e9,
             100.0 * speed / bandwidth,
