@@ -109,6 +109,10 @@ impl Vector for Neon {
     unsafe fn store(v: float32x4_t, at: *mut f32) {
         unsafe { vst1q_f32(at, v) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {
+        // The intrinsic is not stable yet; these processors find streams by themselves.
+    }
 }
 
 /// `sdot`: all bytes have signs. Weights of up to 6 bits are the same numbers with one, and those of 8 bits lose their offset.

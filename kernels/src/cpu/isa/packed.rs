@@ -54,6 +54,8 @@ pub trait Vector {
     unsafe fn signed(at: *const u8) -> Self::Float;
     /// To `4 * LANES` bytes at any address.
     unsafe fn store(v: Self::Float, at: *mut f32);
+    /// Asks for the line at `at`, which may be any address.
+    unsafe fn prefetch(at: *const u8);
 }
 
 /// How an instruction set multiplies bytes.

@@ -108,6 +108,10 @@ impl Vector for Ymm {
     unsafe fn store(v: __m256, at: *mut f32) {
         unsafe { _mm256_storeu_ps(at, v) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 }
 
 /// Products by `vpmaddubsw`: sums of two products in 16 bits. They are added up in 16 bits for as many steps as fit, with activations down

@@ -10,6 +10,9 @@ use super::{Dots, FIRST, Quants, SECOND, Scales, Vector, WHOLE, four};
 use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Strip, group_bytes, low_bytes};
 use crate::cpu::shared::Rows;
 
+/// How far ahead a pass of several rows asks for weights, for the reason that AVX-512's tiles have.
+const AHEAD: usize = 4096;
+
 /// Where a strip and some rows of a tile are.
 pub struct Pass {
     groups: usize,
@@ -85,7 +88,7 @@ unsafe fn begin<D: Dots>(offset: u32, at: *const u8) -> <D::V as Vector>::Int {
 pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize>(pass: &Pass) {
     const { assert!(B * D::V::LANES == LANES) };
     let &Pass { groups, records, height, row, acts, low, out, stride } = pass;
-    // SAFETY: `Pass::new` has checked the sizes: groups and records begin at multiples of their sizes.
+    // SAFETY: `Pass::new` has checked the sizes: groups and records begin at multiples of their sizes. Prefetched addresses may lie anywhere.
     unsafe {
         let mut sums = [[D::V::float(0.0); B]; R];
         for g in 0..groups {
@@ -93,6 +96,11 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
             let record = records.add(g / S::GROUPS * (S::BYTES + S::GROUPS * Q::BYTES));
             let q = record.add(S::BYTES + i * Q::BYTES);
             let group = acts.add(g * group_bytes(height));
+            if R > 2 {
+                for at in (0..Q::BYTES).step_by(LINE) {
+                    D::V::prefetch(q.wrapping_add(AHEAD + at));
+                }
+            }
             let high = group.add(row * GROUP);
             let low = low.add(g * low_bytes(height) + row * GROUP);
             let field = |field: Field, r: usize| group.add(field.at(height) + 4 * (row + r));
