@@ -59,7 +59,7 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     unsafe fn prefetch<T>(at: *const T) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]

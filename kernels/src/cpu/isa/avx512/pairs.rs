@@ -125,7 +125,7 @@ unsafe fn score<const R: usize, const W: usize>(b: &mut PairRows<'_>, first: usi
             }
             if !b.ahead.is_empty() {
                 for w in 0..W {
-                    _mm_prefetch::<_MM_HINT_T0>(ahead[w].cast());
+                    _mm_prefetch::<_MM_HINT_T1>(ahead[w].cast());
                     ahead[w] = ahead[w].wrapping_add(b.block_size);
                 }
             }
@@ -235,7 +235,7 @@ unsafe fn weigh<const N: usize, const W: usize, const PARTLY: bool>(
                 }
                 if ahead != 0 {
                     for w in 0..W {
-                        _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(ahead.wrapping_add(w * PIECE)).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(ahead.wrapping_add(w * PIECE)).cast());
                     }
                 }
                 values = values.wrapping_add(width);
