@@ -69,7 +69,7 @@ fn a_lone_prompt_uses_the_whole_budget_then_decodes() {
     assert_eq!(shape(&run(&mut s)), [(1, 40, 1, true)]);
     let step = s.schedule();
     assert_eq!(shape(&step), [(1, 41, 1, true)]);
-    let update = SeqUpdate { id: SeqId(1), token: 50, finish: Some(FinishReason::Length) };
+    let update = SeqUpdate { id: SeqId(1), token: Some(50), finish: Some(FinishReason::Length) };
     assert_eq!(commit(&mut s, &step), [update]);
     assert!(s.is_idle());
     assert_eq!((s.gauges().blocks_used, s.counters().computed_tokens), (0, 42));
@@ -303,7 +303,7 @@ fn sequences_end_by_stop_token_and_by_context() {
     s.add(new(2, 0..10, 100)).unwrap();
     let step = s.schedule();
     let updates = s.commit(&step, &[vec![99]]);
-    assert_eq!(updates, [SeqUpdate { id: SeqId(2), token: 99, finish: Some(FinishReason::StopToken(99)) }]);
+    assert_eq!(updates, [SeqUpdate { id: SeqId(2), token: Some(99), finish: Some(FinishReason::StopToken(99)) }]);
     assert!(s.is_idle());
 }
 

@@ -163,5 +163,6 @@ pub fn request(prompt: &[u32], count: usize, top: u8) -> GenerationRequest {
         grammar: None,
         thoughts: None,
         explain: false,
+        embed: None,
     }
 }

@@ -153,6 +153,7 @@ pub(super) fn request(prompt: &[u32], max_new_tokens: usize) -> GenerationReques
         grammar: None,
         thoughts: None,
         explain: false,
+        embed: None,
     }
 }
 
