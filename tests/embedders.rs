@@ -283,7 +283,10 @@ async fn headers_tell_of_the_queue_and_the_cache() {
         assert!(answer.headers().contains_key("x-queue-ms"));
     }
     let metrics = server.client.get(format!("{}/metrics", server.url)).send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("vllm:prefix_cache_hits_total{model_name=\"acme/embedder\",engine=\"0\"} 16"), "{metrics}");
+    assert!(
+        metrics.contains("vllm:prefix_cache_hits_total{model_name=\"acme/embedder\",engine=\"0\"} 16"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -313,6 +316,26 @@ async fn each_model_serves_its_own_endpoints() {
     assert_eq!((status, &answer["usage"]["prompt_tokens"]), (200, &json!(40)));
     let list: Value = server.get("/v1/models").send().await.unwrap().json().await.unwrap();
     assert_eq!((&list["data"][1]["id"], &list["data"][1]["max_model_len"]), (&json!("acme/embedder"), &json!(40)));
+}
+
+#[tokio::test]
+async fn the_tokenizer_is_there_for_clients() {
+    let server = server().await;
+    let golden = golden("embedders/qwen3-last/expected.json");
+    let case = &golden["cases"][1];
+    let asked = json!({"model": "acme/embedder", "prompt": case["text"]});
+    let (status, tokens) = server.ask("/tokenize", asked.clone()).await;
+    assert_eq!((status, &tokens["tokens"], &tokens["max_model_len"]), (200, &case["ids"], &json!(40)), "{tokens}");
+    let (_, text) = server.ask("/detokenize", json!({"model": "acme/embedder", "tokens": case["ids"]})).await;
+    assert_eq!(text["prompt"], format!("{}<|endoftext|>", case["text"].as_str().unwrap()));
+    // As for embeddings, a control token in a text is text.
+    let (_, tokens) = server.ask("/tokenize", json!({"model": "acme/embedder", "prompt": "<|im_end|>"})).await;
+    assert!(tokens["count"].as_u64().unwrap() > 2, "{tokens}");
+    let url = format!("{}/tokenizer_info?model=acme/embedder", server.url);
+    let info: Value = server.client.get(url).send().await.unwrap().json().await.unwrap();
+    assert_eq!((&info["eos_token"], &info["max_model_len"]), (&json!("<|im_end|>"), &json!(40)));
+    let (status, refused) = server.ask("/tokenize", json!({"model": "acme/embedder", "messages": []})).await;
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("messages")));
 }
 
 /// More texts than run at once, from several clients, one of which leaves.

@@ -136,6 +136,10 @@ fn tokens(model: &Encoder, input: Input, path: &str, truncate: Option<usize>) ->
             ids
         }
     };
+    if ids.is_empty() {
+        let message = format!("`{path}` has no tokens; give a text that has some.");
+        return Err(ApiError::invalid(path, message));
+    }
     model.check(ids.len(), path)?;
     Ok(EncoderInput::text(ids))
 }

@@ -145,6 +145,7 @@ fn follow(mut stream: GenerationStream) -> Output {
                 output.logprobs.push(token.logprobs.expect("log-probabilities were asked for"));
             }
             SeqEvent::Finished { .. } => return output,
+            SeqEvent::Embedding(_) => panic!("no request of these embeds"),
             SeqEvent::Failed(failure) => panic!("{failure}"),
         }
     }
