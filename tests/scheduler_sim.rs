@@ -241,6 +241,7 @@ impl World {
             .running_views()
             .filter(|v| v.tokens.len() - v.computed == 1 && !awaited.contains(&v.id))
             .map(|v| v.id)
+            .filter(|id| self.live[id].new.limits.max_new_tokens > 0)
             .filter(|id| !self.live[id].new.prompt_logits || self.live[id].rows == self.live[id].new.prompt.len())
             .collect();
         let running: Vec<SeqId> = self.scheduler.running_views().map(|v| v.id).collect();

@@ -308,6 +308,29 @@ fn sequences_end_by_stop_token_and_by_context() {
 }
 
 #[test]
+fn a_sequence_that_generates_nothing_ends_with_its_prompt() {
+    let mut s = Scheduler::new(SchedulerConfig { context_max: 40, num_blocks: 10, ..config() });
+    assert_eq!(s.add(new(1, 0..41, 0)), Err(Rejected::TooLong { needed: 41, context_max: 40 }));
+    s.add(new(1, 0..40, 0)).unwrap();
+    let step = s.schedule();
+    assert_eq!((shape(&step), step.seqs[0].logits), (vec![(1, 0, 32, false)], LogitRows::None));
+    assert_eq!(commit(&mut s, &step), []);
+    let step = s.schedule();
+    assert_eq!((shape(&step), step.seqs[0].logits), (vec![(1, 32, 8, false)], LogitRows::Last));
+    assert_eq!(commit(&mut s, &step), [SeqUpdate { id: SeqId(1), token: None, finish: Some(FinishReason::Length) }]);
+    assert!(s.is_idle());
+    // Its blocks are there for the next, which computes but its last token. Every row may be wanted, too.
+    s.add(new(2, 0..37, 0)).unwrap();
+    assert_eq!(shape(&run(&mut s)), [(2, 36, 1, false)]);
+    s.add(NewSequence { prompt_logits: true, ..new(3, 0..7, 0) }).unwrap();
+    let step = run(&mut s);
+    assert_eq!((shape(&step), step.seqs[0].logits), (vec![(3, 0, 5, false)], LogitRows::All));
+    let step = run(&mut s);
+    assert_eq!((shape(&step), step.seqs[0].logits), (vec![(3, 5, 2, false)], LogitRows::All));
+    assert!(s.is_idle());
+}
+
+#[test]
 fn a_step_in_flight_is_left_alone() {
     let mut s = Scheduler::new(config());
     s.add(new(1, 0..3, 4)).unwrap();
