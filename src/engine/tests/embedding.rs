@@ -20,7 +20,7 @@ const POISONED: u32 = 47;
 fn requests(count: usize) -> Vec<GenerationRequest> {
     let mut dice = Dice(3);
     let one = |i: usize| {
-        let mut prompt: Vec<u32> = if i % 3 == 0 { (0..20).collect() } else { Vec::new() };
+        let mut prompt: Vec<u32> = if i.is_multiple_of(3) { (0..20).collect() } else { Vec::new() };
         prompt.extend((0..=dice.below(90)).map(|_| dice.below(POISONED as usize) as u32));
         GenerationRequest::embedding(prompt, POOLINGS[i % 4], CacheSalt((i % 2) as u64), (i % 3) as u64)
     };
