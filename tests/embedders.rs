@@ -6,19 +6,21 @@ mod support;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::Device;
-use models::golden;
+use models::{golden, pulled};
 use serde_json::{Value, json};
 use support::{MODEL, Server, Setup, chat};
 use wick::api::{Backend, DecoderBackend, ServedEncoder};
-use wick::encoder::is_encoder;
+use wick::encoder::{EmbeddingSpec, is_encoder};
 use wick::engine::{EngineHandle, GenerationRequest, QueueLimits, SeqEvent, SubmitError};
 use wick::kv::CacheSalt;
 use wick::model::registry;
 use wick::ops::KvDtype;
 use wick::runner::{ModelRunner, Pooling, RunnerOptions, normalize_vector};
 use wick::scheduler::SchedulerConfig;
+use wick::testing::{FakeOptions, FakeRunner};
 use wick::text::TextTools;
 use wick_kernels::{Isa, Precision};
 
@@ -57,7 +59,7 @@ const EXACT: Way = Way {
 const DEFAULT: Way = Way { activations: Precision::Int8, kv: KvDtype::F16, ..EXACT };
 
 /// An engine around a model, and its specification's pooling and normalisation.
-fn engine(model: &Path, way: Way) -> (EngineHandle, wick::encoder::EmbeddingSpec) {
+fn engine(model: &Path, way: Way) -> (EngineHandle, EmbeddingSpec) {
     let files = wick::weights::open(model).unwrap_or_else(|error| panic!("{}: {error}", model.display()));
     let spec = registry::spec(&files.config).unwrap();
     let block_size = 16;
@@ -127,7 +129,7 @@ fn expected(folder: &str, tokenizer_of: &Path) -> (Vec<Vec<u32>>, Vec<Vec<f64>>)
 fn cosine_distance(got: &[Vec<f32>], want: &[Vec<f64>]) -> f64 {
     assert_eq!(got.len(), want.len());
     let one = |(got, want): (&Vec<f32>, &Vec<f64>)| {
-        assert_eq!((got.len(), want.len()), (DIMENSIONS, DIMENSIONS));
+        assert_eq!(got.len(), want.len());
         let dot: f64 = got.iter().zip(want).map(|(a, b)| f64::from(*a) * b).sum();
         let (a, b): (f64, f64) =
             (got.iter().map(|v| f64::from(*v).powi(2)).sum(), want.iter().map(|v| v.powi(2)).sum());
@@ -338,13 +340,105 @@ async fn the_tokenizer_is_there_for_clients() {
     assert_eq!((status, &refused["error"]["param"]), (400, &json!("messages")));
 }
 
+#[tokio::test]
+async fn a_full_queue_and_a_busy_engine_are_told_at_once() {
+    let options = FakeOptions {
+        dimensions: Some(4),
+        step_delay: Some(Duration::from_millis(300)),
+        free_of_cost: true,
+        ..FakeOptions::default()
+    };
+    let config = SchedulerConfig {
+        block_size: 16,
+        num_blocks: 64,
+        batched_tokens_max: 16,
+        prefill_chunk_max: 16,
+        running_max: 4,
+        context_max: 1000,
+        logit_rows_max: 16,
+        prefix_cache: true,
+        speculation: false,
+    };
+    let queue = QueueLimits { sequences_max: 3, tokens_max: 200 };
+    let runner = FakeRunner::with_options(VOCAB, 16, 64, options);
+    let engine = EngineHandle::spawn(Box::new(runner), config, queue).unwrap();
+    let embedding = EmbeddingSpec { pooling: Pooling::Last, normalize: true };
+    let embedder = ServedEncoder {
+        alias: "slow".to_owned(),
+        backend: Backend::Decoder(DecoderBackend { engine: engine.clone(), embedding, steps: None }),
+        text: Arc::new(TextTools::load(&path("qwen3-last"), None).unwrap()),
+        created: 1_790_000_000,
+        owned_by: "wick".to_owned(),
+    };
+    let server = Server::start(Setup { encoders: vec![embedder], ..Setup::default() }).await;
+    let idle = json!({"input": [7, 8], "options": {"rejectIfBusy": true}});
+    assert_eq!(server.ask(EMBEDDINGS, idle).await.0, 200, "nothing else is there");
+    let slow = async { server.ask(EMBEDDINGS, json!({"input": [vec![5; 60], vec![6; 60]]})).await };
+    let others = async {
+        while engine.stats().queued_tokens == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let busy = server.ask(EMBEDDINGS, json!({"input": [7, 8], "options": {"rejectIfBusy": true}})).await;
+        assert_eq!(busy.0, 503, "{}", busy.1);
+        let full = server.post(EMBEDDINGS, &json!({"input": [[7], [8]]})).send().await.unwrap();
+        assert_eq!(full.status(), 503, "two texts, where there is room for one");
+        assert!(full.headers().contains_key("retry-after"));
+    };
+    let (slow, ()) = tokio::join!(slow, others);
+    assert_eq!((slow.0, &slow.1["usage"]["total_tokens"]), (200, &json!(120)), "{}", slow.1);
+}
+
+/// SmolLM2's weights as an embedding model's, by the last token, against transformers: trained and quantized ones, where those of the
+/// checkpoints above are random floats.
+#[test]
+fn trained_weights_embed_as_transformers_has_it() {
+    let expected = golden("embedders-smollm2-135m.json");
+    let cases = expected["cases"].as_array().unwrap();
+    let texts: Vec<Vec<u32>> = cases.iter().map(|c| serde_json::from_value(c["ids"].clone()).unwrap()).collect();
+    let want: Vec<Vec<f64>> = cases.iter().map(|c| serde_json::from_value(c["embedding"].clone()).unwrap()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("embedder.gguf");
+    std::fs::write(&model, with_pooling(&std::fs::read(pulled("smollm2-135m")).unwrap(), 3)).unwrap();
+    for (way, most) in [(EXACT, 1e-6), (DEFAULT, 1e-3)] {
+        let (lonely, embedding) = engine(&model, Way { threads: 1, prefix_cache: false, batched_tokens: 64, ..way });
+        let (engine, _) = engine(&model, way);
+        let got = vectors(&engine, embedding.pooling, &texts);
+        let far = cosine_distance(&got, &want);
+        println!("smollm2-135m, {:?}: 1 - cosine at most {far:.1e}", way.activations);
+        assert!(far < most, "{:?}: {far:e}", way.activations);
+        for (text, together) in texts.iter().zip(&got) {
+            let alone = vectors(&lonely, embedding.pooling, std::slice::from_ref(text));
+            assert_eq!(bits(&alone)[0], bits(std::slice::from_ref(together))[0], "alone and in company");
+        }
+    }
+}
+
+/// A GGUF file of architecture `llama` with `llama.pooling_type` in its metadata.
+fn with_pooling(file: &[u8], pooling: u32) -> Vec<u8> {
+    const UINT32: u32 = 4;
+    const STRING: u32 = 8;
+    const ALIGNMENT: usize = 32;
+    let entry = |key: &str, ty: u32, value: &[u8]| {
+        [&(key.len() as u64).to_le_bytes()[..], key.as_bytes(), &ty.to_le_bytes(), value].concat()
+    };
+    let mut added = entry("llama.pooling_type", UINT32, &pooling.to_le_bytes());
+    // A text as long as it takes for the tensors to stay where they are aligned.
+    let empty = entry("general.description", STRING, &0_u64.to_le_bytes());
+    let fill = (added.len() + empty.len()).next_multiple_of(ALIGNMENT) - added.len() - empty.len();
+    added.extend(entry("general.description", STRING, &[&(fill as u64).to_le_bytes()[..], &vec![b' '; fill]].concat()));
+    // Magic and version, the number of tensors, the number of entries.
+    let (head, rest) = file.split_at(24);
+    let entries = u64::from_le_bytes(*head[16..].first_chunk().unwrap()) + 2;
+    [&head[..16], &entries.to_le_bytes(), &added, rest].concat()
+}
+
 /// More texts than run at once, from several clients, one of which leaves.
 #[tokio::test]
 async fn many_clients_share_the_engine() {
     let server = server().await;
     let texts: Vec<String> = (0..300).map(|i| format!("text number {i}")).collect();
     let (_, alone) = server.ask(EMBEDDINGS, json!({"input": &texts[..5]})).await;
-    let gone = server.post(EMBEDDINGS, &json!({"input": texts})).timeout(std::time::Duration::from_millis(5)).send();
+    let gone = server.post(EMBEDDINGS, &json!({"input": texts})).timeout(Duration::from_millis(5)).send();
     let (all, again, _) = tokio::join!(
         server.ask(EMBEDDINGS, json!({"input": texts})),
         server.ask(EMBEDDINGS, json!({"input": texts[..5]})),

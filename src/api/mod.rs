@@ -1,6 +1,6 @@
 //! HTTP and OpenAI's JSON. Nothing below knows either.
 //!
-//! `encoders` is what `embeddings` and `rerank` share: models that do not generate.
+//! `encoders` is what `embeddings` and `rerank` share: models that do not generate. `backend` is what computes them.
 //!
 //! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat`, `completions` or `responses`
 //! (fields → a `pipeline::Plan`) → `pipeline` (admission, then one stream of `pipeline::Event`s) → `stream` (server-sent

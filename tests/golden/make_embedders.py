@@ -1,16 +1,19 @@
 """Writes what sentence-transformers computes with decoders that embed, in float32:
 
-    python make_embedders.py        embedders/<name>/: tiny random checkpoints, with vectors
+    python make_embedders.py tiny          embedders/<name>/: tiny random checkpoints, with vectors
+    python make_embedders.py real FILE     embedders-smollm2-135m.json: transformers' last hidden states of that GGUF file
 
 `qwen3-last` is laid out as Qwen3-Embedding is: tensors without `model.`, a tokenizer that puts <|endoftext|> last, pooling by
 the last token, vectors of length 1. Beside it lies the same as a GGUF file, as llama.cpp's converter lays it out. `qwen3-mean`
 has an output matrix that is of no use, and the mean of all rows. Norms are random, so that leaving one out shows.
 
-    pip install torch==2.15.0 transformers==5.23.0 tokenizers==0.23.3 sentence-transformers==6.2.0 gguf==0.19.0
+    pip install torch==2.15.0 transformers==5.23.0 tokenizers==0.23.3 sentence-transformers==6.2.0 gguf==0.19.0 accelerate
 """
 
 import json
+import pathlib
 import shutil
+import sys
 
 import gguf
 import torch
@@ -180,8 +183,29 @@ def make(mode):
     print(folder.name, len(cases), [len(case["ids"]) for case in cases][-4:], model.__class__.__name__)
 
 
+@torch.no_grad()
+def make_real(file):
+    file = pathlib.Path(file)
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    tokenizer = reference.upstream_tokenizer(reference.read_fields(file))
+    cases = []
+    for text in [*TEXTS[:6], TEXTS[11], TEXTS[14], TEXTS[-1]]:
+        ids = reference.encode(tokenizer, text, special=False)
+        vector = loaded.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+        vector = torch.nn.functional.normalize(vector, dim=0)
+        cases.append({"text": text, "ids": ids, "embedding": [float(f"{value:.7g}") for value in vector.tolist()]})
+    made = reference.provenance(__file__, model=file)
+    reference.write_json(reference.HERE / "embedders-smollm2-135m.json", {"made_by": made, "cases": cases})
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    for each in ("last", "mean"):
-        make(each)
+    match sys.argv[1:]:
+        case ["tiny"]:
+            for each in ("last", "mean"):
+                make(each)
+        case ["real", path]:
+            make_real(path)
+        case _:
+            sys.exit(__doc__)
