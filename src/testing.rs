@@ -21,6 +21,8 @@ pub struct FakeOptions {
     /// Neither store nor check anything: the next token follows from the last one and its position, or with a `next` from
     /// the last one alone. For measurements of what is around the runner.
     pub free_of_cost: bool,
+    /// The model embeds: rows have so many values, which follow from the context all the same.
+    pub dimensions: Option<usize>,
 }
 
 /// A model whose "KV" of a token is the token itself and a hash of everything before it.
@@ -103,6 +105,10 @@ impl FakeRunner {
         Self { vocab, block_size, slots, steps: 0, options, fault: None, context: Vec::new() }
     }
 
+    fn width(&self) -> usize {
+        self.options.dimensions.unwrap_or(self.vocab)
+    }
+
     /// What was wrong with the last step that was malformed.
     #[must_use]
     pub fn fault(&self) -> Option<&str> {
@@ -133,7 +139,7 @@ impl FakeRunner {
             }
             return Err(RunnerError::BadStep("this failure was asked for by the test"));
         }
-        let mut logits = Logits { data: Vec::new(), vocab: self.vocab };
+        let mut logits = Logits { data: Vec::new(), width: self.width() };
         for seq in &step.seqs {
             self.read(seq, &mut logits).map_err(|message| self.bad_step(seq, &message))?;
         }
@@ -204,7 +210,7 @@ impl FakeRunner {
     }
 
     fn run_free_of_cost(&self, step: &SchedulerOutput) -> Logits {
-        let mut logits = Logits { data: Vec::new(), vocab: self.vocab };
+        let mut logits = Logits { data: Vec::new(), width: self.width() };
         for seq in &step.seqs {
             let from = match seq.logits {
                 LogitRows::None => seq.tokens.len(),
@@ -224,7 +230,7 @@ impl FakeRunner {
 /// Appends a row whose values are all different: highest at `best`, falling from there upwards and around.
 #[allow(clippy::cast_precision_loss, reason = "vocabularies of tests are small")]
 fn push_row(logits: &mut Logits, best: u32, state: u64) {
-    let (vocab, best) = (logits.vocab, best as usize % logits.vocab);
+    let (vocab, best) = (logits.width, best as usize % logits.width);
     let range = 4.0 + (state % 8) as f32;
     let rank = |token: usize| (token + vocab - best) % vocab;
     logits.data.extend((0..vocab).map(|token| range * (0.5 - rank(token) as f32 / vocab as f32)));
@@ -249,6 +255,10 @@ impl Runner for FakeRunner {
     fn vocab(&self) -> usize {
         self.vocab
     }
+
+    fn dimensions(&self) -> Option<usize> {
+        self.options.dimensions
+    }
 }
 
 /// The tokens a step samples when every sequence is decoded greedily, as [`crate::scheduler::Scheduler::commit`] wants
@@ -258,7 +268,7 @@ impl Runner for FakeRunner {
 /// When `logits` has too few rows for `step`.
 #[must_use]
 pub fn greedy(step: &SchedulerOutput, logits: &Logits) -> Vec<Vec<u32>> {
-    let mut rows = logits.data.chunks_exact(logits.vocab.max(1));
+    let mut rows = logits.data.chunks_exact(logits.width.max(1));
     let arg_max = |row: &[f32]| (0..).zip(row).max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(token, _)| token);
     let sampled = |seq: &ScheduledSeq| {
         let rows: Vec<&[f32]> = match seq.logits {

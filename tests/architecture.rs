@@ -9,7 +9,7 @@ const IMPORTS: [(&str, &[&str]); 18] = [
     ("sampling", &[]),
     ("scheduler", &["kv"]),
     ("runner", &["kv", "model", "ops", "scheduler", "weights"]),
-    ("encoder", &["ops", "runner", "weights"]),
+    ("encoder", &["model", "ops", "runner", "weights"]),
     ("engine", &["grammar", "kv", "runner", "sampling", "scheduler"]),
     ("grammar", &["text"]),
     ("weights", &["model"]),

@@ -194,22 +194,23 @@ impl World {
         let prompt_logits = self.rng.percent(15);
         for _ in 0..siblings {
             let stop_tokens = if self.rng.percent(20) { vec![self.rng.token()] } else { Vec::new() };
+            let max_new_tokens = self.rng.range(self.output.0, self.output.1);
+            // Some generate nothing.
+            let max_new_tokens = if self.next_id % 8 == 7 { 0 } else { max_new_tokens };
             let new = NewSequence {
                 id: SeqId(self.next_id),
                 prompt: prompt.as_slice().into(),
-                limits: StopLimits {
-                    max_new_tokens: self.rng.range(self.output.0, self.output.1),
-                    stop_tokens: stop_tokens.into(),
-                },
+                limits: StopLimits { max_new_tokens, stop_tokens: stop_tokens.into() },
                 salt: CacheSalt(tenant),
                 prompt_logits,
                 tenant,
             };
             self.next_id += 1;
             let longest = (prompt.len() + new.limits.max_new_tokens).min(config.context_max);
+            let one = max_new_tokens.min(1);
             let fits = !prompt.is_empty()
-                && prompt.len() < config.context_max
-                && (longest - 1).div_ceil(config.block_size) <= config.num_blocks;
+                && prompt.len() + one <= config.context_max
+                && (longest - one).div_ceil(config.block_size) <= config.num_blocks;
             assert_eq!(self.scheduler.add(new.clone()).is_ok(), fits, "{new:?} in {config:?}");
             if fits {
                 let live = Live { new, output: Vec::new(), rows: 0, started: false, added_at: self.totals.steps };
@@ -240,6 +241,7 @@ impl World {
             .running_views()
             .filter(|v| v.tokens.len() - v.computed == 1 && !awaited.contains(&v.id))
             .map(|v| v.id)
+            .filter(|id| self.live[id].new.limits.max_new_tokens > 0)
             .filter(|id| !self.live[id].new.prompt_logits || self.live[id].rows == self.live[id].new.prompt.len())
             .collect();
         let running: Vec<SeqId> = self.scheduler.running_views().map(|v| v.id).collect();
@@ -297,7 +299,7 @@ impl World {
         assert!(part.known() > 0 && end <= known);
         let token_at = |i: usize| *live.new.prompt.get(i).unwrap_or_else(|| &live.output[i - live.new.prompt.len()]);
         assert!((part.start..end).map(token_at).eq(part.tokens[..part.known()].iter().copied()), "wrong tokens");
-        assert_eq!(part.sample, end == known);
+        assert_eq!(part.sample, end == known && live.new.limits.max_new_tokens > 0);
         assert_eq!(
             part.cached_tokens.is_some(),
             !live.started,
@@ -313,7 +315,7 @@ impl World {
                 (live.new.prompt.len() + live.new.limits.max_new_tokens).min(self.scheduler.config().context_max);
             assert!(known + part.drafts < limit, "the last guess would be the end, so that its row is of no use");
         } else if part.logits != LogitRows::All {
-            assert_eq!(part.logits == LogitRows::Last, part.sample);
+            assert_eq!(part.logits == LogitRows::Last, end == known);
         }
         for position in part.start..end + part.drafts {
             let block = part.blocks[position / block_size];
@@ -337,11 +339,14 @@ impl World {
         let updates = self.scheduler.commit(&step, &greedy(&step, &logits));
         let mut updated: Vec<SeqId> = updates.iter().map(|u| u.id).collect();
         updated.dedup();
-        let sampling = step.seqs.iter().filter(|p| p.sample && self.live.contains_key(&p.id)).map(|p| p.id);
-        assert!(sampling.eq(updated), "updates do not match the step");
+        let ends = |p: &&ScheduledSeq| {
+            let Some(live) = self.live.get(&p.id) else { return false };
+            p.sample || live.new.limits.max_new_tokens == 0 && p.start + p.tokens.len() == live.new.prompt.len()
+        };
+        assert!(step.seqs.iter().filter(ends).map(|p| p.id).eq(updated), "updates do not match the step");
         for update in updates {
             let live = self.live.get_mut(&update.id).expect("updates are for live sequences");
-            live.output.push(update.token);
+            live.output.extend(update.token);
             if let Some(reason) = update.finish {
                 self.check_finished(update.id, reason);
             }

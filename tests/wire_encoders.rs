@@ -41,7 +41,7 @@ fn encoder(alias: &str, scores: bool, delay: Duration) -> ServedEncoder {
     let limits = EncoderLimits { requests_max: 2, tokens_max: 1000, batch_tokens_max: 64 };
     ServedEncoder {
         alias: alias.to_owned(),
-        encoder: EncoderHandle::spawn(Box::new(Fake { scores, delay }), info, limits).unwrap(),
+        backend: EncoderHandle::spawn(Box::new(Fake { scores, delay }), info, limits).unwrap().into(),
         text: Arc::new(TextTools::load(&folder, None).unwrap()),
         created: 1_790_000_000,
         owned_by: "wick".to_owned(),

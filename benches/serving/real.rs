@@ -266,6 +266,7 @@ async fn generate(engine: &EngineHandle, prompt: &[u32], tokens: usize, sampled:
         grammar: None,
         thoughts: None,
         explain: false,
+        embed: None,
     };
     let mut stream = engine.submit(vec![request])?.pop().context("no stream")?;
     while let Some(event) = stream.next().await {

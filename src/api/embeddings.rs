@@ -136,6 +136,10 @@ fn tokens(model: &Encoder, input: Input, path: &str, truncate: Option<usize>) ->
             ids
         }
     };
+    if ids.is_empty() {
+        let message = format!("`{path}` has no tokens; give a text that has some.");
+        return Err(ApiError::invalid(path, message));
+    }
     model.check(ids.len(), path)?;
     Ok(EncoderInput::text(ids))
 }
@@ -169,7 +173,7 @@ impl EmbeddingRequest {
         let model = app.encoder(&mut fields, Purpose::Embed)?;
         let ignored = encoders::take_harmless(&mut fields)?;
         let unless_busy = unless_busy(&mut fields)?;
-        let info = *model.served.encoder.info();
+        let info = model.served.backend.info();
         let inputs = inputs(&mut fields, info.vocab)?;
         let special = model.served.text.tokenizer.frame_len();
         let truncate = encoders::truncate(&mut fields, info.tokens_max, special)?;

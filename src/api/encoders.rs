@@ -2,22 +2,23 @@
 use std::sync::Arc;
 
 use super::AppState;
+use super::backend::Backend;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::gate::{RequestContext, Tokens};
-use crate::encoder::{EncoderHandle, EncoderInput};
+use crate::encoder::EncoderInput;
 use crate::telemetry::{Metrics, ModelMetrics};
 use crate::text::TextTools;
 
 /// Most texts of one request: OpenAI's limit.
 pub(crate) const INPUTS_MAX: usize = 2048;
 
-/// An encoder that clients can name.
+/// A model that encodes, or embeds, by the name that clients use.
 #[derive(Clone)]
 pub struct ServedEncoder {
     /// The name clients use; may contain slashes.
     pub alias: String,
-    pub encoder: EncoderHandle,
+    pub backend: Backend,
     pub text: Arc<TextTools>,
     /// Unix time in seconds, shown by `/v1/models`.
     pub created: u64,
@@ -53,11 +54,11 @@ impl Encoder {
     }
 
     pub(crate) fn is_healthy(&self) -> bool {
-        self.served.encoder.is_healthy()
+        self.served.backend.is_healthy()
     }
 
     pub(crate) fn purpose(&self) -> Purpose {
-        if self.served.encoder.info().dimensions.is_some() { Purpose::Embed } else { Purpose::Rerank }
+        if self.served.backend.info().dimensions.is_some() { Purpose::Embed } else { Purpose::Rerank }
     }
 
     /// Its endpoint, for messages.
@@ -70,7 +71,7 @@ impl Encoder {
 
     /// Tokens of one input, special ones included.
     pub(crate) fn limit(&self) -> usize {
-        self.served.encoder.info().tokens_max
+        self.served.backend.info().tokens_max
     }
 
     /// A text's tokens, without special ones: control tokens written in it are text. Unless it will be cut off, a text that is far too
@@ -154,14 +155,15 @@ pub(crate) async fn run(
     unless_busy: bool,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
     let prompt = inputs.iter().map(|input| input.ids.len()).sum();
-    if unless_busy && encoder.served.encoder.is_busy(prompt) {
+    let backend = &encoder.served.backend;
+    if unless_busy && backend.is_busy(prompt) {
         return Err(ApiError::busy());
     }
-    let answer = encoder.served.encoder.submit(inputs)?;
+    let computation = backend.submit(context, inputs)?;
     context.tokens.set(Tokens { prompt, ..Tokens::default() });
     let mut cut = app.shared.cut.subscribe();
     let encoded = tokio::select! {
-        answer = answer => answer.unwrap_or(Err(crate::encoder::EncodeFailure::Stopped)).map_err(ApiError::from),
+        results = computation.results() => results,
         _ = cut.wait_for(|cut| *cut) => Err(ApiError::CutOff),
     };
     encoder.metrics.encoded(context.started, prompt, encoded.is_ok());

@@ -268,6 +268,10 @@ impl From<SubmitError> for ApiError {
                     "The request needs {needed} KV cache blocks, but this server has {total}. Shorten the prompt or the completion."
                 ),
             ),
+            SubmitError::WrongTask { .. } => {
+                tracing::error!(%error, "a request went to the wrong engine");
+                Self::Internal
+            }
             SubmitError::Draining => Self::Draining,
             SubmitError::Stopped => Self::EngineStopped,
         }

@@ -1,6 +1,6 @@
 //! HTTP and OpenAI's JSON. Nothing below knows either.
 //!
-//! `encoders` is what `embeddings` and `rerank` share: models that do not generate.
+//! `encoders` is what `embeddings` and `rerank` share: models that do not generate. `backend` is what computes them.
 //!
 //! A request's path: `gate` (request id, key, drain) → `body` (bytes → fields) → `lower` in `chat`, `completions` or `responses`
 //! (fields → a `pipeline::Plan`) → `pipeline` (admission, then one stream of `pipeline::Event`s) → `stream` (server-sent
@@ -9,6 +9,7 @@
 //! `anthropic` and `workers_ai` are other dialects: their own paths, fields, answers and errors around the same requests and events.
 mod anthropic;
 pub mod auth;
+mod backend;
 mod body;
 mod chat;
 mod chat_shape;
@@ -52,6 +53,7 @@ use axum::routing::{MethodRouter, get, post};
 use tokio::sync::{Semaphore, watch};
 
 pub use auth::KeyStore;
+pub use backend::{Backend, DecoderBackend};
 pub use encoders::ServedEncoder;
 pub use error::ApiError;
 
@@ -181,7 +183,7 @@ impl AppState {
         Self::with_encoders(models, Vec::new(), options)
     }
 
-    /// Models that generate, and models that encode; no two of them have the same name.
+    /// Models that generate, and models that encode or embed; no two of them have the same name.
     ///
     /// # Panics
     /// A name of [`ServerOptions::also`] belongs to a model that is not there.
@@ -192,7 +194,13 @@ impl AppState {
             engine: model.engine.clone(),
             steps: model.steps.clone(),
         };
-        let metrics = Metrics::new(models.iter().map(observed).collect());
+        let embedding = |encoder: &ServedEncoder| match &encoder.backend {
+            Backend::Encoder(_) => None,
+            Backend::Decoder(DecoderBackend { engine, steps, .. }) => {
+                Some(Observed { model: encoder.alias.clone(), engine: engine.clone(), steps: steps.clone() })
+            }
+        };
+        let metrics = Metrics::new(models.iter().map(observed).chain(encoders.iter().filter_map(embedding)).collect());
         let models: Vec<Arc<Model>> = models
             .into_iter()
             .map(|served| {

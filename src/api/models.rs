@@ -42,7 +42,7 @@ fn encoder_object(encoder: &Encoder) -> ModelObject {
         object: "model",
         created: encoder.served.created,
         owned_by: encoder.served.owned_by.clone(),
-        max_model_len: encoder.served.encoder.info().tokens_max,
+        max_model_len: encoder.served.backend.info().tokens_max,
     }
 }
 

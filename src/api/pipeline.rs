@@ -184,6 +184,7 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
                 grammar: plan.grammar.clone(),
                 thoughts: plan.thoughts.clone(),
                 explain: requests.is_empty() && context.notes.wants_explanation(),
+                embed: None,
             });
         }
         prompts.push(prompt);
@@ -389,7 +390,9 @@ impl Drive {
                 self.finish(choice, reason).await?;
                 Ok(true)
             }
-            SeqEvent::Failed(_) => unreachable!("the caller takes failures"),
+            SeqEvent::Failed(_) | SeqEvent::Embedding(_) => {
+                unreachable!("the caller takes failures, and no request here embeds")
+            }
         }
     }
 

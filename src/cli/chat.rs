@@ -85,6 +85,7 @@ impl Chat {
             grammar: None,
             thoughts: None,
             explain: false,
+            embed: None,
         };
         let answer = self.follow(request).await?;
         self.messages.push(json!({ "role": "assistant", "content": answer }));

@@ -7,7 +7,9 @@ use anyhow::Context;
 use wick_kernels::{Isa, Precision, ThreadPool};
 
 use crate::config::{ActivationsArg, EngineArgs, FetchArgs, KvDtypeArg, SpeculationArg};
-use crate::encoder::{self, EncoderFiles, EncoderHandle, EncoderInfo, EncoderLimits, EncoderModel, EncoderPlan};
+use crate::encoder::{
+    self, EmbeddingSpec, EncoderFiles, EncoderHandle, EncoderInfo, EncoderLimits, EncoderModel, EncoderPlan,
+};
 use crate::engine::{EngineHandle, QueueLimits, StepObserver};
 use crate::hub::{self, LocalModel};
 use crate::model::registry;
@@ -23,13 +25,17 @@ use crate::weights::{self, ModelFiles};
 /// Bytes of logits that a step may hold for requests that want the log-probabilities of their prompt.
 const PROMPT_LOGITS_BYTES: usize = 64 << 20;
 
+/// Sequences in the queue of a model that embeds, for each request that may wait: a request may have many texts, and its tokens are what
+/// it costs.
+const QUEUED_TEXTS_PER_REQUEST: usize = 16;
+
 /// A model of either kind, planned.
 pub(super) enum PlannedModel {
     Decoder(Box<Planned>),
     Encoder(Box<PlannedEncoder>),
 }
 
-/// A model that generates, whose files are opened and whose memory is planned; nothing big has been loaded yet.
+/// A decoder, which generates or embeds, whose files are opened and whose memory is planned; nothing big has been loaded yet.
 pub(super) struct Planned {
     pub alias: String,
     /// Further names of the catalogue.
@@ -76,10 +82,10 @@ struct Hardware {
 /// Plans one model that generates; see [`plan_models`].
 pub(super) async fn plan_model(name: &str, engine: &EngineArgs, fetch: &FetchArgs) -> anyhow::Result<Planned> {
     match plan_models(&[name.to_owned()], engine, fetch).await?.remove(0) {
-        PlannedModel::Decoder(planned) => Ok(*planned),
-        PlannedModel::Encoder(planned) => anyhow::bail!(
-            "{} is an encoder, which generates no text: `wick serve` serves its embeddings or scores",
-            planned.alias
+        PlannedModel::Decoder(planned) if planned.embedding().is_none() => Ok(*planned),
+        other => anyhow::bail!(
+            "{} generates no text: it is a model for embeddings or scores, which `wick serve` serves",
+            other.alias()
         ),
     }
 }
@@ -188,7 +194,7 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: R
         None => spec.max_context,
     };
     let block_size = usize::from(args.block_size);
-    let logit_rows_max = (PROMPT_LOGITS_BYTES / (spec.vocab * size_of::<f32>())).max(1);
+    let logit_rows_max = (PROMPT_LOGITS_BYTES / (spec.row_width() * size_of::<f32>())).max(1);
     let head_dims: Vec<usize> = spec.layers.iter().map(|layer| layer.attn.head_dim).collect();
     let kv_dtype = match args.kv_dtype {
         KvDtypeArg::Auto => machine.kv_dtype(precision(args.activations), &head_dims, block_size),
@@ -228,7 +234,7 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: R
         context_max,
         logit_rows_max,
         prefix_cache: !args.no_prefix_cache,
-        speculation: args.speculation == SpeculationArg::Ngram,
+        speculation: args.speculation == SpeculationArg::Ngram && spec.embedding.is_none(),
     };
     let runner = RunnerOptions {
         device: machine.device,
@@ -239,7 +245,11 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: R
         block_size,
         num_blocks: plan.num_blocks,
     };
-    let queue = QueueLimits { sequences_max: args.queue_requests.get(), tokens_max: args.queue_tokens.get() };
+    let sequences_max = match spec.embedding {
+        None => args.queue_requests.get(),
+        Some(_) => args.queue_requests.get().saturating_mul(QUEUED_TEXTS_PER_REQUEST),
+    };
+    let queue = QueueLimits { sequences_max, tokens_max: args.queue_tokens.get() };
     let (alias, also) = (local.alias.clone(), local.aliases.clone());
     Ok(Planned { alias, also, files, text: Arc::new(text), plan, scheduler, runner, queue, pool })
 }
@@ -324,6 +334,11 @@ impl PlannedEncoder {
 }
 
 impl Planned {
+    /// How it embeds; `None`: it generates.
+    pub(super) fn embedding(&self) -> Option<EmbeddingSpec> {
+        self.files.config.embedding
+    }
+
     /// Loads the weights and makes the runner.
     pub(super) fn load(&self) -> anyhow::Result<ModelRunner> {
         let started = Instant::now();

@@ -13,9 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::loading::{Planned, PlannedEncoder, PlannedModel, plan_models};
 use super::say;
 use crate::api::auth::{KeyStore, Scope, generate_key};
-use crate::api::{AppState, ServedEncoder, ServedModel, ServerOptions};
+use crate::api::{AppState, Backend, DecoderBackend, ServedEncoder, ServedModel, ServerOptions};
 use crate::config::{KeyArgs, ServeArgs};
-use crate::encoder::EncoderHandle;
+use crate::encoder::EmbeddingSpec;
 use crate::engine::EngineHandle;
 use crate::hub::catalogue::is_alias;
 use crate::server;
@@ -42,12 +42,15 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let (mut models, mut encoders) = (Vec::new(), Vec::new());
     for p in planned {
         match p {
-            PlannedModel::Decoder(planned) => models.push(start(*planned).await?),
+            PlannedModel::Decoder(planned) => match planned.embedding() {
+                None => models.push(start(*planned).await?),
+                Some(embedding) => encoders.push(start_embedder(*planned, embedding).await?),
+            },
             PlannedModel::Encoder(planned) => encoders.push(start_encoder(*planned).await?),
         }
     }
     let handles =
-        (models.iter().map(|m| m.engine.clone()).collect(), encoders.iter().map(|e| e.encoder.clone()).collect());
+        (models.iter().map(|m| m.engine.clone()).collect(), encoders.iter().map(|e| e.backend.clone()).collect());
     let options = ServerOptions {
         auth: keys,
         body_bytes_max: usize::try_from(args.body_limit).unwrap_or(usize::MAX),
@@ -151,7 +154,15 @@ async fn start(planned: Planned) -> anyhow::Result<ServedModel> {
 async fn start_encoder(planned: PlannedEncoder) -> anyhow::Result<ServedEncoder> {
     let alias = planned.alias.clone();
     let (encoder, text) = planned.start().await?;
-    Ok(ServedEncoder { alias, encoder, text, created: now(), owned_by: "wick".to_owned() })
+    Ok(ServedEncoder { alias, backend: encoder.into(), text, created: now(), owned_by: "wick".to_owned() })
+}
+
+async fn start_embedder(planned: Planned, embedding: EmbeddingSpec) -> anyhow::Result<ServedEncoder> {
+    let alias = planned.alias.clone();
+    let steps = Arc::new(StepMetrics::default());
+    let (engine, text) = planned.start(Some(steps.clone())).await?;
+    let backend = Backend::Decoder(DecoderBackend { engine, embedding, steps: Some(steps) });
+    Ok(ServedEncoder { alias, backend, text, created: now(), owned_by: "wick".to_owned() })
 }
 
 /// Unix time in seconds.
@@ -162,7 +173,7 @@ fn now() -> u64 {
 /// A future that resolves on SIGTERM, SIGINT or a broken engine, and a flag that says whether it was the last. A second
 /// signal ends the process at once.
 fn stop_conditions(
-    (engines, encoders): (Vec<EngineHandle>, Vec<EncoderHandle>),
+    (engines, encoders): (Vec<EngineHandle>, Vec<Backend>),
 ) -> anyhow::Result<(Arc<std::sync::atomic::AtomicBool>, impl Future<Output = ()>)> {
     let failed = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::model::embedding::{self, EmbeddingSpec, Pooling};
+use crate::model::registry;
 use crate::ops::Pointwise;
 use crate::weights::{LoadError, read_json};
 
@@ -52,35 +54,9 @@ pub struct EncoderSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadSpec {
     /// One vector for a text.
-    Embedding { pooling: Pooling, normalize: bool },
+    Embedding(EmbeddingSpec),
     /// One number for a pair of texts.
     Score { head: ScoreHead, sigmoid: bool },
-}
-
-/// How rows become one vector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pooling {
-    /// The first token's row.
-    Cls,
-    /// The mean of all rows.
-    Mean,
-    /// The largest value of each column.
-    Max,
-    /// The last token's row.
-    Last,
-}
-
-impl Pooling {
-    /// Its usual name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cls => "cls",
-            Self::Mean => "mean",
-            Self::Max => "max",
-            Self::Last => "last",
-        }
-    }
 }
 
 /// How a classifier reads the first token's row. Both are a dense layer, tanh, and a projection to one number.
@@ -92,12 +68,13 @@ pub enum ScoreHead {
     Classifier,
 }
 
-/// Whether the folder at `path` holds an encoder, of a family that wick knows or of another one that its name gives away.
+/// Whether the folder at `path` holds an encoder, of a family that wick knows or of another one that its files give away. A decoder that
+/// embeds is none.
 #[must_use]
 pub fn is_encoder(path: &Path) -> bool {
     let Ok(Value::Object(config)) = read_json(&path.join("config.json"), JSON_BYTES_MAX) else { return false };
     let known = text(&config, "model_type").is_some_and(|found| FAMILIES.iter().any(|(name, ..)| *name == found));
-    known || path.join("modules.json").is_file()
+    known || (embedding::has_modules(path) && !text(&config, "model_type").is_some_and(registry::knows))
 }
 
 impl EncoderSpec {
@@ -109,10 +86,12 @@ impl EncoderSpec {
         let path = folder.join("config.json");
         let config = object(&path)?;
         let mut spec = Self::from_config(&config)?;
-        if let HeadSpec::Embedding { .. } = spec.head {
-            spec.head = embedding_head(folder, spec.hidden)?;
+        if let HeadSpec::Embedding(_) = spec.head
+            && let Some(embedding) = embedding::read_modules(folder, spec.hidden)?
+        {
+            spec.head = HeadSpec::Embedding(embedding);
         }
-        spec.tokens_max = tokens_max(folder, spec.positions - spec.first_position)?;
+        spec.tokens_max = embedding::tokens_max(folder, spec.positions - spec.first_position)?;
         Ok(spec)
     }
 
@@ -184,15 +163,7 @@ impl fmt::Display for EncoderSpec {
         let Self { hidden, layers, heads, inner, tokens_max, .. } = self;
         write!(f, "encoder: {layers} layers of {hidden}, {heads} heads, feed-forward {inner}, {tokens_max} tokens; ")?;
         match self.head {
-            HeadSpec::Embedding { pooling, normalize } => {
-                let pooling = match pooling {
-                    Pooling::Cls => "the first token's row",
-                    Pooling::Mean => "the rows' mean",
-                    Pooling::Max => "the rows' maximum",
-                    Pooling::Last => "the last token's row",
-                };
-                write!(f, "vectors are {pooling}{}", if normalize { ", scaled to length 1" } else { "" })
-            }
+            HeadSpec::Embedding(embedding) => write!(f, "{embedding}"),
             HeadSpec::Score { sigmoid, .. } => {
                 write!(f, "scores pairs{}", if sigmoid { ", from 0 to 1" } else { "" })
             }
@@ -215,7 +186,8 @@ fn head(config: &Map<String, Value>) -> Result<HeadSpec, LoadError> {
     let classes = config.get("architectures").and_then(Value::as_array);
     let class = classes.and_then(|classes| classes.first()).and_then(Value::as_str).unwrap_or_default();
     if !class.ends_with("ForSequenceClassification") {
-        return Ok(HeadSpec::Embedding { pooling: Pooling::Mean, normalize: false });
+        // Without other files the mean, as sentence-transformers does.
+        return Ok(HeadSpec::Embedding(EmbeddingSpec { pooling: Pooling::Mean, normalize: false }));
     }
     // transformers writes labels rather than their number, and none for its default of two.
     let labels = match (config.get("num_labels").and_then(Value::as_u64), config.get("id2label")) {
@@ -239,86 +211,6 @@ fn applies_sigmoid(config: &Map<String, Value>) -> Result<bool, LoadError> {
         "Identity" => Ok(false),
         other => Err(bad(format!("the activation of scores is {other}; wick knows Sigmoid and Identity"))),
     }
-}
-
-/// The pooling and normalisation that `modules.json` lists; without that file the mean, as sentence-transformers does.
-fn embedding_head(folder: &Path, hidden: usize) -> Result<HeadSpec, LoadError> {
-    let path = folder.join("modules.json");
-    if !path.is_file() {
-        return Ok(HeadSpec::Embedding { pooling: Pooling::Mean, normalize: false });
-    }
-    let json = read_json(&path, JSON_BYTES_MAX)?;
-    let modules = json.as_array().ok_or_else(|| LoadError::malformed(&path, "not a list of modules"))?;
-    let (mut pooled, mut normalize) = (None, false);
-    for module in modules {
-        let kind = module.get("type").and_then(Value::as_str).unwrap_or_default();
-        match (kind.rsplit('.').next().unwrap_or_default(), &pooled) {
-            ("Transformer", None) => {}
-            ("Pooling", None) => {
-                let place = module.get("path").and_then(Value::as_str).unwrap_or("1_Pooling");
-                let plain = Path::new(place).components().all(|c| matches!(c, std::path::Component::Normal(_)));
-                if !plain {
-                    return Err(LoadError::malformed(&path, format!("`{place}` is not below the model's folder")));
-                }
-                pooled = Some(pooling(&folder.join(place).join("config.json"), hidden)?);
-            }
-            ("Normalize", Some(_)) => normalize = true,
-            ("Dropout", _) => {}
-            _ => {
-                let reason =
-                    format!("wick does not run the module `{kind}` there: it knows Transformer, Pooling, Normalize");
-                return Err(LoadError::malformed(&path, reason));
-            }
-        }
-    }
-    let pooling = pooled.ok_or_else(|| LoadError::malformed(&path, "there is no Pooling module"))?;
-    Ok(HeadSpec::Embedding { pooling, normalize })
-}
-
-fn pooling(path: &Path, hidden: usize) -> Result<Pooling, LoadError> {
-    let config = object(path)?;
-    let width = config.get("word_embedding_dimension").or_else(|| config.get("embedding_dimension"));
-    if let Some(width) = width.and_then(Value::as_u64)
-        && width != hidden as u64
-    {
-        return Err(LoadError::malformed(path, format!("pools rows of {width} values, but the model's have {hidden}")));
-    }
-    let mut modes: Vec<&str> = match config.get("pooling_mode") {
-        Some(Value::String(mode)) => vec![mode],
-        Some(Value::Array(modes)) => modes.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    };
-    let flags = config.iter().filter(|(_, on)| **on == Value::Bool(true));
-    modes.extend(flags.filter_map(|(key, _)| key.strip_prefix("pooling_mode_")));
-    match modes.as_slice() {
-        ["cls" | "cls_token"] => Ok(Pooling::Cls),
-        ["mean" | "mean_tokens"] => Ok(Pooling::Mean),
-        ["max" | "max_tokens"] => Ok(Pooling::Max),
-        ["lasttoken"] => Ok(Pooling::Last),
-        other => {
-            let reason =
-                format!("wick cannot pool by [{}]: it knows one of cls, mean, max, lasttoken", other.join(", "));
-            Err(LoadError::malformed(path, reason))
-        }
-    }
-}
-
-/// The longest input: what the model has positions for, or less where a file says that it was made for less.
-fn tokens_max(folder: &Path, positions: usize) -> Result<usize, LoadError> {
-    let mut most = positions;
-    for (file, key) in [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")]
-    {
-        let path = folder.join(file);
-        if !path.is_file() {
-            continue;
-        }
-        // Tokenizers without a limit say 1e30.
-        let limit = object(&path)?.get(key).and_then(Value::as_u64).and_then(|limit| usize::try_from(limit).ok());
-        if let Some(limit) = limit.filter(|limit| *limit > 0) {
-            most = most.min(limit);
-        }
-    }
-    Ok(most)
 }
 
 fn object(path: &Path) -> Result<Map<String, Value>, LoadError> {
@@ -384,7 +276,7 @@ mod tests {
         ]);
         assert!(is_encoder(dir.path()));
         let spec = EncoderSpec::read(dir.path()).unwrap();
-        assert_eq!(spec.head, HeadSpec::Embedding { pooling: Pooling::Cls, normalize: true });
+        assert_eq!(spec.head, HeadSpec::Embedding(EmbeddingSpec { pooling: Pooling::Cls, normalize: true }));
         assert_eq!((spec.tokens_max, spec.first_position, spec.act), (24, 0, Pointwise::Gelu));
     }
 

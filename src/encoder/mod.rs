@@ -10,10 +10,12 @@ pub mod plan;
 mod queue;
 pub mod service;
 
-pub use config::{EncoderSpec, HeadSpec, Pooling, is_encoder};
-pub use model::{EncoderFiles, EncoderModel, normalize_vector, open};
+pub use config::{EncoderSpec, HeadSpec, is_encoder};
+pub use model::{EncoderFiles, EncoderModel, open};
 pub use plan::EncoderPlan;
-pub use service::{EncodeFailure, EncodeRefusal, EncoderHandle, EncoderInfo, EncoderLimits};
+pub use service::{EncodeFailure, EncodeRefusal, Encoded, EncoderHandle, EncoderInfo, EncoderLimits};
+
+pub use crate::model::embedding::{EmbeddingSpec, Pooling, normalize_vector};
 
 /// One text or pair of texts, as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]

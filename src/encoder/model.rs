@@ -4,8 +4,9 @@ use std::path::Path;
 use candle_core::{Result, Tensor};
 
 use super::bert::{Bert, EncoderBatch, Loader, ScoreLayers};
-use super::config::{EncoderSpec, HeadSpec, Pooling, ScoreHead};
+use super::config::{EncoderSpec, HeadSpec, ScoreHead};
 use super::{EncodeError, EncoderInput, EncoderRunner};
+use crate::model::embedding::{EmbeddingSpec, Pooler, normalize_vector};
 use crate::ops::{self, ExecContext, Indices};
 use crate::weights::{LoadError, WeightSource, open_tensors};
 
@@ -31,7 +32,7 @@ pub fn open(folder: &Path) -> std::result::Result<EncoderFiles, LoadError> {
 }
 
 enum Head {
-    Embedding { pooling: Pooling, normalize: bool },
+    Embedding(EmbeddingSpec),
     Score { layers: ScoreLayers, sigmoid: bool },
 }
 
@@ -56,7 +57,7 @@ impl EncoderModel {
         let loader = Loader { source, cx: &cx };
         let bert = Bert::load(spec, prefix, &loader)?;
         let head = match spec.head {
-            HeadSpec::Embedding { pooling, normalize } => Head::Embedding { pooling, normalize },
+            HeadSpec::Embedding(embedding) => Head::Embedding(embedding),
             HeadSpec::Score { head, sigmoid } => {
                 let (dense, out) = match head {
                     ScoreHead::Pooler => (format!("{prefix}pooler.dense"), "classifier"),
@@ -107,15 +108,17 @@ impl EncoderModel {
         let batch = self.batch(inputs);
         let rows = self.bert.forward(&self.cx, &batch)?;
         match &self.head {
-            Head::Embedding { pooling, normalize } => {
+            Head::Embedding(embedding) => {
                 let values = rows.flatten_all()?.to_vec1::<f32>()?;
                 self.cx.recycle(rows);
                 let mut rest = values.as_slice();
                 let pooled = batch.lengths.iter().map(|n| {
                     let (rows, after) = rest.split_at(n * self.spec.hidden);
                     rest = after;
-                    let mut vector = pool(*pooling, rows, self.spec.hidden);
-                    if *normalize {
+                    let mut pooler = Pooler::new(embedding.pooling);
+                    rows.chunks_exact(self.spec.hidden).for_each(|row| pooler.add(row));
+                    let mut vector = pooler.finish();
+                    if embedding.normalize {
                         normalize_vector(&mut vector);
                     }
                     vector
@@ -134,60 +137,5 @@ impl EncoderModel {
 impl EncoderRunner for EncoderModel {
     fn run(&mut self, inputs: &[EncoderInput]) -> std::result::Result<Vec<Vec<f32>>, EncodeError> {
         Ok(self.forward(inputs)?)
-    }
-}
-
-/// One vector of the rows of a sequence.
-fn pool(pooling: Pooling, rows: &[f32], width: usize) -> Vec<f32> {
-    let mut all = rows.chunks_exact(width);
-    match pooling {
-        Pooling::Cls => all.next().unwrap_or_default().to_vec(),
-        Pooling::Last => all.next_back().unwrap_or_default().to_vec(),
-        Pooling::Mean => {
-            let mut sum = vec![0.0; width];
-            for row in all {
-                sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += v);
-            }
-            let count = (rows.len() / width) as f32;
-            sum.iter_mut().for_each(|v| *v /= count);
-            sum
-        }
-        Pooling::Max => {
-            let mut highest = vec![f32::NEG_INFINITY; width];
-            for row in all {
-                highest.iter_mut().zip(row).for_each(|(highest, v)| *highest = highest.max(*v));
-            }
-            highest
-        }
-    }
-}
-
-/// Scales a vector to length 1; zeros stay zeros.
-pub fn normalize_vector(vector: &mut [f32]) {
-    let length = vector.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt().max(1e-12);
-    vector.iter_mut().for_each(|v| *v = (f64::from(*v) / length) as f32);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_pooled() {
-        let rows = [1.0, -2.0, 3.0, 4.0, 5.0, 1.0];
-        assert_eq!(pool(Pooling::Cls, &rows, 2), [1.0, -2.0]);
-        assert_eq!(pool(Pooling::Last, &rows, 2), [5.0, 1.0]);
-        assert_eq!(pool(Pooling::Mean, &rows, 2), [3.0, 1.0]);
-        assert_eq!(pool(Pooling::Max, &rows, 2), [5.0, 4.0]);
-    }
-
-    #[test]
-    fn vectors_are_scaled_to_length_one() {
-        let mut vector = [3.0, -4.0];
-        normalize_vector(&mut vector);
-        assert_eq!(vector, [0.6, -0.8]);
-        let mut zeros = [0.0; 3];
-        normalize_vector(&mut zeros);
-        assert_eq!(zeros, [0.0; 3]);
     }
 }

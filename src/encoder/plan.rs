@@ -96,7 +96,7 @@ impl fmt::Display for EncoderPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encoder::config::{HeadSpec, Pooling};
+    use crate::encoder::{EmbeddingSpec, HeadSpec, Pooling};
     use crate::ops::Pointwise;
 
     fn minilm() -> EncoderSpec {
@@ -113,7 +113,7 @@ mod tests {
             act: Pointwise::Gelu,
             prefix: "bert.",
             tokens_max: 256,
-            head: HeadSpec::Embedding { pooling: Pooling::Mean, normalize: true },
+            head: HeadSpec::Embedding(EmbeddingSpec { pooling: Pooling::Mean, normalize: true }),
         }
     }
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::config::{EncoderSpec, HeadSpec, Pooling};
+use super::config::{EncoderSpec, HeadSpec};
 use super::queue::{RoundRobin, Taken};
-use super::{EncoderInput, EncoderRunner};
+use super::{EncoderInput, EncoderRunner, Pooling};
 
 /// How much of the measured speed the newest batch makes up.
 const SPEED_NEW: f64 = 0.2;
@@ -41,7 +41,7 @@ pub struct EncoderInfo {
 impl From<&EncoderSpec> for EncoderInfo {
     fn from(spec: &EncoderSpec) -> Self {
         let pooling = match spec.head {
-            HeadSpec::Embedding { pooling, .. } => Some(pooling),
+            HeadSpec::Embedding(embedding) => Some(embedding.pooling),
             HeadSpec::Score { .. } => None,
         };
         Self { vocab: spec.vocab, tokens_max: spec.tokens_max, dimensions: pooling.map(|_| spec.hidden), pooling }

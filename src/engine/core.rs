@@ -13,10 +13,10 @@ use super::masks::{Batch, MaskThread, Masks};
 use super::message::{EngineFailure, EngineStats, Guesses, SeqEvent, StepObserver, StepReport, Usage};
 use super::pace::Pace;
 use crate::grammar::{Constraint, Thoughts};
-use crate::runner::{Logits, Runner};
+use crate::runner::{Logits, Pooler, Pooling, Runner};
 use crate::sampling::{SampledToken, Sampler, TokenLogprobs, TokenMask, logprobs};
 use crate::scheduler::{
-    FinishReason, LogitRows, NewSequence, ScheduledSeq, Scheduler, SchedulerConfig, SchedulerOutput, SeqId,
+    FinishReason, LogitRows, NewSequence, ScheduledSeq, Scheduler, SchedulerConfig, SchedulerOutput, SeqId, StopLimits,
 };
 
 /// What the engine knows about a sequence besides what the scheduler keeps.
@@ -33,6 +33,8 @@ struct LiveSeq {
     prompt_logprobs: Option<u8>,
     /// The prompt position whose log-probability is reported next.
     next_prompt_position: usize,
+    /// Of a prompt that becomes a vector.
+    pooler: Option<Pooler>,
     cached_tokens: usize,
     generated: usize,
     submitted: Instant,
@@ -48,6 +50,8 @@ struct StepResult {
     sampled: Vec<SampledToken>,
     /// The last token completed the grammar: the sequence ends.
     complete: bool,
+    /// What the prompt has become.
+    embedding: Option<Vec<f32>>,
 }
 
 /// What became of a sequence in a step that ran: an error is its own, not the step's.
@@ -144,12 +148,15 @@ impl EngineCore {
 
     fn take_in(&mut self, group: Vec<Admitted>) {
         for Admitted { id, request, events, submitted, ticket } in group {
+            let limits = StopLimits { max_new_tokens: request.new_tokens(), ..request.limits.clone() };
+            // Poolings but the last token's want every row.
+            let pools_all = request.embed.is_some_and(|pooling| pooling != Pooling::Last);
             let sequence = NewSequence {
                 id,
                 prompt: request.prompt.clone(),
-                limits: request.limits.clone(),
+                limits,
                 salt: request.salt,
-                prompt_logits: request.prompt_logprobs.is_some(),
+                prompt_logits: pools_all || request.prompt_logprobs.is_some(),
                 tenant: request.tenant,
             };
             self.scheduler.add(sequence).expect("the handle checked it against the same limits; else it is a bug");
@@ -167,6 +174,7 @@ impl EngineCore {
                 thoughts: request.thoughts.map(Thoughts::new),
                 prompt_logprobs: request.prompt_logprobs,
                 next_prompt_position: 1,
+                pooler: request.embed.map(Pooler::new),
                 cached_tokens: 0,
                 generated: 0,
                 submitted,
@@ -287,7 +295,7 @@ impl EngineCore {
                 Ok(result) => result.map_err(|error| error.to_string())?,
                 Err(panic) => std::panic::resume_unwind(panic),
             };
-            check_shape(&logits, step, runner.vocab())?;
+            check_shape(&logits, step, runner.dimensions().unwrap_or_else(|| runner.vocab()))?;
             let mut rows = logits.rows_mut();
             let parts: Vec<_> = together(sequences, step)
                 .into_iter()
@@ -373,6 +381,10 @@ impl EngineCore {
                 };
                 outbox.push((seq.events.clone(), SeqEvent::Token(token, guesses)));
             }
+            if let Some(vector) = result.embedding {
+                self.stats.prompt_tokens += seq.prompt.len() as u64;
+                outbox.push((seq.events.clone(), SeqEvent::Embedding(vector)));
+            }
             let reason = if result.complete {
                 // The scheduler may have ended it for its length.
                 self.scheduler.abort(scheduled.id);
@@ -422,11 +434,20 @@ impl LiveSeq {
     /// each position, and a new token from the row of the last known one. If that token had been guessed, the next row
     /// is what it would be had the token come first and been computed then: another token is sampled from it, and so on.
     /// The sampler is asked for every token as it would be without guesses, so its choice cannot depend on them.
+    ///
+    /// Of a prompt that becomes a vector, the rows are pooled; the scheduler delivers each position's row once and in order.
     fn read_rows(&mut self, scheduled: &ScheduledSeq, rows: Vec<&mut [f32]>) -> SeqOutcome {
         #[cfg(test)]
         assert!(self.sampler.params.seed != super::tests::POISON, "the test poisons a request");
         let mut result = StepResult::default();
         let end = scheduled.start + scheduled.tokens.len();
+        if let Some(pooler) = &mut self.pooler {
+            rows.into_iter().for_each(|row| pooler.add(row));
+            if end == self.prompt.len() {
+                result.embedding = self.pooler.take().map(Pooler::finish);
+            }
+            return Ok(result);
+        }
         let first = end - row_count(scheduled);
         let known = end - scheduled.drafts;
         for (position, row) in (first..end).zip(rows) {
@@ -507,14 +528,14 @@ fn row_count(scheduled: &ScheduledSeq) -> usize {
     }
 }
 
-fn check_shape(logits: &Logits, step: &SchedulerOutput, vocab: usize) -> Result<(), String> {
+fn check_shape(logits: &Logits, step: &SchedulerOutput, width: usize) -> Result<(), String> {
     let rows: usize = step.seqs.iter().map(row_count).sum();
-    let expected = rows * vocab;
-    if rows > 0 && logits.vocab != vocab || logits.data.len() != expected {
+    let expected = rows * width;
+    if rows > 0 && logits.width != width || logits.data.len() != expected {
         return Err(format!(
-            "the runner returned {} logits in rows of {}, expected {rows} rows of {vocab}",
+            "the runner returned {} values in rows of {}, expected {rows} rows of {width}",
             logits.data.len(),
-            logits.vocab
+            logits.width
         ));
     }
     Ok(())

@@ -6,11 +6,12 @@ use tokio::sync::mpsc;
 
 use crate::grammar::{ConstraintError, Grammar, ThoughtBudget};
 use crate::kv::{CacheSalt, ClosestPrefix};
+use crate::runner::Pooling;
 use crate::sampling::{SampledToken, SamplingParams, TokenLogprobs};
 pub use crate::scheduler::FinishReason;
 use crate::scheduler::{SchedulerCounters, SchedulerGauges, StopLimits};
 
-/// One sequence to generate.
+/// One sequence: a prompt to go on with, or one to turn into a vector.
 #[derive(Debug, Clone)]
 pub struct GenerationRequest {
     pub prompt: Arc<[u32]>,
@@ -26,6 +27,33 @@ pub struct GenerationRequest {
     pub thoughts: Option<Arc<ThoughtBudget>>,
     /// The prompt is to be compared with what is cached.
     pub explain: bool,
+    /// The prompt's rows are to be pooled to a vector; nothing is generated, whatever `limits` say. For engines around a model that embeds,
+    /// and for no others.
+    pub embed: Option<Pooling>,
+}
+
+impl GenerationRequest {
+    /// A prompt that is to become a vector.
+    #[must_use]
+    pub fn embedding(prompt: Vec<u32>, pooling: Pooling, salt: CacheSalt, tenant: u64) -> Self {
+        Self {
+            prompt: prompt.into(),
+            params: Arc::default(),
+            limits: StopLimits { max_new_tokens: 0, stop_tokens: Arc::new([]) },
+            salt,
+            tenant,
+            prompt_logprobs: None,
+            grammar: None,
+            thoughts: None,
+            explain: false,
+            embed: Some(pooling),
+        }
+    }
+
+    /// How many tokens are to be generated at most.
+    pub(super) fn new_tokens(&self) -> usize {
+        if self.embed.is_some() { 0 } else { self.limits.max_new_tokens.max(1) }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -46,7 +74,8 @@ pub struct Guesses {
     pub rejected: usize,
 }
 
-/// What happens to a sequence, in order: `Started`, `PromptLogprobs`*, `Token`*, then `Finished` or `Failed`, the last event.
+/// What happens to a sequence, in order: `Started`, `PromptLogprobs`*, `Token`* (or one `Embedding`), then `Finished` or `Failed`, the
+/// last event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SeqEvent {
     /// The first chunk is about to run.
@@ -64,6 +93,8 @@ pub enum SeqEvent {
     /// `Finished { reason: StopToken(..), .. }`: it counts in [`Usage`] and its log-probability may be wanted; whoever
     /// turns tokens into text leaves its text out.
     Token(SampledToken, Guesses),
+    /// The vector that the prompt became, as its rows were pooled.
+    Embedding(Vec<f32>),
     Finished {
         reason: FinishReason,
         usage: Usage,
@@ -101,6 +132,8 @@ pub enum SubmitError {
     TokenOutOfRange { token: u32, vocab: usize },
     #[error("the request needs {needed} KV blocks but the whole cache has {total}")]
     NeverFits { needed: usize, total: usize },
+    #[error("the model {}", if *embeds { "embeds and generates nothing" } else { "generates and does not embed" })]
+    WrongTask { embeds: bool },
     #[error("the server is shutting down")]
     Draining,
     #[error("the engine stopped")]

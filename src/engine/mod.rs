@@ -57,6 +57,8 @@ pub struct QueueLoad {
 pub struct EngineInfo {
     pub context_max: usize,
     pub vocab: usize,
+    /// Values of a vector, if the model embeds; `None`: it generates.
+    pub dimensions: Option<usize>,
     pub scheduler: SchedulerConfig,
     pub queue: QueueLimits,
 }
@@ -81,7 +83,13 @@ impl EngineHandle {
         queue: QueueLimits,
         observer: Option<Arc<dyn StepObserver>>,
     ) -> std::io::Result<Self> {
-        let info = EngineInfo { context_max: config.context_max, vocab: runner.vocab(), scheduler: config, queue };
+        let info = EngineInfo {
+            context_max: config.context_max,
+            vocab: runner.vocab(),
+            dimensions: runner.dimensions(),
+            scheduler: config,
+            queue,
+        };
         let shared = Arc::new(Shared::new(info));
         let (commands, receiver) = mpsc::channel();
         let core = EngineCore::new(runner, config, receiver, shared.clone(), observer);
@@ -107,15 +115,20 @@ impl EngineHandle {
 
     /// Whether the request could run on an empty engine.
     fn check(&self, request: &GenerationRequest) -> Result<(), SubmitError> {
-        let EngineInfo { context_max, vocab, scheduler, .. } = *self.info();
+        let EngineInfo { context_max, vocab, dimensions, scheduler, .. } = *self.info();
+        if request.embed.is_some() != dimensions.is_some() {
+            return Err(SubmitError::WrongTask { embeds: dimensions.is_some() });
+        }
         let prompt = request.prompt.len();
         if prompt == 0 {
             return Err(SubmitError::EmptyPrompt);
         }
-        if prompt >= context_max {
-            return Err(SubmitError::TooLong { needed: prompt.saturating_add(1), context_max });
+        let new_tokens = request.new_tokens();
+        let least = prompt.saturating_add(new_tokens.min(1));
+        if least > context_max {
+            return Err(SubmitError::TooLong { needed: least, context_max });
         }
-        let needed = prompt.saturating_add(request.limits.max_new_tokens.max(1));
+        let needed = prompt.saturating_add(new_tokens);
         if needed > context_max {
             return Err(SubmitError::TooLong { needed, context_max });
         }
@@ -124,7 +137,7 @@ impl EngineHandle {
             return Err(SubmitError::TokenOutOfRange { token, vocab });
         }
         // The last token generated is never an input, so it needs no slot.
-        let blocks = (needed - 1).div_ceil(scheduler.block_size.max(1));
+        let blocks = (needed - new_tokens.min(1)).div_ceil(scheduler.block_size.max(1));
         if blocks > scheduler.num_blocks {
             return Err(SubmitError::NeverFits { needed: blocks, total: scheduler.num_blocks });
         }

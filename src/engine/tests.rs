@@ -1,4 +1,5 @@
 //! The engine over a fake model: same bytes always, nothing lost, every failure contained.
+mod embedding;
 mod grammar;
 mod harness;
 mod speculation;
@@ -221,7 +222,7 @@ async fn a_failed_step_fails_its_sequences_and_no_others() {
     for (verdict, text) in [
         (Verdict::Fail, "the test wants it to fail"),
         (Verdict::Panic, "it panicked: the test wants it to panic"),
-        (Verdict::LoseRow, "the runner returned 0 logits in rows of 48, expected 1 rows of 48"),
+        (Verdict::LoseRow, "the runner returned 0 values in rows of 48, expected 1 rows of 48"),
     ] {
         let (engine, gate) = gated_engine(config(), WIDE);
         let doomed = submit_one(&engine, request(&[1, 2, 3, 4, 5], 10));

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::embedding::{self, EmbeddingSpec};
 use crate::weights::LoadError;
 
 /// Largest `config.json` read, in bytes.
@@ -37,19 +38,32 @@ pub struct HfConfig {
     pub rms_norm_eps: f64,
     /// As the file has it: false when it holds an output matrix, whatever config.json says (`weights::open` sets this).
     pub tie_word_embeddings: bool,
+    /// How the rows become a vector, of a model that embeds.
+    pub embedding: Option<EmbeddingSpec>,
+    /// Tokens of the longest input, where files beside config.json set a bound.
+    pub input_max: Option<usize>,
     /// Everything else, by its config.json name (rope parameters, windows, biases …).
     pub extra: BTreeMap<String, Value>,
 }
 
 impl HfConfig {
-    /// Reads and checks a `config.json`.
+    /// Reads and checks a `config.json`, and what lies beside it in the folder of a model that embeds.
     ///
     /// # Errors
     /// `Io` or `Malformed` if the file is not readable JSON, `UnknownArchitecture` if wick has no such `model_type`,
     /// `Config` naming the key that is missing, of the wrong type or out of range.
     pub fn from_json(path: &Path) -> Result<Self, LoadError> {
         match crate::weights::read_json(path, CONFIG_BYTES_MAX)? {
-            Value::Object(fields) => Self::from_fields(fields.into_iter().collect()),
+            Value::Object(fields) => {
+                let mut config = Self::from_fields(fields.into_iter().collect())?;
+                if let Some(folder) = path.parent()
+                    && let Some(embedding) = embedding::read_modules(folder, config.hidden_size)?
+                {
+                    config.embedding = Some(embedding);
+                    config.input_max = Some(embedding::tokens_max(folder, config.max_position_embeddings)?);
+                }
+                Ok(config)
+            }
             _ => Err(LoadError::malformed(path, "not a JSON object")),
         }
     }

@@ -20,8 +20,8 @@ pub struct Decoder {
     ropes: Vec<RopeParams>,
     layers: Vec<Layer>,
     final_norm: RmsNorm,
-    /// Output matrix `[vocab, hidden]`.
-    output: Matrix,
+    /// Output matrix `[vocab, hidden]`; `None`: the normed rows are the result.
+    output: Option<Matrix>,
 }
 
 struct Layer {
@@ -59,14 +59,16 @@ impl Decoder {
         });
         let layers = layers.collect::<std::result::Result<Vec<_>, _>>()?;
         let final_norm = RmsNorm::load(source, "model.norm", spec.hidden, spec.final_norm, cx)?;
-        let output = if spec.tie_embeddings {
+        let output = if spec.embedding.is_some() {
+            None
+        } else if spec.tie_embeddings {
             if source.contains("lm_head.weight") {
                 // Some checkpoints save the tied matrix twice; like the reference we read the embeddings only.
                 source.matrix("lm_head.weight", spec.vocab, spec.hidden, cx.device())?;
             }
-            embedding.place(cx)
+            Some(embedding.place(cx))
         } else {
-            cx.place(source.matrix("lm_head.weight", spec.vocab, spec.hidden, cx.device())?)
+            Some(cx.place(source.matrix("lm_head.weight", spec.vocab, spec.hidden, cx.device())?))
         };
         source.finish()?;
         Ok(Self { spec, embedding, ropes, layers, final_norm, output })
@@ -78,7 +80,7 @@ impl Decoder {
     }
 
     /// Computes the batch, writes its keys and values to `kv` (one entry per layer) and returns the logits of `batch.logit_rows` on the
-    /// host, `[logit_rows, vocab]` row after row. After the last layer's attention only those rows are computed.
+    /// host, `[logit_rows, vocab]` row after row (of a model that embeds the normed rows, `[logit_rows, hidden]`). After the last layer's attention only those rows are computed.
     ///
     /// # Errors
     /// The batch does not fit the model or the cache, or the device failed. The cache then holds garbage in the batch's slots.
@@ -107,7 +109,14 @@ impl Decoder {
         }
         let (residual, normed) = add_and_norm(cx, residual, pending, &self.final_norm)?;
         cx.recycle(residual);
-        ops::logits(cx, &self.output, normed, self.spec.final_softcap)
+        match &self.output {
+            Some(output) => ops::logits(cx, output, normed, self.spec.final_softcap),
+            None => {
+                let rows = normed.flatten_all()?.to_vec1()?;
+                cx.recycle(normed);
+                Ok(rows)
+            }
+        }
     }
 }
 

@@ -2,5 +2,6 @@
 pub mod arch;
 pub mod config;
 pub mod decoder;
+pub mod embedding;
 pub mod registry;
 pub mod spec;

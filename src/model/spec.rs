@@ -1,6 +1,8 @@
 //! What a decoder is, as data. `decoder.rs` reads only this; it never asks for an architecture's name.
 use std::fmt;
 
+use super::embedding::EmbeddingSpec;
+
 /// The whole model. Serialized by `wick inspect`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct DecoderSpec {
@@ -15,6 +17,8 @@ pub struct DecoderSpec {
     pub final_norm: Norm,
     /// Caps the final logits with cap·tanh(x/cap).
     pub final_softcap: Option<f32>,
+    /// The normed rows are the result, to be pooled to a vector; there are no logits.
+    pub embedding: Option<EmbeddingSpec>,
     pub layers: Vec<LayerSpec>,
 }
 
@@ -93,14 +97,30 @@ pub enum Act {
     GeluTanh,
 }
 
+impl DecoderSpec {
+    /// Values of a row that the forward pass gives: logits, or of a model that embeds a hidden state.
+    #[must_use]
+    pub fn row_width(&self) -> usize {
+        if self.embedding.is_some() { self.hidden } else { self.vocab }
+    }
+}
+
 /// One page to review a model by: a line for the whole, then one for each run of equal layers.
 impl fmt::Display for DecoderSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "hidden {}, vocabulary {}, context {}", self.hidden, self.vocab, self.max_context)?;
-        write!(f, ", embeddings × {}, output {}", self.embed_scale, if self.tie_embeddings { "tied" } else { "own" })?;
+        let output = match (self.embedding, self.tie_embeddings) {
+            (Some(_), _) => "none",
+            (None, true) => "tied",
+            (None, false) => "own",
+        };
+        write!(f, ", embeddings × {}, output {output}", self.embed_scale)?;
         write!(f, ", final norm {}", self.final_norm)?;
         if let Some(cap) = self.final_softcap {
             write!(f, ", logits capped at {cap}")?;
+        }
+        if let Some(embedding) = self.embedding {
+            write!(f, "; {embedding}")?;
         }
         let mut start = 0;
         for run in self.layers.chunk_by(|a, b| a == b) {

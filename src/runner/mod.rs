@@ -16,19 +16,21 @@ pub use kv_cache::KvCache;
 pub use model_runner::{ModelRunner, RunnerOptions};
 pub use plan::{MemoryPlan, PlanError, PlanInputs};
 
+pub use crate::model::embedding::{EmbeddingSpec, Pooler, Pooling, normalize_vector};
 use crate::scheduler::SchedulerOutput;
 
 /// Rows of logits, `[rows, vocab]`, in the order of the step's sequences (`LogitRows::Last` gives one row, `All` one per
-/// token of the chunk, `None` none).
+/// token of the chunk, `None` none). Of a model that embeds: rows of its hidden states, `[rows, dimensions]`.
 #[derive(Debug, Clone, Default)]
 pub struct Logits {
     pub data: Vec<f32>,
-    pub vocab: usize,
+    /// Values of a row.
+    pub width: usize,
 }
 
 impl Logits {
     pub fn rows_mut(&mut self) -> std::slice::ChunksExactMut<'_, f32> {
-        self.data.chunks_exact_mut(self.vocab.max(1))
+        self.data.chunks_exact_mut(self.width.max(1))
     }
 }
 
@@ -58,4 +60,9 @@ pub trait Runner: Send {
     }
 
     fn vocab(&self) -> usize;
+
+    /// Values of a vector, of a model that embeds; `None`: the model gives logits.
+    fn dimensions(&self) -> Option<usize> {
+        None
+    }
 }

@@ -135,14 +135,14 @@ impl ModelRunner {
 
 impl Runner for ModelRunner {
     fn execute(&mut self, step: &SchedulerOutput) -> Result<Logits, RunnerError> {
-        let vocab = self.limits.vocab;
+        let width = self.dimensions().unwrap_or(self.limits.vocab);
         if step.is_empty() {
-            return Ok(Logits { data: Vec::new(), vocab });
+            return Ok(Logits { data: Vec::new(), width });
         }
         let batch = forward_batch(step, self.limits)?;
         let _turn = self.cx.turn();
         let data = self.decoder.forward(&self.cx, &batch, self.kv.layers_mut())?;
-        Ok(Logits { data, vocab })
+        Ok(Logits { data, width })
     }
 
     fn recycle(&mut self, logits: Logits) {
@@ -156,5 +156,10 @@ impl Runner for ModelRunner {
 
     fn vocab(&self) -> usize {
         self.limits.vocab
+    }
+
+    fn dimensions(&self) -> Option<usize> {
+        let spec = self.decoder.spec();
+        spec.embedding.map(|_| spec.hidden)
     }
 }

@@ -20,7 +20,7 @@ pub struct PlanInputs {
     pub kv_bytes_per_token: u64,
     /// Bytes of activations per token of a step, at the widest point of a layer.
     pub activation_bytes_per_token: u64,
-    /// Bytes of one row of logits.
+    /// Bytes of one row of logits, or of a hidden state where the model embeds.
     pub logit_row_bytes: u64,
     /// Tokens per KV block.
     pub block_size: usize,
@@ -99,7 +99,7 @@ impl PlanInputs {
             weights,
             kv_bytes_per_token: bytes_per_token(spec, dtype),
             activation_bytes_per_token: activations as u64,
-            logit_row_bytes: (spec.vocab * F32) as u64,
+            logit_row_bytes: (spec.row_width() * F32) as u64,
             block_size: limits.block_size,
             context_max: limits.context_max,
             sequences_max: limits.sequences_max,

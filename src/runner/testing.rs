@@ -41,6 +41,7 @@ pub fn base_spec() -> DecoderSpec {
         tie_embeddings: false,
         final_norm: PLAIN,
         final_softcap: None,
+        embedding: None,
         layers: vec![layer.clone(), layer],
     }
 }

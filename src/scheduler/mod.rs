@@ -157,11 +157,13 @@ impl Scheduler {
         if new.prompt.is_empty() {
             return Err(Rejected::EmptyPrompt);
         }
-        if new.prompt.len() >= context_max {
-            return Err(Rejected::TooLong { needed: new.prompt.len() + 1, context_max });
+        let (prompt, most) = (new.prompt.len(), new.limits.max_new_tokens);
+        let least = prompt.saturating_add(most.min(1));
+        if least > context_max {
+            return Err(Rejected::TooLong { needed: least, context_max });
         }
         // The last generated token is never computed, so it needs no room.
-        let longest = new.prompt.len().saturating_add(new.limits.max_new_tokens.max(1)).min(context_max) - 1;
+        let longest = prompt.saturating_add(most).min(context_max) - most.min(1);
         let (needed, total) = (self.kv.blocks_for(longest), self.config.num_blocks);
         if needed > total {
             return Err(Rejected::NeverFits { needed, total });
@@ -222,7 +224,11 @@ impl Scheduler {
             for &token in sampled {
                 assert!(finish.is_none(), "a token after the end is a bug");
                 finish = seq.push(token, self.config.context_max);
-                updates.push(SeqUpdate { id: part.id, token, finish });
+                updates.push(SeqUpdate { id: part.id, token: Some(token), finish });
+            }
+            if !seq.generates() && part.start + part.known() == seq.prompt_len {
+                finish = Some(FinishReason::Length);
+                updates.push(SeqUpdate { id: part.id, token: None, finish });
             }
             self.publish_computed(part, accepted);
             if finish.is_some() {

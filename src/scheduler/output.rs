@@ -26,8 +26,8 @@ pub struct ScheduledSeq {
     /// The sequence's block table, covering at least `start + tokens.len()` tokens.
     pub blocks: Vec<BlockId>,
     pub logits: LogitRows,
-    /// The chunk has the last known token: a new token is to be sampled from its row, and one more from the row of each
-    /// guess that turns out right.
+    /// The chunk has the last known token of a sequence that generates: a new token is to be sampled from its row, and one more
+    /// from the row of each guess that turns out right.
     pub sample: bool,
     /// Prompt tokens taken from the prefix cache when the sequence was (first) admitted. Set in its first chunk only.
     pub cached_tokens: Option<usize>,
@@ -66,10 +66,11 @@ impl SchedulerOutput {
     }
 }
 
-/// A token that a committed step gave a sequence. A step whose guesses were right gives several, in order.
+/// What a committed step gave a sequence: a token (a step whose guesses were right gives several, in order), or the end of one that
+/// generates nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeqUpdate {
     pub id: SeqId,
-    pub token: u32,
+    pub token: Option<u32>,
     pub finish: Option<FinishReason>,
 }

@@ -332,9 +332,10 @@ impl Scheduler {
             let seq = self.seqs.get_mut(&id).expect("a planned sequence is known, else it is a bug");
             seq.in_flight = tokens;
             let (start, end) = (seq.computed, seq.computed + tokens);
-            let sample = end == seq.tokens.len();
+            let last = end == seq.tokens.len();
+            let sample = last && seq.generates();
             let drafts = plan.drafts.remove(&id).unwrap_or_default();
-            let logits = match (seq.wants_rows_at(start) || !drafts.is_empty(), sample) {
+            let logits = match (seq.wants_rows_at(start) || !drafts.is_empty(), last) {
                 (true, _) => LogitRows::All,
                 (false, true) => LogitRows::Last,
                 (false, false) => LogitRows::None,

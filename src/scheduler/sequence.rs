@@ -10,7 +10,7 @@ pub struct SeqId(pub u64);
 /// When a sequence ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StopLimits {
-    /// At least 1.
+    /// 0: the sequence ends with its prompt, and no token is sampled.
     pub max_new_tokens: usize,
     /// Sampling one of these ends the sequence (end-of-text ids are among them unless the request ignores them).
     pub stop_tokens: Arc<[u32]>,
@@ -139,13 +139,18 @@ impl Sequence {
         self.prompt_logits && position >= self.rows_delivered && position < self.prompt_len
     }
 
-    /// One token behind: it produces a token in every step.
-    pub fn is_decode(&self) -> bool {
-        self.missing() == 1 && !self.wants_rows_at(self.computed)
+    /// Tokens are sampled after the prompt.
+    pub fn generates(&self) -> bool {
+        self.limits.max_new_tokens > 0
     }
 
-    /// Leading tokens that may come from the prefix cache. The last known token is always computed, since its logits are
-    /// what the next token is sampled from. A sequence that wants its prompt's logits must compute every position once;
+    /// One token behind: it produces a token in every step.
+    pub fn is_decode(&self) -> bool {
+        self.missing() == 1 && self.generates() && !self.wants_rows_at(self.computed)
+    }
+
+    /// Leading tokens that may come from the prefix cache. The last known token is always computed, since its row is what
+    /// the next token is sampled from, or what was asked for. A sequence that wants its prompt's logits must compute every position once;
     /// after a preemption it may take from the cache what it has delivered already, and what it computes again of that
     /// yields no rows: each position's row is delivered exactly once.
     pub fn reusable(&self) -> usize {

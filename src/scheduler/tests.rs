@@ -69,7 +69,7 @@ fn a_lone_prompt_uses_the_whole_budget_then_decodes() {
     assert_eq!(shape(&run(&mut s)), [(1, 40, 1, true)]);
     let step = s.schedule();
     assert_eq!(shape(&step), [(1, 41, 1, true)]);
-    let update = SeqUpdate { id: SeqId(1), token: 50, finish: Some(FinishReason::Length) };
+    let update = SeqUpdate { id: SeqId(1), token: Some(50), finish: Some(FinishReason::Length) };
     assert_eq!(commit(&mut s, &step), [update]);
     assert!(s.is_idle());
     assert_eq!((s.gauges().blocks_used, s.counters().computed_tokens), (0, 42));
@@ -303,7 +303,30 @@ fn sequences_end_by_stop_token_and_by_context() {
     s.add(new(2, 0..10, 100)).unwrap();
     let step = s.schedule();
     let updates = s.commit(&step, &[vec![99]]);
-    assert_eq!(updates, [SeqUpdate { id: SeqId(2), token: 99, finish: Some(FinishReason::StopToken(99)) }]);
+    assert_eq!(updates, [SeqUpdate { id: SeqId(2), token: Some(99), finish: Some(FinishReason::StopToken(99)) }]);
+    assert!(s.is_idle());
+}
+
+#[test]
+fn a_sequence_that_generates_nothing_ends_with_its_prompt() {
+    let mut s = Scheduler::new(SchedulerConfig { context_max: 40, num_blocks: 10, ..config() });
+    assert_eq!(s.add(new(1, 0..41, 0)), Err(Rejected::TooLong { needed: 41, context_max: 40 }));
+    s.add(new(1, 0..40, 0)).unwrap();
+    let step = s.schedule();
+    assert_eq!((shape(&step), step.seqs[0].logits), (vec![(1, 0, 32, false)], LogitRows::None));
+    assert_eq!(commit(&mut s, &step), []);
+    let step = s.schedule();
+    assert_eq!((shape(&step), step.seqs[0].logits), (vec![(1, 32, 8, false)], LogitRows::Last));
+    assert_eq!(commit(&mut s, &step), [SeqUpdate { id: SeqId(1), token: None, finish: Some(FinishReason::Length) }]);
+    assert!(s.is_idle());
+    // Its blocks are there for the next, which computes but its last token. Every row may be wanted, too.
+    s.add(new(2, 0..37, 0)).unwrap();
+    assert_eq!(shape(&run(&mut s)), [(2, 36, 1, false)]);
+    s.add(NewSequence { prompt_logits: true, ..new(3, 0..7, 0) }).unwrap();
+    let step = run(&mut s);
+    assert_eq!((shape(&step), step.seqs[0].logits), (vec![(3, 0, 5, false)], LogitRows::All));
+    let step = run(&mut s);
+    assert_eq!((shape(&step), step.seqs[0].logits), (vec![(3, 5, 2, false)], LogitRows::All));
     assert!(s.is_idle());
 }
 

@@ -209,6 +209,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, LoadError> {
     Ok(wanted)
 }
 
+const PREFIX: &str = "model.";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const OUTPUT: &str = "lm_head.weight";
 
@@ -226,7 +227,7 @@ pub(crate) fn is_tied(configured: bool, stored: &BTreeMap<String, Stored>) -> bo
 /// Opens a folder of safetensors.
 pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LoadError> {
     let mut config = HfConfig::from_json(&folder.join("config.json"))?;
-    let mut stored = read_folder(folder)?;
+    let mut stored = with_prefix(read_folder(folder)?);
     config.tie_word_embeddings = is_tied(config.tie_word_embeddings, &stored);
     // One matrix under two names; like transformers, take it under the name that is there.
     if config.tie_word_embeddings
@@ -234,7 +235,21 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LoadError> {
     {
         stored.entry(EMBEDDING.to_owned()).or_insert(output);
     }
-    Ok(ModelFiles { config, weights: store(stored, names::is_ignorable)? })
+    let mut weights = store(stored, names::is_ignorable)?;
+    if config.embedding.is_some() {
+        weights = weights.without_output();
+    }
+    Ok(ModelFiles { config, weights: Box::new(weights) })
+}
+
+/// The tensors under the names of a model with an output matrix: one saved without has no `model.` before them.
+fn with_prefix(stored: BTreeMap<String, Stored>) -> BTreeMap<String, Stored> {
+    let is_bare = EMBEDDING.strip_prefix(PREFIX).is_some_and(|bare| stored.contains_key(bare));
+    if !is_bare || stored.contains_key(EMBEDDING) {
+        return stored;
+    }
+    let named = |name: String| if name == OUTPUT { name } else { format!("{PREFIX}{name}") };
+    stored.into_iter().map(|(name, tensor)| (named(name), tensor)).collect()
 }
 
 /// Opens the tensors of a folder of safetensors; those that the model has no use for are left out.
@@ -242,13 +257,10 @@ pub(crate) fn open_tensors(
     folder: &Path,
     is_unused: impl Fn(&str) -> bool,
 ) -> Result<Box<dyn WeightSource>, LoadError> {
-    store(read_folder(folder)?, is_unused)
+    Ok(Box::new(store(read_folder(folder)?, is_unused)?))
 }
 
-fn store(
-    stored: BTreeMap<String, Stored>,
-    is_unused: impl Fn(&str) -> bool,
-) -> Result<Box<dyn WeightSource>, LoadError> {
+fn store(stored: BTreeMap<String, Stored>, is_unused: impl Fn(&str) -> bool) -> Result<TensorStore, LoadError> {
     let mut entries = BTreeMap::new();
     for (name, Stored { tensor, bytes }) in stored {
         if is_unused(&name) {
@@ -262,5 +274,5 @@ fn store(
         };
         entries.insert(name, Entry { ty: TypeInfo::of(ty), shape: tensor.shape, bytes, interleaved_heads: None });
     }
-    Ok(Box::new(TensorStore::new(entries, Convention::HuggingFace)))
+    Ok(TensorStore::new(entries, Convention::HuggingFace))
 }

@@ -34,11 +34,20 @@ pub(crate) struct TensorStore {
     entries: BTreeMap<String, Entry>,
     taken: RefCell<BTreeSet<String>>,
     convention: Convention,
+    /// There is a product with the embedding, or with an output matrix of its own.
+    output: bool,
 }
 
 impl TensorStore {
     pub(crate) fn new(entries: BTreeMap<String, Entry>, convention: Convention) -> Self {
-        Self { entries, taken: RefCell::default(), convention }
+        Self { entries, taken: RefCell::default(), convention, output: true }
+    }
+
+    /// For a model that embeds: an output matrix is left out, and the embedding is only looked up in.
+    pub(crate) fn without_output(mut self) -> Self {
+        self.entries.remove("lm_head.weight");
+        self.output = false;
+        self
     }
 
     /// Finds tensor `name`, checks its shape and marks it as taken.
@@ -116,7 +125,7 @@ impl WeightSource for TensorStore {
 
     fn memory(&self, packed: bool) -> WeightMemory {
         // An input embedding that is not the output matrix too is only looked up in, and not packed.
-        let untied = self.contains("lm_head.weight");
+        let untied = !self.output || self.contains("lm_head.weight");
         let (mut bytes, mut copied) = (0, 0);
         for (name, entry) in &self.entries {
             let stored = entry.bytes.as_slice().len() as u64;

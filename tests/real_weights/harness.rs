@@ -145,6 +145,7 @@ fn follow(mut stream: GenerationStream) -> Output {
                 output.logprobs.push(token.logprobs.expect("log-probabilities were asked for"));
             }
             SeqEvent::Finished { .. } => return output,
+            SeqEvent::Embedding(_) => panic!("no request of these embeds"),
             SeqEvent::Failed(failure) => panic!("{failure}"),
         }
     }
@@ -163,5 +164,6 @@ pub fn request(prompt: &[u32], count: usize, top: u8) -> GenerationRequest {
         grammar: None,
         thoughts: None,
         explain: false,
+        embed: None,
     }
 }

@@ -191,8 +191,8 @@ impl Driver {
 
     fn execute(&mut self, seqs: Vec<ScheduledSeq>) -> Rows {
         let logits = self.runner.execute(&SchedulerOutput { seqs, preempted: vec![] }).unwrap();
-        assert_eq!(logits.vocab, self.runner.vocab());
-        logits.data.chunks_exact(logits.vocab).map(<[f32]>::to_vec).collect()
+        assert_eq!(logits.width, self.runner.vocab());
+        logits.data.chunks_exact(logits.width).map(<[f32]>::to_vec).collect()
     }
 
     pub fn assert_bad_steps_are_refused(&mut self) {

@@ -154,6 +154,18 @@ async fn json_mode_answers_with_json() {
     assert_eq!(result(&server, text).await["response"], r#"{"a": [1, 2]}"#);
 }
 
+/// Deeper than parsers go, and a number that no float holds.
+#[tokio::test]
+async fn json_is_passed_on_as_the_model_wrote_it() {
+    let written = format!("{{\"a\": {}1e999{}}}", "[".repeat(150), "]".repeat(150));
+    let server = Server::start(Setup { script: Some(written.clone().leak()), ..Setup::default() }).await;
+    let body = hello(json!({"response_format": {"type": "json_object"}, "max_tokens": 400}));
+    let answer = server.post(&run(MODEL), &body).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let text = answer.text().await.unwrap();
+    assert!(text.contains(&format!("\"response\":{written},")), "{text}");
+}
+
 #[tokio::test]
 async fn errors_stand_in_the_envelope() {
     let server = Server::start(Setup::default()).await;

@@ -308,14 +308,21 @@ fn prompts() -> Value {
     ])
 }
 
+/// Whose tokenizer is asked where no model is named.
+const GENERATES_OR_FIRST: &str = "generates, or else the first";
+
 /// The body of `/tokenize`.
 pub(super) fn tokenize() -> Value {
     let strings = || optional("return_token_strs", default(flag(), false), "Answer with the tokens' texts, too.");
     let prompt = object(vec![
-        model("generates"),
+        model(GENERATES_OR_FIRST),
         strings(),
-        required("prompt", text(), "A text, as `/v1/completions` takes it."),
-        optional("add_special_tokens", default(flag(), true), "Add the tokens that the model expects at the start."),
+        required(
+            "prompt",
+            text(),
+            "A text, as `/v1/completions` takes it, or `/v1/embeddings` if the model is for those.",
+        ),
+        optional("add_special_tokens", default(flag(), true), "Add the tokens that the model expects around it."),
     ]);
     let mut chat = conversation();
     chat.extend([
@@ -328,7 +335,7 @@ pub(super) fn tokenize() -> Value {
 
 /// The body of `/detokenize`.
 pub(super) fn detokenize() -> Value {
-    object(vec![model("generates"), required("tokens", list(token()), "Ids of the model's tokens.")])
+    object(vec![model(GENERATES_OR_FIRST), required("tokens", list(token()), "Ids of the model's tokens.")])
 }
 
 /// What a chat template sees.

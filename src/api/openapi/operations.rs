@@ -305,10 +305,13 @@ fn own(body_bytes_max: usize) -> Vec<Operation> {
             tag: "Tokens",
             summary: "Tells what a client that tokenizes needs to know of a model",
             answers: json_answer("TokenizerInfo"),
-            query: &[("model", "A name that `GET /v1/models` lists. Without it: the first model that generates.")],
+            query: &[(
+                "model",
+                "A name that `GET /v1/models` lists. Without it: the first model that generates, or else the first.",
+            )],
             errors: vec![
                 ApiError::ModelNotFound { model: "nope".to_owned() },
-                ApiError::WrongEndpoint { model: "embedder".to_owned(), serves: "/v1/embeddings" },
+                ApiError::invalid("model", "The query may be `?model=NAME` or empty."),
                 ApiError::Draining,
             ],
             ..get("/tokenizer_info", "tokenizerInfo")

@@ -43,7 +43,7 @@ fn encoder(alias: &str, scores: bool) -> ServedEncoder {
     let limits = EncoderLimits { requests_max: 2, tokens_max: 1000, batch_tokens_max: 64 };
     ServedEncoder {
         alias: alias.to_owned(),
-        encoder: EncoderHandle::spawn(Box::new(Encodes { scores }), info, limits).unwrap(),
+        backend: EncoderHandle::spawn(Box::new(Encodes { scores }), info, limits).unwrap().into(),
         text: text("golden/encoders/bert-reranker", None),
         created: 1,
         owned_by: "wick".to_owned(),

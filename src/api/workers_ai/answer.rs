@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{enveloped, errors, request};
@@ -25,7 +26,8 @@ use crate::text::Segment;
 #[schemars(rename = "WorkersAiText")]
 pub(crate) struct TextResult {
     /// A text, or in JSON mode any JSON; `null` where there are but calls.
-    response: Value,
+    #[schemars(with = "Value")]
+    response: Said,
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -33,6 +35,16 @@ pub(crate) struct TextResult {
     #[schemars(extend("enum" = ["stop", "tool_calls", "length"]))]
     finish_reason: &'static str,
     usage: UsageBody,
+}
+
+/// What a model said.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Said {
+    Nothing,
+    Text(String),
+    /// As the model wrote it: legal JSON may nest deeper, and have larger numbers, than a parser would keep.
+    Json(Box<RawValue>),
 }
 
 /// An event of a stream.
@@ -87,9 +99,9 @@ fn result(folded: Folded, usage: Tokens, json: bool) -> Result<TextResult, ApiEr
     let finish = folded.finish();
     let Folded { text, reasoning, calls, .. } = folded;
     let response = match (text.is_empty(), calls.is_empty(), json) {
-        (true, false, _) => Value::Null,
-        (_, _, true) => serde_json::from_str(&text).map_err(|_| not_met(finish))?,
-        _ => text.into(),
+        (true, false, _) => Said::Nothing,
+        (_, _, true) => Said::Json(RawValue::from_string(text).map_err(|_| not_met(finish))?),
+        _ => Said::Text(text),
     };
     Ok(TextResult {
         response,
@@ -104,10 +116,7 @@ fn result(folded: Folded, usage: Tokens, json: bool) -> Result<TextResult, ApiEr
 fn not_met(finish: Finish) -> ApiError {
     let reason = match finish {
         Finish::Length => "it was cut off after `max_tokens`; allow more",
-        Finish::Stop | Finish::ToolCalls => {
-            "it ended early, at a stop string or a stop token (leave those out), or it nests more than 128 levels deep or has \
-             a number beyond 64-bit floats (bound them by the schema)"
-        }
+        Finish::Stop | Finish::ToolCalls => "it ended early, at a stop string or a stop token; leave those out",
     };
     ApiError::GrammarStuck { reason: reason.to_owned() }
 }

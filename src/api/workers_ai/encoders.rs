@@ -79,7 +79,7 @@ pub(super) async fn embed(
     let model = Arc::clone(&request.model);
     let embedded = embeddings::embed(app, context, request, claim).await?;
     let write = move |embedded: embeddings::Embedded| {
-        let info = model.served.encoder.info();
+        let info = model.served.backend.info();
         let vectors = Vectors {
             shape: [embedded.vectors.len(), info.dimensions.unwrap_or_default()],
             data: embedded.vectors,
@@ -113,7 +113,7 @@ fn lower_embed(mut fields: Fields, name: &str, app: &AppState) -> Result<Embeddi
     }
     fields.put("model", name.into(), "model".to_owned());
     let request = EmbeddingRequest::lower(fields, app)?;
-    let own = request.model.served.encoder.info().pooling.map_or("", |own| own.name());
+    let own = request.model.served.backend.info().pooling.map_or("", |own| own.name());
     if let Some(other) = pooling.filter(|pooling| *pooling != own) {
         let message = format!("`pooling` is `{other}`, but this model was made for `{own}`; leave it out.");
         return Err(ApiError::invalid("pooling", message));

@@ -153,6 +153,7 @@ pub(super) fn request(prompt: &[u32], max_new_tokens: usize) -> GenerationReques
         grammar: None,
         thoughts: None,
         explain: false,
+        embed: None,
     }
 }
 
@@ -198,6 +199,7 @@ pub(super) async fn read(mut stream: GenerationStream) -> Result<(Transcript, Us
                 assert!(started.is_some());
                 tokens.push((id, logprobs.as_ref().map(bits)));
             }
+            SeqEvent::Embedding(_) => panic!("no request of these embeds"),
             SeqEvent::Finished { reason, usage } => {
                 assert!(stream.next().await.is_none());
                 assert_eq!(usage.completion_tokens, tokens.len());

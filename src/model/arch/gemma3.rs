@@ -30,9 +30,6 @@ const LAYERS_27B: usize = 62;
 /// # Errors
 /// `Config` for rope types and activations that wick does not compute, and for a missing window.
 pub fn spec(config: &HfConfig) -> Result<DecoderSpec, LoadError> {
-    if config.bool("use_bidirectional_attention")? == Some(true) {
-        return Err(bad("use_bidirectional_attention", "is true: an encoder; wick runs decoders"));
-    }
     // The wiring without rope, which Gemma spells in ways of its own.
     let mut plain = config.clone();
     for key in ["rope_parameters", "rope_scaling", "rope_theta"] {

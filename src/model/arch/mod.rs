@@ -46,6 +46,7 @@ pub(crate) fn dense(config: &HfConfig) -> Result<DecoderSpec, LoadError> {
         tie_embeddings: config.tie_word_embeddings,
         final_norm: norm,
         final_softcap: None,
+        embedding: None,
         layers: vec![layer; config.num_hidden_layers],
     })
 }

@@ -274,6 +274,8 @@ fn what_wick_does_not_compute_is_refused_by_name() {
         (mistral_7b_v0_1(), json!({"sliding_window": 0}), "`sliding_window` is 0"),
         (gemma_3_270m(), json!({"layer_types": ["full_attention"]}), "`layer_types` has 1 entries for 18 layers"),
         (gemma_3_1b(), json!({"use_bidirectional_attention": true}), "`use_bidirectional_attention` is true"),
+        (llama_2_7b(), json!({"is_causal": false}), "`is_causal` is false"),
+        (llama_2_7b(), json!({"architectures": ["LlamaModel"]}), "LlamaModel where modules.json says how it embeds"),
         (gemma_3_1b(), json!({"architectures": ["Gemma3ForConditionalGeneration"]}), "wick runs Gemma3ForCausalLM"),
         (gemma_3_1b(), json!({"final_logit_softcapping": -3.0}), "`final_logit_softcapping` is -3"),
         (gemma_3_1b(), json!({"query_pre_attn_scalar": 0}), "`query_pre_attn_scalar` is 0"),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{HfConfig, bad};
+use crate::model::embedding::{EmbeddingSpec, Pooling};
 use crate::model::{arch, registry};
 use crate::weights::LoadError;
 use crate::weights::gguf::{GgufFile, GgufTensor, shortest};
@@ -27,7 +28,7 @@ const TRANSLATED: [(&str, &str); 10] = [
 ];
 
 /// Metadata keys with a rule of their own below.
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 11] = [
     "rope.dimension_count",
     "rope.scaling.type",
     "rope.scaling.factor",
@@ -38,6 +39,7 @@ const OTHERS: [&str; 10] = [
     "final_logit_softcapping",
     "expert_count",
     "attention.causal",
+    "pooling_type",
 ];
 
 impl HfConfig {
@@ -95,6 +97,7 @@ impl HfConfig {
         fields.insert("hidden_act".to_owned(), json!(architecture.gguf_act));
 
         let mut config = Self::from_fields(fields)?;
+        config.embedding = pooled(file, &key("pooling_type"))?;
         for k in ["rope.dimension_count", "attention.value_length"] {
             if let Some(n) = file.get_u64(&key(k))?
                 && n != config.head_dim as u64
@@ -142,6 +145,20 @@ fn refuse(file: &GgufFile, arch: &str) -> Result<(), LoadError> {
         }
     }
     Ok(())
+}
+
+/// How a model that embeds pools its rows, by llama.cpp's numbers; `None`: the model generates. Vectors are scaled to length 1, as
+/// llama.cpp does it for every model.
+fn pooled(file: &GgufFile, key: &str) -> Result<Option<EmbeddingSpec>, LoadError> {
+    let pooling = match file.get_u64(key)? {
+        None | Some(0) => return Ok(None),
+        Some(1) => Pooling::Mean,
+        Some(2) => Pooling::Cls,
+        Some(3) => Pooling::Last,
+        Some(4) => return Err(bad(key, "is 4: the model ranks; wick's rerankers are encoders")),
+        Some(other) => return Err(bad(key, &format!("is {other}; wick knows 0 to 3: none, mean, cls, last"))),
+    };
+    Ok(Some(EmbeddingSpec { pooling, normalize: true }))
 }
 
 /// `rope.scaling.*`, or the older `rope.scale_linear`, as a `rope_scaling` object.

@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::HfConfig;
+use crate::model::embedding::{EmbeddingSpec, Pooling};
+use crate::model::registry;
 use crate::weights::LoadError;
 use crate::weights::gguf::GgufFile;
 use crate::weights::gguf::writer::{Writer, tiny_llama};
@@ -132,4 +134,41 @@ fn gguf_that_computes_something_else_is_refused() {
         let error = gguf(&writer).expect_err(message).to_string();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn a_pooling_type_makes_a_gguf_model_embed() {
+    let pooling = |number| gguf(&tiny_llama().u32("llama.pooling_type", number)).map(|config| config.embedding);
+    let of = |pooling| Some(EmbeddingSpec { pooling, normalize: true });
+    assert_eq!(pooling(0).unwrap(), None);
+    assert_eq!(pooling(1).unwrap(), of(Pooling::Mean));
+    assert_eq!(pooling(2).unwrap(), of(Pooling::Cls));
+    assert_eq!(pooling(3).unwrap(), of(Pooling::Last));
+    assert!(pooling(4).unwrap_err().to_string().contains("`llama.pooling_type` is 4: the model ranks"));
+    assert!(pooling(9).unwrap_err().to_string().contains("`llama.pooling_type` is 9"));
+}
+
+#[test]
+fn modules_beside_the_configuration_make_a_model_embed() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, json: Value| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, json.to_string()).unwrap();
+    };
+    let read = || HfConfig::from_json(&folder.path().join("config.json"));
+    let mut config = base();
+    config["architectures"] = json!(["LlamaModel"]);
+    write("config.json", config);
+    assert!(registry::spec(&read().unwrap()).is_err(), "nothing says how it embeds");
+    write("modules.json", json!([{"type": "s.Transformer", "path": ""}, {"type": "s.Pooling", "path": "1_Pooling"}]));
+    write("1_Pooling/config.json", json!({"word_embedding_dimension": 64, "pooling_mode_lasttoken": true}));
+    let spec = registry::spec(&read().unwrap()).unwrap();
+    assert_eq!(spec.embedding, Some(EmbeddingSpec { pooling: Pooling::Last, normalize: false }));
+    assert_eq!((spec.max_context, spec.row_width()), (512, 64));
+    assert!(spec.to_string().contains("output none, final norm 1e-5; vectors are the last token's row"), "{spec}");
+    write("sentence_bert_config.json", json!({"max_seq_length": 100}));
+    assert_eq!(registry::spec(&read().unwrap()).unwrap().max_context, 100);
+    write("modules.json", json!([{"type": "s.Transformer"}, {"type": "s.Pooling"}, {"type": "s.Dense"}]));
+    assert!(read().unwrap_err().to_string().contains("`s.Dense`"));
 }

@@ -56,14 +56,14 @@ fn right_guesses_are_kept_and_wrong_ones_leave_no_trace() {
     let part = &step.seqs[0];
     assert_eq!((shape(&step), part.tokens.as_slice(), part.drafts), (vec![(1, 14, 3, true)], &[4, 5, 6][..], 2));
     assert_eq!((part.logits, part.blocks.len()), (LogitRows::All, 5));
-    let updates: Vec<u32> = commit_as(&mut s, &step, decimal).iter().map(|update| update.token).collect();
+    let updates: Vec<u32> = commit_as(&mut s, &step, decimal).iter().filter_map(|update| update.token).collect();
     assert_eq!(updates, [5, 6, 7]);
     let step = s.schedule();
     let drafts = step.seqs[0].drafts;
     assert!(step.seqs[0].start == 17 && drafts > 2, "more is guessed after right guesses");
     // The first guess is right, the others are not.
     let updates = commit_as(&mut s, &step, |_, position| if position == 18 { 8 } else { 70 });
-    assert_eq!(updates.iter().map(|update| update.token).collect::<Vec<_>>(), [8, 70]);
+    assert_eq!(updates.iter().filter_map(|update| update.token).collect::<Vec<_>>(), [8, 70]);
     let view = s.running_views().next().unwrap();
     assert_eq!((view.computed, &view.tokens[14..]), (19, &[4, 5, 6, 7, 8, 70][..]));
     assert_eq!((view.blocks.len(), view.published), (5, 4), "the blocks of wrong guesses are given back");
@@ -96,7 +96,7 @@ fn a_draft_ends_before_the_sequence_does() {
             assert!(step.seqs[0].start + step.seqs[0].tokens.len() < 26 || stop.is_some());
             for update in commit_as(&mut s, &step, truth) {
                 assert!(finish.is_none());
-                tokens.push(update.token);
+                tokens.extend(update.token);
                 finish = update.finish;
             }
             steps += 1;

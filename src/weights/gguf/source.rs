@@ -46,6 +46,9 @@ pub(crate) fn open(path: &Path) -> Result<ModelFiles, LoadError> {
             return Err(LoadError::malformed(path, format!("two tensors mean `{name}`")));
         }
     }
-    let weights = TensorStore::new(entries, Convention::Ggml { gemma });
+    let mut weights = TensorStore::new(entries, Convention::Ggml { gemma });
+    if config.embedding.is_some() {
+        weights = weights.without_output();
+    }
     Ok(ModelFiles { config, weights: Box::new(weights) })
 }

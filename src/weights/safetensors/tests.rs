@@ -204,3 +204,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn tensors_of_a_model_without_an_output_matrix_have_no_prefix() {
+    let bytes = tensors(&[("embed_tokens.weight", "F32", &[3, 4], ones(12)), ("norm.weight", "F32", &[4], ones(4))]);
+    let model = open(folder(&[("model.safetensors", &bytes)]).path()).unwrap();
+    assert!(model.weights.contains("model.embed_tokens.weight") && model.weights.contains("model.norm.weight"));
+    assert!(!model.weights.contains("embed_tokens.weight"));
+}
