@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use wick_kernels::{PackedMatrix, QuantType};
+use wick_kernels::{FloatMatrix, PackedMatrix, QuantType};
 
 use super::types::TypeInfo;
 use super::{LoadError, MappedBytes, MappedMatrix, Matrix, WeightForm, WeightMemory, WeightSource, names};
@@ -123,6 +123,7 @@ impl WeightSource for TensorStore {
             let form = match entry.shape[..] {
                 [rows, cols] if packed && !(untied && name == "model.embed_tokens.weight") => {
                     PackedMatrix::bytes_for(entry.ty.ty, rows, cols)
+                        .or_else(|| FloatMatrix::bytes_for(entry.ty.ty, rows, cols))
                 }
                 _ => None,
             };

@@ -4,6 +4,7 @@ use super::attention::pairs::PairKernels;
 use super::attention::span::{SpanRows, Visible};
 use super::elementwise::Activation;
 use super::encoder::EncoderKernels;
+use super::floats::{FloatDot, FloatPairs};
 use super::isa;
 use super::packed::{ActTile, GroupSource, Strip};
 use super::panel::{ActPanel, WeightPanel};
@@ -212,6 +213,16 @@ pub struct KernelTable {
     pub encoder: EncoderKernels,
     /// Products with packed matrices.
     pub packed: PackedKernels,
+    /// Products with packed floats.
+    pub floats: FloatKernels,
+}
+
+/// The kernels for packed matrices of floats.
+pub struct FloatKernels {
+    /// The products of 32 rows of a matrix with a tile of floats.
+    pub dot: FloatDot,
+    /// Those with pairs of bfloat16, where there are such.
+    pub pairs: Option<&'static FloatPairs>,
 }
 
 /// The kernels for packed matrices. All instruction sets give the same bits.

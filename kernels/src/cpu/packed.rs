@@ -22,7 +22,8 @@ mod pack;
 mod refine;
 
 pub use acts::{
-    ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, group_bytes, low_bytes,
+    ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, first_tile, group_bytes,
+    low_bytes,
 };
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use matmul::matmul_with;
@@ -101,7 +102,7 @@ struct Line([u8; LINE]);
 
 /// Bytes that begin at a multiple of 64.
 #[derive(Default)]
-struct Lines(Box<[Line]>);
+pub(super) struct Lines(Box<[Line]>);
 
 impl Lines {
     /// At least `bytes` bytes, all zero.
@@ -112,7 +113,12 @@ impl Lines {
 
     /// `parts` parts of `part_bytes` bytes, a whole number of lines, each handed to `fill` as zeros. A part is first touched by the thread
     /// that fills it: the system's clearing of fresh pages, a good part of the work, is spread with the rest.
-    fn filled(cpu: &Cpu, parts: usize, part_bytes: usize, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) -> Lines {
+    pub(super) fn filled(
+        cpu: &Cpu,
+        parts: usize,
+        part_bytes: usize,
+        fill: &(dyn Fn(usize, &mut [u8]) + Sync),
+    ) -> Lines {
         let lines = part_bytes / LINE;
         let mut all =
             Box::<[Line]>::new_uninit_slice(lines.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
@@ -130,7 +136,7 @@ impl Lines {
         Lines(unsafe { all.assume_init() })
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: lines are bytes without padding.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
     }

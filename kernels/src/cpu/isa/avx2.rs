@@ -7,12 +7,13 @@
 
 mod attend;
 mod dense;
+mod floats;
 mod formats;
 pub mod packed;
 mod panels;
 mod quantized;
 
-use crate::cpu::dispatch::KernelTable;
+use crate::cpu::dispatch::{FloatKernels, KernelTable};
 use crate::cpu::elementwise::{Activation, add_row, gated_row, rms_norm_row, sin_cos_row};
 use crate::cpu::encoder::{EncoderKernels, FullHead, Pointwise, activate_rows, attend_head, layer_norm_row};
 use crate::cpu::rope::rotate_head;
@@ -39,6 +40,7 @@ pub const TABLE: KernelTable = KernelTable {
     rotate,
     encoder: EncoderKernels { layer_norm, activate, attend: attend_full },
     packed: packed::PACKED,
+    floats: FloatKernels { dot: floats::dot, pairs: None },
 };
 
 #[target_feature(enable = "avx2,fma,f16c")]

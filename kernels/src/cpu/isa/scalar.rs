@@ -4,9 +4,10 @@
 //! exactly those of AVX2; only fused multiply-adds make the two differ.
 
 mod attend;
+mod floats;
 mod packed;
 
-use crate::cpu::dispatch::{KernelTable, PackedKernels, TILE_ROWS, WeightRows};
+use crate::cpu::dispatch::{FloatKernels, KernelTable, PackedKernels, TILE_ROWS, WeightRows};
 use crate::cpu::elementwise::{add_row, gated_row, rms_norm_row, sin_cos_row};
 use crate::cpu::encoder::{EncoderKernels, activate_rows, attend_head, layer_norm_row};
 use crate::cpu::kv::{widen_keys, widen_values};
@@ -44,6 +45,7 @@ pub static TABLE: KernelTable = KernelTable {
         attend: |head| attend_head::<false>(head),
     },
     packed: PACKED,
+    floats: FloatKernels { dot: floats::dot, pairs: None },
 };
 
 pub const PACKED: PackedKernels =
