@@ -6,7 +6,9 @@ mod common;
 use common::{Rng, assert_products, bits, cpu, isas};
 use half::bf16;
 use proptest::prelude::*;
-use wick_kernels::{Cpu, FloatMatrix, FloatScratch, Isa, MatrixRef, Precision, QuantType, dequantize, float_matmul};
+use wick_kernels::{
+    Cpu, FloatMatrix, FloatScratch, Isa, MatrixRef, Precision, QuantType, dequantize, float_matmul, float_refine,
+};
 
 const TYPES: [QuantType; 3] = [QuantType::F32, QuantType::F16, QuantType::BF16];
 const PRECISIONS: [Precision; 3] = [Precision::Int8, Precision::Mixed, Precision::Exact];
@@ -84,7 +86,7 @@ fn products_match_double_precision() {
         let cpu = cpu(isa, 2);
         for ty in TYPES {
             for (i, &k) in WIDTHS.iter().enumerate() {
-                for m in [1, 2, 3, 4, 5, 7, 9, 11, 12, 13, 17, 30] {
+                for m in [1, 2, 3, 4, 5, 7, 9, 11, 13, 30] {
                     PRECISIONS.iter().for_each(|&precision| check(ty, &cpu, (35, k, m), precision, i as u64));
                 }
             }
@@ -99,7 +101,7 @@ fn a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads() {
         let pools = [cpu(isa, 1), cpu(isa, 2), cpu(isa, 3)];
         for ty in TYPES {
             for k in WIDTHS {
-                let (rows, m) = (71, if isa == Isa::Scalar { 16 } else { 50 });
+                let (rows, m) = (71, if isa == Isa::Scalar { 8 } else { 50 });
                 let mut rng = Rng(k as u64);
                 let data = rng.matrix(ty, rows, k);
                 let x = rng.floats(m * k);
@@ -162,6 +164,49 @@ fn a_group_of_matrices_gives_what_each_gives_alone() {
             }
         }
     }
+}
+
+#[test]
+fn refined_products_are_exact_near_the_largest_and_untouched_elsewhere() {
+    let (rows, k, m) = (32 * 40 + 3, 130, 5);
+    for isa in isas() {
+        let cpus = [cpu(isa, 1), cpu(isa, 3)];
+        for ty in TYPES {
+            let mut rng = Rng(9);
+            let w = pack(&cpus[1], ty, rows, k, &rng.matrix(ty, rows, k));
+            let x = rng.floats(m * k);
+            let [coarse, exact] = [Precision::Int8, Precision::Exact].map(|p| product(&cpus[1], &w, &x, m, p));
+            let margin = 0.1 * coarse.chunks_exact(rows).map(largest).fold(f32::INFINITY, f32::min);
+            let refine = |cpu: &Cpu, x: &[f32], out: &mut [f32], precision| {
+                let m = x.len() / k;
+                float_refine(cpu, &w, x, m, out, &mut FloatScratch::default(), precision, margin);
+            };
+            let mut refined = coarse.clone();
+            refine(&cpus[1], &x, &mut refined, Precision::Int8);
+            for (r, got) in refined.chunks_exact(rows).enumerate() {
+                let (coarse, exact) = (&coarse[r * rows..(r + 1) * rows], &exact[r * rows..(r + 1) * rows]);
+                let limit = largest(coarse) - margin;
+                let strips = || (0..rows).step_by(32).map(|at| at..rows.min(at + 32));
+                let near = strips().filter(|part| largest(&coarse[part.clone()]) >= limit).count();
+                assert!((1..32).contains(&near), "{near} strips are no test");
+                for part in strips() {
+                    let want = if largest(&coarse[part.clone()]) >= limit { exact } else { coarse };
+                    assert_eq!(bits(&got[part.clone()]), bits(&want[part]), "{} {isa:?} row {r}", ty.name());
+                }
+                let mut alone = coarse.to_vec();
+                refine(&cpus[0], &x[r * k..(r + 1) * k], &mut alone, Precision::Int8);
+                assert_eq!(bits(&alone), bits(got));
+            }
+            // Nothing to do for what is exact: any products stay.
+            let mut any = vec![1.0; m * rows];
+            refine(&cpus[0], &x, &mut any, Precision::Exact);
+            assert!(any.iter().all(|&y| y == 1.0));
+        }
+    }
+}
+
+fn largest(values: &[f32]) -> f32 {
+    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 #[test]

@@ -183,10 +183,6 @@ pub struct KernelTable {
     /// The same dot products from the unpacked form of rows of `ty`. Same bits as `dot_blocks`.
     #[allow(clippy::type_complexity)] // the arguments of a tile, named once
     pub dot_panels: unsafe fn(ty: QuantType, cols: usize, w: &[WeightPanel], acts: &[&[ActPanel]], out: &mut [f32]),
-    /// Dot products of float weights (F32, F16, BF16) with 1..=[`TILE_ROWS`] float rows.
-    pub dot_dense: unsafe fn(w: &WeightRows<'_>, x: &[&[f32]], out: &mut [f32]),
-    /// The same from weights already widened to f32, `x[0].len()` a row. Same bits as `dot_dense`.
-    pub dot_wide: unsafe fn(w: &[f32], x: &[&[f32]], out: &mut [f32]),
     /// A few query rows against one span of keys.
     pub attend: unsafe fn(&mut SpanRows<'_>),
     /// Adds the softmax state of one span to that of the spans before it.

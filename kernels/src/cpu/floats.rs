@@ -8,12 +8,14 @@
 //! Nothing is rounded: it takes the bytes of the file.
 
 mod matmul;
+mod refine;
 
 pub use matmul::{FloatScratch, float_matmul};
+pub use refine::float_refine;
 
 use super::Cpu;
 use super::matmul::MatrixRef;
-use super::packed::Lines;
+use super::memory::Block;
 use super::quant::{QuantType, dequantize};
 use super::shared::Rows;
 use std::fmt;
@@ -38,7 +40,7 @@ pub struct FloatMatrix {
     rows: usize,
     cols: usize,
     strip_bytes: usize,
-    data: Lines,
+    data: Block,
 }
 
 impl fmt::Debug for FloatMatrix {
@@ -103,7 +105,7 @@ impl FloatMatrix {
             w.rows,
             w.cols
         );
-        let data = Lines::filled(cpu, w.rows.div_ceil(STRIP), strip_bytes, &|s, strip| {
+        let data = Block::filled(cpu, w.rows.div_ceil(STRIP), strip_bytes, &|s, strip| {
             if row_bytes > 0 {
                 let rows = &w.data[s * STRIP * row_bytes..w.data.len().min((s + 1) * STRIP * row_bytes)];
                 match unit {

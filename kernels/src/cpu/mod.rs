@@ -9,11 +9,13 @@ mod isa;
 pub mod kv;
 pub mod math;
 pub mod matmul;
+mod memory;
 pub mod packed;
 pub mod panel;
 pub mod pool;
 mod product;
 pub mod quant;
+mod refine;
 pub mod rope;
 mod shared;
 

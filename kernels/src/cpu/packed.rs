@@ -30,12 +30,10 @@ pub(crate) use matmul::matmul_with;
 pub use matmul::{PackedScratch, packed_matmul};
 pub use refine::packed_refine;
 
-use super::Cpu;
+use super::memory::Block;
 use super::quant::QuantType;
-use super::shared::SharedSlice;
 use half::f16;
 use std::fmt;
-use std::mem::MaybeUninit;
 
 /// Rows of a strip.
 pub const LANES: usize = 16;
@@ -102,7 +100,7 @@ struct Line([u8; LINE]);
 
 /// Bytes that begin at a multiple of 64.
 #[derive(Default)]
-pub(super) struct Lines(Box<[Line]>);
+struct Lines(Box<[Line]>);
 
 impl Lines {
     /// At least `bytes` bytes, all zero.
@@ -111,32 +109,7 @@ impl Lines {
         Lines(unsafe { Box::<[Line]>::new_zeroed_slice(bytes.div_ceil(LINE)).assume_init() })
     }
 
-    /// `parts` parts of `part_bytes` bytes, a whole number of lines, each handed to `fill` as zeros. A part is first touched by the thread
-    /// that fills it: the system's clearing of fresh pages, a good part of the work, is spread with the rest.
-    pub(super) fn filled(
-        cpu: &Cpu,
-        parts: usize,
-        part_bytes: usize,
-        fill: &(dyn Fn(usize, &mut [u8]) + Sync),
-    ) -> Lines {
-        let lines = part_bytes / LINE;
-        let mut all =
-            Box::<[Line]>::new_uninit_slice(lines.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
-        let shared = SharedSlice::new(&mut all);
-        cpu.for_pieces(parts, parts.div_ceil(8 * cpu.pool.threads()), &|start, end| {
-            for part in start..end {
-                // SAFETY: parts are disjoint and each belongs to one piece.
-                let part_lines = unsafe { shared.slice(part * lines, lines) };
-                part_lines.fill(MaybeUninit::new(Line([0; LINE])));
-                // SAFETY: lines are bytes without padding, and these have been written.
-                fill(part, unsafe { std::slice::from_raw_parts_mut(part_lines.as_mut_ptr().cast(), lines * LINE) });
-            }
-        });
-        // SAFETY: every part has been written.
-        Lines(unsafe { all.assume_init() })
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
+    fn bytes(&self) -> &[u8] {
         // SAFETY: lines are bytes without padding.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
     }
@@ -154,7 +127,7 @@ pub struct PackedMatrix {
     rows: usize,
     cols: usize,
     strip_bytes: usize,
-    data: Lines,
+    data: Block,
 }
 
 impl fmt::Debug for PackedMatrix {

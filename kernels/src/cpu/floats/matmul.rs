@@ -19,18 +19,20 @@ const PREPARE_PIECE: usize = 16 * 1024;
 /// Buffers of [`float_matmul`] that stay between calls.
 #[derive(Debug, Default)]
 pub struct FloatScratch {
-    words: Vec<u32>,
-    tiles: Vec<Tile>,
+    pub(super) words: Vec<u32>,
+    pub(super) tiles: Vec<Tile>,
+    /// Room for [`super::float_refine`].
+    pub(super) peaks: Vec<f32>,
 }
 
 /// One tile of a call.
 #[derive(Clone, Copy, Debug)]
-struct Tile {
-    first_row: usize,
-    rows: usize,
-    height: usize,
+pub(super) struct Tile {
+    pub first_row: usize,
+    pub rows: usize,
+    pub height: usize,
     /// Where its words begin.
-    at: usize,
+    pub at: usize,
 }
 
 /// A run of strips of one matrix: the unit of work a thread takes.
@@ -44,7 +46,7 @@ struct Plan<'a> {
 
 /// What activations become for a product.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     /// They stay floats.
     Floats,
     /// Pairs of bfloat16.
@@ -53,7 +55,7 @@ enum Form {
 
 impl Form {
     /// That for products with matrices of `ty`.
-    fn of(cpu: &Cpu, ty: QuantType, precision: Precision) -> Form {
+    pub fn of(cpu: &Cpu, ty: QuantType, precision: Precision) -> Form {
         let rounds = ty == QuantType::BF16 && precision != Precision::Exact;
         if rounds && cpu.isa.table().floats.pairs.is_some() { Form::Pairs } else { Form::Floats }
     }
@@ -95,7 +97,8 @@ pub fn float_matmul(
         let chunk = (CHUNK_BYTES / (4 * form.words(cols)) / WIDEST_TILE).max(4) * WIDEST_TILE;
         for start in (0..m).step_by(chunk) {
             let x = &x[start * cols..(start + chunk).min(m) * cols];
-            prepare(cpu, form, x, cols, scratch);
+            cut(x.len() / cols, form.words(cols).next_multiple_of(CHUNK), &mut scratch.tiles);
+            prepare(cpu, form, x, cols, &mut scratch.words, &scratch.tiles);
             multiply(cpu, form, &plans, tickets, scratch, start);
         }
     }
@@ -120,11 +123,8 @@ fn plan<'a>(
     (plans, tickets)
 }
 
-/// Cuts the rows `x`, of which there is at least one, into tiles, and fills them.
-fn prepare(cpu: &Cpu, form: Form, x: &[f32], cols: usize, scratch: &mut FloatScratch) {
-    let FloatScratch { words, tiles } = scratch;
-    let rows = x.len() / cols;
-    let row_words = form.words(cols).next_multiple_of(CHUNK);
+/// Cuts `rows` rows of `row_words` words into tiles.
+fn cut(rows: usize, row_words: usize, tiles: &mut Vec<Tile>) {
     tiles.clear();
     let (mut first_row, mut at) = (0, 0);
     while first_row < rows {
@@ -133,8 +133,14 @@ fn prepare(cpu: &Cpu, form: Form, x: &[f32], cols: usize, scratch: &mut FloatScr
         first_row += taken;
         at += height * row_words;
     }
-    if words.len() < at {
-        words.resize(at, 0);
+}
+
+/// Fills tiles from the rows `x`.
+pub(super) fn prepare(cpu: &Cpu, form: Form, x: &[f32], cols: usize, words: &mut Vec<u32>, tiles: &[Tile]) {
+    let row_words = form.words(cols).next_multiple_of(CHUNK);
+    let end = tiles.last().map_or(0, |last| last.at + last.height * row_words);
+    if words.len() < end {
+        words.resize(end, 0);
     }
     let words = SharedSlice::new(words);
     let pairs = cpu.isa.table().floats.pairs;

@@ -6,7 +6,6 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 mod attend;
-mod dense;
 mod floats;
 mod formats;
 pub mod packed;
@@ -25,8 +24,6 @@ pub const TABLE: KernelTable = KernelTable {
     dot_blocks: quantized::dot_blocks,
     unpack: quantized::unpack,
     dot_panels: panels::dot_panels,
-    dot_dense: dense::dot_dense,
-    dot_wide: dense::dot_wide,
     attend: attend::attend,
     fold: attend::fold,
     attends_halves: true,

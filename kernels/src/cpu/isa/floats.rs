@@ -164,14 +164,29 @@ pub unsafe fn rows<V: MultiplyAdd, F: Format<V>, const R: usize, const B: usize>
         macro_rules! add {
             ($line:expr, $word:expr, $acts:expr) => {
                 let (line, word, acts) = ($line, $word, $acts);
-                let mut w = [V::zero(); B];
-                for b in 0..B {
-                    w[b] = F::weights(line.add(b * V::LANES * F::UNIT), word);
-                }
-                for r in 0..R {
-                    let a = V::broadcast(acts.add(r * CHUNK));
+                let at = |b: usize| line.wrapping_add(b * V::LANES * F::UNIT);
+                // Registers are held for the fewer of both.
+                if R < B {
+                    let mut a = [V::zero(); R];
+                    for r in 0..R {
+                        a[r] = V::broadcast(acts.add(r * CHUNK));
+                    }
                     for b in 0..B {
-                        sums[r][b] = F::multiply_add(w[b], a, sums[r][b]);
+                        let w = F::weights(at(b), word);
+                        for r in 0..R {
+                            sums[r][b] = F::multiply_add(w, a[r], sums[r][b]);
+                        }
+                    }
+                } else {
+                    let mut w = [V::zero(); B];
+                    for b in 0..B {
+                        w[b] = F::weights(at(b), word);
+                    }
+                    for r in 0..R {
+                        let a = V::broadcast(acts.add(r * CHUNK));
+                        for b in 0..B {
+                            sums[r][b] = F::multiply_add(w[b], a, sums[r][b]);
+                        }
                     }
                 }
             };

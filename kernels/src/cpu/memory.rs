@@ -1,0 +1,134 @@
+//! Memory for weights.
+//!
+//! A step of few rows reads all weights once, and with pages of 4 KiB a good part of its time would go into finding pages. Where the system
+//! has larger ones for those who ask (Linux), weights are asked for: they come from chunks in which matrices lie one behind the other,
+//! because one alone may be smaller than such a page.
+
+use super::Cpu;
+use super::shared::SharedSlice;
+use memmap2::MmapMut;
+use std::alloc::{Layout, handle_alloc_error};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Bytes of a chunk: many large pages of 2 MiB. A block of half of that or more has one of its own.
+const CHUNK: usize = 32 << 20;
+/// Blocks begin at a multiple of this, and so do chunks at one of a large page.
+const ALIGN: usize = 64;
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Where the next small block comes from. It is given back when all of its blocks are.
+static CURRENT: Mutex<Weak<Chunk>> = Mutex::new(Weak::new());
+
+/// Bytes of the system, zero at first, parts of which are handed out once.
+struct Chunk {
+    /// The first large page.
+    start: *mut u8,
+    len: usize,
+    used: Mutex<usize>,
+    _map: MmapMut,
+}
+
+// SAFETY: the memory is reached by the blocks that own parts of it only.
+unsafe impl Send for Chunk {}
+// SAFETY: as above.
+unsafe impl Sync for Chunk {}
+
+impl Chunk {
+    /// `len` bytes, a multiple of [`ALIGN`].
+    fn new(len: usize) -> Chunk {
+        let size = len.checked_add(LARGE_PAGE).expect("a matrix of 2^64 bytes is a bug");
+        let Ok(mut map) = MmapMut::map_anon(size) else {
+            handle_alloc_error(Layout::from_size_align(size, ALIGN).unwrap_or(Layout::new::<u8>()))
+        };
+        // Advice: where the system does not take it, pages are small.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let base = map.as_mut_ptr();
+        let start = base.wrapping_add(base.addr().next_multiple_of(LARGE_PAGE) - base.addr());
+        Chunk { start, len, used: Mutex::new(0), _map: map }
+    }
+
+    /// The next `len` bytes, if there are as many.
+    fn take(self: &Arc<Self>, len: usize) -> Option<Block> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = used.checked_add(len).filter(|&end| end <= self.len)?;
+        let at = std::mem::replace(&mut *used, end);
+        Some(Block { at: self.start.wrapping_add(at), len, _chunk: self.clone() })
+    }
+}
+
+/// A part of a chunk, which it keeps.
+pub struct Block {
+    at: *mut u8,
+    len: usize,
+    _chunk: Arc<Chunk>,
+}
+
+// SAFETY: a block is the only one that reaches its bytes.
+unsafe impl Send for Block {}
+// SAFETY: as above; shared, they are only read.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// `bytes` bytes, or some more, all zero, from a multiple of 64 on.
+    fn zeroed(bytes: usize) -> Block {
+        let len = bytes.checked_next_multiple_of(ALIGN).expect("a matrix of 2^64 bytes is a bug");
+        let all = "a fresh chunk has what it was made for: anything else is a bug";
+        if len >= CHUNK / 2 {
+            return Arc::new(Chunk::new(len)).take(len).expect(all);
+        }
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = current.upgrade().and_then(|chunk| chunk.take(len)) {
+            return block;
+        }
+        let chunk = Arc::new(Chunk::new(CHUNK));
+        *current = Arc::downgrade(&chunk);
+        chunk.take(len).expect(all)
+    }
+
+    /// `parts` parts of `part_bytes` bytes, each handed to `fill` as zeros. A part is first touched by the thread that fills it: the
+    /// system's clearing of fresh pages, a good part of the work, is spread with the rest.
+    pub fn filled(cpu: &Cpu, parts: usize, part_bytes: usize, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) -> Block {
+        let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
+        let shared = SharedSlice::new(block.bytes_mut());
+        cpu.for_pieces(parts, parts.div_ceil(8 * cpu.pool.threads()), &|start, end| {
+            for part in start..end {
+                // SAFETY: parts are disjoint and each belongs to one piece.
+                fill(part, unsafe { shared.slice(part * part_bytes, part_bytes) });
+            }
+        });
+        block
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: as many are in the chunk, initialised by the system or since, and belong to this block.
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_zero_aligned_and_apart() {
+        let mut blocks: Vec<Block> = [0, 1, 64, 100_000, CHUNK / 2 - 1, CHUNK / 2 + 1, CHUNK - 5, 3 * CHUNK]
+            .into_iter()
+            .map(|bytes| {
+                let mut block = Block::zeroed(bytes);
+                assert!(block.bytes().len() >= bytes && block.at.addr().is_multiple_of(ALIGN));
+                assert!(block.bytes().iter().all(|&b| b == 0));
+                block.bytes_mut().fill(0xff);
+                block
+            })
+            .collect();
+        blocks.sort_by_key(|block| block.at);
+        assert!(blocks.windows(2).all(|pair| pair[0].at.addr() + pair[0].len <= pair[1].at.addr()));
+    }
+}
