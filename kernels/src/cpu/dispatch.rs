@@ -4,7 +4,7 @@ use super::attention::pairs::PairKernels;
 use super::attention::span::{SpanRows, Visible};
 use super::elementwise::Activation;
 use super::encoder::EncoderKernels;
-use super::floats::{FloatDot, FloatPairs};
+use super::floats::{FloatDot, FloatPairs, Widen};
 use super::isa;
 use super::packed::{ActTile, GroupSource, Strip};
 use super::panel::{ActPanel, WeightPanel};
@@ -217,6 +217,8 @@ pub struct KernelTable {
 pub struct FloatKernels {
     /// The products of 32 rows of a matrix with a tile of floats.
     pub dot: FloatDot,
+    /// Widens strips of F16.
+    pub widen: Widen,
     /// Those with pairs of bfloat16, where there are such.
     pub pairs: Option<&'static FloatPairs>,
 }

@@ -16,6 +16,7 @@ pub use refine::float_refine;
 use super::Cpu;
 use super::matmul::MatrixRef;
 use super::memory::Block;
+use super::packed::Lines;
 use super::quant::{QuantType, dequantize};
 use super::shared::Rows;
 use std::fmt;
@@ -69,6 +70,9 @@ pub struct FloatTile<'a> {
 
 /// Products of strips with tiles of floats: fused multiply-adds, column by column, the same bits in all instruction sets.
 pub type FloatDot = unsafe fn(strip: &FloatStrip<'_>, acts: &FloatTile<'_>, out: Rows<'_>);
+
+/// Turns half-precision floats into as many floats.
+pub type Widen = unsafe fn(halves: &[u8], out: &mut [f32]);
 
 /// Products of BF16 strips with pairs of activations rounded to BF16, where the instruction set has them. Sums are floats; denormals count
 /// as zero.
@@ -157,6 +161,17 @@ impl FloatMatrix {
 }
 
 impl FloatStrip<'_> {
+    /// An F16 strip as one of F32, in `room`: the order is the same.
+    fn widened<'a>(&self, widen: Widen, room: &'a mut Lines) -> FloatStrip<'a> {
+        let values = self.cols * STRIP;
+        if room.bytes().len() < 4 * values {
+            *room = Lines::zeroed(4 * values);
+        }
+        // SAFETY: the table is this processor's.
+        unsafe { widen(self.lines, &mut room.floats_mut()[..values]) }
+        FloatStrip { ty: QuantType::F32, cols: self.cols, lines: &room.bytes()[..4 * values] }
+    }
+
     /// The row in `lane` as floats.
     pub fn row(&self, lane: usize, out: &mut [f32]) {
         /// Values that are put together at a time.

@@ -100,21 +100,26 @@ struct Line([u8; LINE]);
 
 /// Bytes that begin at a multiple of 64.
 #[derive(Default)]
-struct Lines(Box<[Line]>);
+pub(super) struct Lines(Box<[Line]>);
 
 impl Lines {
     /// At least `bytes` bytes, all zero.
-    fn zeroed(bytes: usize) -> Lines {
+    pub(super) fn zeroed(bytes: usize) -> Lines {
         // SAFETY: a line is bytes, for which zero is a value.
         Lines(unsafe { Box::<[Line]>::new_zeroed_slice(bytes.div_ceil(LINE)).assume_init() })
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: lines are bytes without padding.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: lines are 16 floats each, at a multiple of their size, for which all bits are values.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE / 4) }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
     }

@@ -1,28 +1,39 @@
 //! Products of activations with packed floats, from one row to thousands.
 
-use super::{CHUNK, FloatDot, FloatMatrix, FloatTile, STRIP};
+use super::{CHUNK, FloatDot, FloatMatrix, FloatStrip, FloatTile, STRIP};
 use crate::cpu::Cpu;
-use crate::cpu::packed::{Precision, WIDEST_TILE, first_tile};
+use crate::cpu::packed::{Lines, Precision, WIDEST_TILE, first_tile};
 use crate::cpu::product;
 use crate::cpu::quant::QuantType;
 use crate::cpu::shared::{Rows, SharedSlice};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
 /// (1 MiB on Zen 4, where this was tuned) beside a tile.
 const TICKET_BYTES: usize = 128 * 1024;
-/// Bytes of activations of one parallel region: they are walked once for each ticket.
-const CHUNK_BYTES: usize = 512 * 1024;
+/// Bytes of activations of one parallel region: they are walked once for each ticket, or strip, and should stay in the shared cache.
+const CHUNK_BYTES: usize = 2 << 20;
+/// Tiles from which on a strip of F16 is widened once for all of them, not by each.
+const WIDENED_FOR: usize = 4;
 /// Values that one piece of the region that prepares activations takes, at least.
 const PREPARE_PIECE: usize = 16 * 1024;
 
 /// Buffers of [`float_matmul`] that stay between calls.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct FloatScratch {
     pub(super) words: Vec<u32>,
     pub(super) tiles: Vec<Tile>,
+    /// A strip for each thread.
+    lanes: Vec<Mutex<Lines>>,
     /// Room for [`super::float_refine`].
     pub(super) peaks: Vec<f32>,
+}
+
+impl std::fmt::Debug for FloatScratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FloatScratch({} words)", self.words.len())
+    }
 }
 
 /// One tile of a call.
@@ -175,15 +186,22 @@ fn spread(x: &[f32], out: &mut [u32], stride: usize) {
 }
 
 /// All products of the tiles in the scratch, whose first row is row `first_row` of the outputs.
-fn multiply(cpu: &Cpu, form: Form, plans: &[Plan<'_>], tickets: usize, scratch: &FloatScratch, first_row: usize) {
+fn multiply(cpu: &Cpu, form: Form, plans: &[Plan<'_>], tickets: usize, scratch: &mut FloatScratch, first_row: usize) {
+    let FloatScratch { words, tiles, lanes, .. } = scratch;
+    let threads = cpu.pool.threads();
+    if lanes.len() < threads {
+        lanes.resize_with(threads, Mutex::default);
+    }
+    let (words, tiles, lanes) = (&*words, &*tiles, &*lanes);
     let kernels = &cpu.isa.table().floats;
     let dot: FloatDot = match kernels.pairs {
         Some(pairs) if form == Form::Pairs => pairs.dot,
         _ => kernels.dot,
     };
     let next = AtomicUsize::new(0);
-    cpu.pool.run(cpu.pool.threads().min(tickets), &|_| {
+    cpu.pool.run(threads.min(tickets), &|lane| {
         let mut products = [0.0; STRIP * WIDEST_TILE];
+        let mut wide = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let ticket = next.fetch_add(1, Ordering::Relaxed);
             if ticket >= tickets {
@@ -194,25 +212,33 @@ fn multiply(cpu: &Cpu, form: Form, plans: &[Plan<'_>], tickets: usize, scratch: 
             let start = (ticket - first) * strips_per_ticket;
             let end = (start + strips_per_ticket).min(matrix.strips());
             let row_words = form.words(matrix.cols).next_multiple_of(CHUNK);
-            for tile in &scratch.tiles {
-                let words = &scratch.words[tile.at..tile.at + tile.height * row_words];
+            let mut product = |strip: &FloatStrip<'_>, s: usize, tile: &Tile| {
+                let words = &words[tile.at..tile.at + tile.height * row_words];
                 let acts = FloatTile { height: tile.height, words };
+                let at = (first_row + tile.first_row) * matrix.rows + s * STRIP;
+                let lanes = STRIP.min(matrix.rows - s * STRIP);
+                if lanes == STRIP && tile.rows == tile.height {
+                    // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
+                    unsafe { dot(strip, &acts, out.rows(at, STRIP, matrix.rows, tile.rows)) };
+                    return;
+                }
+                let products = &mut products[..STRIP * tile.height];
+                // SAFETY: the table is this processor's.
+                unsafe { dot(strip, &acts, Rows::contiguous(products, STRIP)) }
+                for (r, products) in products.chunks_exact(STRIP).take(tile.rows).enumerate() {
+                    // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
+                    let out = unsafe { out.slice(at + r * matrix.rows, lanes) };
+                    out.copy_from_slice(&products[..lanes]);
+                }
+            };
+            if matrix.ty == QuantType::F16 && tiles.len() >= WIDENED_FOR {
                 for s in start..end {
-                    let at = (first_row + tile.first_row) * matrix.rows + s * STRIP;
-                    let lanes = STRIP.min(matrix.rows - s * STRIP);
-                    if lanes == STRIP && tile.rows == tile.height {
-                        // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
-                        unsafe { dot(&matrix.strip(s), &acts, out.rows(at, STRIP, matrix.rows, tile.rows)) };
-                        continue;
-                    }
-                    let products = &mut products[..STRIP * tile.height];
-                    // SAFETY: the table is this processor's.
-                    unsafe { dot(&matrix.strip(s), &acts, Rows::contiguous(products, STRIP)) }
-                    for (r, products) in products.chunks_exact(STRIP).take(tile.rows).enumerate() {
-                        // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
-                        let out = unsafe { out.slice(at + r * matrix.rows, lanes) };
-                        out.copy_from_slice(&products[..lanes]);
-                    }
+                    let strip = matrix.strip(s).widened(kernels.widen, &mut wide);
+                    tiles.iter().for_each(|tile| product(&strip, s, tile));
+                }
+            } else {
+                for tile in tiles {
+                    (start..end).for_each(|s| product(&matrix.strip(s), s, tile));
                 }
             }
         }

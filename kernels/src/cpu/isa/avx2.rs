@@ -37,7 +37,7 @@ pub const TABLE: KernelTable = KernelTable {
     rotate,
     encoder: EncoderKernels { layer_norm, activate, attend: attend_full },
     packed: packed::PACKED,
-    floats: FloatKernels { dot: floats::dot, pairs: None },
+    floats: FloatKernels { dot: floats::dot, widen: floats::widen, pairs: None },
 };
 
 #[target_feature(enable = "avx2,fma,f16c")]

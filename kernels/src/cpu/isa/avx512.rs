@@ -29,7 +29,7 @@ pub const TABLE: KernelTable = KernelTable {
         attend: elementwise::attend_full,
     },
     packed: PackedKernels { root_mean_square: acts::root_mean_square, quantize: acts::quantize, dot: dot::dot },
-    floats: FloatKernels { dot: floats::dot, pairs: None },
+    floats: FloatKernels { dot: floats::dot, widen: floats::widen, pairs: None },
     ..avx2::TABLE
 };
 

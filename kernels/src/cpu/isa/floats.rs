@@ -214,6 +214,22 @@ pub unsafe fn rows<V: MultiplyAdd, F: Format<V>, const R: usize, const B: usize>
     }
 }
 
+/// Turns half-precision floats into as many floats.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+pub unsafe fn widen<V: MultiplyAdd>(halves: &[u8], out: &mut [f32]) {
+    assert!(
+        halves.len() == 2 * out.len() && out.len().is_multiple_of(V::LANES),
+        "a strip of the wrong size: this is a bug"
+    );
+    for at in (0..out.len()).step_by(V::LANES) {
+        // SAFETY: a register's values from `at` on are inside, and so are their halves.
+        unsafe { V::store(V::halves(halves.as_ptr().add(2 * at)), out.as_mut_ptr().add(at)) }
+    }
+}
+
 /// A function of a table, `$name`, compiled for the features that `$v` needs: it has `$blocks` registers for a strip, and passes of as many
 /// rows as are listed, of which the last is the most. `$formats` says how a strip's type is multiplied, and by how many words of a row.
 macro_rules! float_dot {

@@ -1,7 +1,7 @@
 //! The kernels for 64-bit Arm with the dot product extension (Armv8.2): products with packed matrices by `sdot`, those with packed floats by
 //! fused multiply-adds, and plain Rust for everything else.
 
-use super::floats::{Bfloats, Floats, Halves, MultiplyAdd, float_dot};
+use super::floats::{self, Bfloats, Floats, Halves, MultiplyAdd, float_dot};
 use super::packed::{self, Fours, Vector, tile::packed_dot};
 use super::scalar;
 use crate::cpu::dispatch::{FloatKernels, KernelTable, PackedKernels};
@@ -11,7 +11,7 @@ use std::arch::asm;
 /// The table. Its functions need a processor with the dot product extension.
 pub static TABLE: KernelTable = KernelTable {
     packed: PackedKernels { dot, ..scalar::PACKED },
-    floats: FloatKernels { dot: dot_floats, pairs: None },
+    floats: FloatKernels { dot: dot_floats, widen, pairs: None },
     ..scalar::TABLE
 };
 
@@ -22,6 +22,12 @@ float_dot!(
     dot_floats, "neon,dotprod", Neon, 8, [1, 2, 3; 3],
     { F32 => Floats, F16 => Halves, BF16 => Bfloats }, |cols: usize| cols
 );
+
+#[target_feature(enable = "neon,dotprod")]
+fn widen(halves: &[u8], out: &mut [f32]) {
+    // SAFETY: the features are those that this function is compiled for and called with.
+    unsafe { floats::widen::<Neon>(halves, out) }
+}
 
 /// 128-bit registers.
 struct Neon;

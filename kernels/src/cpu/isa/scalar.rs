@@ -13,7 +13,7 @@ use crate::cpu::encoder::{EncoderKernels, activate_rows, attend_head, layer_norm
 use crate::cpu::kv::{widen_keys, widen_values};
 use crate::cpu::math::ROUND;
 use crate::cpu::panel::{ACT_MAX, ActPanel, GROUP, GROUPS, PANEL, SMALLEST_AMAX, WeightPanel, unpack_panel};
-use crate::cpu::quant::{Mins, QuantType};
+use crate::cpu::quant::{Mins, QuantType, dequantize};
 use crate::cpu::rope::rotate_head;
 
 /// 32-bit lanes of the sums.
@@ -43,7 +43,11 @@ pub const TABLE: KernelTable = KernelTable {
         attend: |head| attend_head::<false>(head),
     },
     packed: PACKED,
-    floats: FloatKernels { dot: floats::dot, pairs: None },
+    floats: FloatKernels {
+        dot: floats::dot,
+        widen: |halves, out| dequantize(QuantType::F16, halves, out),
+        pairs: None,
+    },
 };
 
 pub const PACKED: PackedKernels =

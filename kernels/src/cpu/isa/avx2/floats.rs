@@ -1,7 +1,7 @@
 //! Products with packed floats on 256-bit registers.
 
 use super::packed::Ymm;
-use crate::cpu::isa::floats::{Bfloats, Floats, Halves, MultiplyAdd, float_dot};
+use crate::cpu::isa::floats::{self, Bfloats, Floats, Halves, MultiplyAdd, float_dot};
 use std::arch::x86_64::*;
 
 float_dot!(
@@ -9,6 +9,12 @@ float_dot!(
     dot, "avx2,fma,f16c", Ymm, 4, [1, 2, 3; 3],
     { F32 => Floats, F16 => Halves, BF16 => Bfloats }, |cols: usize| cols
 );
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn widen(halves: &[u8], out: &mut [f32]) {
+    // SAFETY: the features are those that this function is compiled for and called with.
+    unsafe { floats::widen::<Ymm>(halves, out) }
+}
 
 // SAFETY (of all bodies): AVX2, FMA and F16C and addresses as they should be are the caller's promise.
 impl MultiplyAdd for Ymm {

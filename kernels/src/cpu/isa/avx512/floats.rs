@@ -1,7 +1,7 @@
 //! Products with packed floats on 512-bit registers: fused multiply-adds, and for BF16 `vdpbf16ps`, twice as many an instruction.
 
 use crate::cpu::floats::{CHUNK, FloatPairs};
-use crate::cpu::isa::floats::{Bfloats, Floats, Format, Halves, MultiplyAdd, float_dot};
+use crate::cpu::isa::floats::{self, Bfloats, Floats, Format, Halves, MultiplyAdd, float_dot};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -16,6 +16,12 @@ float_dot!(
     dot_pairs, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c", Zmm, 2,
     [1, 2, 3, 4, 6, 8, 10, 12; 12], { BF16 => Pairs }, |cols: usize| cols.div_ceil(2)
 );
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub fn widen(halves: &[u8], out: &mut [f32]) {
+    // SAFETY: the features are those that this function is compiled for and called with.
+    unsafe { floats::widen::<Zmm>(halves, out) }
+}
 
 /// The kernels for pairs. They need AVX-512 F, BW, DQ, VL and BF16.
 pub static PAIRS: FloatPairs = FloatPairs { round, dot: dot_pairs };
