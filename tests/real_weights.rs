@@ -104,3 +104,17 @@ fn half_precision_safetensors_give_the_bits_of_f32_ones_with_their_values() {
         assert_eq!(outputs[0], outputs[1], "{}", half.name());
     }
 }
+
+/// As served: F16's activations are not rounded, and its cache is f16; BF16's are rounded to bfloat16 where the processor multiplies that.
+#[test]
+fn half_precision_weights_are_near_the_reference_as_they_are_served() {
+    let reference =
+        Reference::read("smollm2-135m", &["one_word", "python", "chinese", "numbers", "json", "chat_system"]);
+    // The second rounding of the values themselves, to 11 and 8 bits, is a part of it.
+    for (half, mean) in [(QuantType::F16, 0.002), (QuantType::BF16, 0.02)] {
+        let folder = tempfile::tempdir().unwrap();
+        convert::to_safetensors(&pulled("smollm2-135m"), folder.path(), half, half);
+        let engine = Engine::start(folder.path(), Setup { activations: Precision::Int8, ..Setup::default() });
+        reference.distance(&engine).assert_mean_within(&format!("smollm2-135m, {} safetensors", half.name()), mean);
+    }
+}

@@ -17,8 +17,8 @@ const REFERENCE_TOLERANCE: f32 = 2e-4;
 const CACHE_TOLERANCES: [(KvDtype, f32, f32); 3] =
     [(KvDtype::F16, 2e-2, 4e-2), (KvDtype::Bf16, 2e-1, 2e-1), (KvDtype::I8, 2e-1, 2e-1)];
 
-/// Formats of the tested ones that are packed, and so depend on how activations are rounded.
-const PACKED: [QuantType; 3] = [QuantType::Q8_0, QuantType::Q4_0, QuantType::Q5_1];
+/// Formats of the tested ones whose products depend on how activations are rounded.
+const ROUNDED: [QuantType; 4] = [QuantType::Q8_0, QuantType::Q4_0, QuantType::Q5_1, QuantType::BF16];
 
 fn isas() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.available()).collect()
@@ -34,7 +34,7 @@ fn models() -> Vec<(String, Model)> {
     for isa in isas() {
         for (name, spec, ty) in &all {
             let model = Model::new(spec.clone(), *ty).isa(isa);
-            if isa.packs() && PACKED.contains(ty) {
+            if isa.packs() && ROUNDED.contains(ty) {
                 models.push((format!("{name} {ty:?} {isa:?} int8"), model.clone().activations(Precision::Int8)));
             }
             models.push((format!("{name} {ty:?} {isa:?}"), model));

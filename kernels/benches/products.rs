@@ -1,8 +1,8 @@
 //! Matrix products against this machine's limits, which are measured first: with one row of activations the bytes of weights read a
 //! second, as a share of the bandwidth of reading memory; with more the multiply-adds a second, as a share of the integer dot product's.
-//! First packed matrices, then those that stay as they are in the file; then the small operations of a step with one row.
+//! First packed matrices, of blocks and of floats, then those that stay as they are in the file; then the small operations of a step with one row.
 //!
-//! `cargo bench -p wick-kernels --bench products -- [threads] [isa] [format or all] [packed, blocks or small]`, on an idle machine. A format
+//! `cargo bench -p wick-kernels --bench products -- [threads] [isa] [format or all] [packed, floats, blocks or small]`, on an idle machine. A format
 //! that does not exist, such as `roofs`, leaves the limits alone.
 
 mod common;
@@ -10,8 +10,8 @@ mod common;
 use common::Setup;
 use std::hint::black_box;
 use wick_kernels::{
-    Activation, MatmulScratch, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType, gated_activation, matmul,
-    packed_matmul, rms_norm,
+    Activation, FloatMatrix, FloatScratch, MatmulScratch, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType,
+    float_matmul, gated_activation, matmul, packed_matmul, rms_norm,
 };
 
 fn main() {
@@ -24,6 +24,9 @@ fn main() {
     println!("{} threads, {}: read bandwidth {bandwidth:.1} GB/s", cpu.pool.threads(), cpu.isa.name());
     if cpu.isa.packs() && wanted("packed") {
         packed(&setup, bandwidth, only);
+    }
+    if cpu.isa.packs() && wanted("floats") {
+        floats(&setup, bandwidth, only);
     }
     if wanted("blocks") {
         blocks(&setup, bandwidth, only);
@@ -169,6 +172,93 @@ fn packed(setup: &Setup, bandwidth: f64, only: Option<&str>) {
             rates.join(", "),
             rate(1, Precision::Exact),
             rate(64, Precision::Exact)
+        );
+    }
+}
+
+/// Multiply-adds a second of fused multiply-adds on 512-bit registers on all threads, with nothing to load, in 10^9; `vdpbf16ps` does twice as
+/// many. NaN for instruction sets without them.
+#[cfg(target_arch = "x86_64")]
+fn float_roof(setup: &Setup) -> f64 {
+    use std::arch::x86_64::*;
+    const TURNS: usize = 100_000;
+    if ![wick_kernels::Isa::Avx512Vnni, wick_kernels::Isa::Avx512Bf16].contains(&setup.cpu.isa) {
+        return f64::NAN;
+    }
+    #[target_feature(enable = "avx512f")]
+    fn chains() {
+        let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
+        let mut sums = [_mm512_setzero_ps(); 16];
+        for _ in 0..TURNS {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
+    }
+    // SAFETY: the instruction set is AVX-512, which `Isa::from_name` and `Isa::detect` have checked.
+    setup.rate(TURNS * 16 * 16, || unsafe { chains() })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn float_roof(_: &Setup) -> f64 {
+    f64::NAN
+}
+
+fn floats(setup: &Setup, bandwidth: f64, only: Option<&str>) {
+    let cpu = &setup.cpu;
+    let roof = float_roof(setup);
+    if !roof.is_nan() {
+        println!("floats: fused multiply-adds {roof:.0} GMAC/s");
+    }
+    println!(
+        "{:12} {:>9} {:>10} {:>8} | GMAC/s (of roof) with 1 row cached, 8, 32, 64 and 512",
+        "format", "pack GB/s", "m=1 GB/s", "of roof"
+    );
+    let k = 2048;
+    for (ty, precision) in [
+        (QuantType::F32, Precision::Exact),
+        (QuantType::F16, Precision::Exact),
+        (QuantType::BF16, Precision::Exact),
+        (QuantType::BF16, Precision::Int8),
+    ] {
+        let row_bytes = ty.row_bytes(k).expect("floats come in any number");
+        let rows = 4 * piece_bytes(setup) / row_bytes / 32 * 32;
+        if only.is_some_and(|name| name != ty.name()) {
+            continue;
+        }
+        let data = vec![0x11u8; rows * row_bytes];
+        let pack = |n: usize| {
+            let data = &data[..n * row_bytes];
+            FloatMatrix::pack(cpu, MatrixRef { ty, rows: n, cols: k, data }).expect("a float format")
+        };
+        let packing = setup.best(5, || drop(black_box(pack(rows))));
+        let pieces: Vec<FloatMatrix> = (0..8).map(|_| pack(rows)).collect();
+        let x: Vec<f32> = (0..512 * k).map(|i| (i % 17) as f32 - 8.0).collect();
+        let mut out = vec![0.0; 512 * rows];
+        let mut scratch = FloatScratch::default();
+        let mut next = pieces.iter().cycle();
+        let gemv = setup.best(320, || {
+            let w = next.next().expect("a cycle does not end");
+            float_matmul(cpu, &[w], &x[..k], 1, &mut [&mut out[..rows]], &mut scratch, precision);
+        });
+        let n = rows.min(1024);
+        let part = pack(n);
+        let mut rate = |m: usize| {
+            let out = &mut out[..m * n];
+            let seconds = setup.best(if m > 64 { 20 } else { 60 }, || {
+                float_matmul(cpu, &[&part], &x[..m * k], m, &mut [&mut *out], &mut scratch, precision);
+            });
+            share((m * n * k) as f64 / seconds / 1e9, roof)
+        };
+        let rates: Vec<String> = [1, 8, 32, 64, 512].into_iter().map(&mut rate).collect();
+        let speed = pieces[0].bytes() as f64 / gemv / 1e9;
+        println!(
+            "{:12} {:9.2} {speed:10.1} {:7.0}% | {}",
+            if precision == Precision::Exact { ty.name().to_owned() } else { format!("{} rounded", ty.name()) },
+            data.len() as f64 / packing / 1e9,
+            100.0 * speed / bandwidth,
+            rates.join(", "),
         );
     }
 }

@@ -197,7 +197,9 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: R
     let logit_rows_max = (PROMPT_LOGITS_BYTES / (spec.row_width() * size_of::<f32>())).max(1);
     let head_dims: Vec<usize> = spec.layers.iter().map(|layer| layer.attn.head_dim).collect();
     let kv_dtype = match args.kv_dtype {
-        KvDtypeArg::Auto => machine.kv_dtype(precision(args.activations), &head_dims, block_size),
+        KvDtypeArg::Auto => {
+            machine.kv_dtype(precision(args.activations), &files.weights.formats(), &head_dims, block_size)
+        }
         KvDtypeArg::F16 => KvDtype::F16,
         KvDtypeArg::Bf16 => KvDtype::Bf16,
         KvDtypeArg::F32 => KvDtype::F32,

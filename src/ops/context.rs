@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use wick_kernels::{
-    AttentionScratch, Cpu, FullAttentionScratch, MatmulScratch, PackedMatrix, PackedScratch, Precision, Turn,
+    AttentionScratch, Cpu, FloatMatrix, FloatScratch, FullAttentionScratch, MatmulScratch, PackedMatrix, PackedScratch,
+    Precision, Turn,
 };
 
 use super::slices::take_values;
@@ -24,6 +25,7 @@ pub(super) struct CpuKernels {
     pub(super) activations: Precision,
     pub(super) matmul: RefCell<MatmulScratch>,
     pub(super) packed: RefCell<PackedScratch>,
+    pub(super) floats: RefCell<FloatScratch>,
     pub(super) attention: RefCell<AttentionScratch>,
     /// Matrices that stay as they are in the file, by their format: there are no packed kernels for them.
     in_place: RefCell<BTreeMap<&'static str, usize>>,
@@ -93,6 +95,7 @@ impl ExecContext {
             activations,
             matmul: RefCell::default(),
             packed: RefCell::default(),
+            floats: RefCell::default(),
             attention: RefCell::default(),
             in_place: RefCell::default(),
             full_attention: RefCell::default(),
@@ -158,10 +161,13 @@ impl ExecContext {
     pub fn place(&self, matrix: Matrix) -> Matrix {
         match (&self.kernels, matrix) {
             (Some(k), Matrix::Mapped(mapped)) if k.cpu.isa.packs() => {
-                match PackedMatrix::pack(&k.cpu, mapped.as_ref()) {
+                let packed = PackedMatrix::pack(&k.cpu, mapped.as_ref()).map(|packed| Matrix::Packed(Arc::new(packed)));
+                let floats =
+                    || FloatMatrix::pack(&k.cpu, mapped.as_ref()).map(|floats| Matrix::Floats(Arc::new(floats)));
+                match packed.or_else(floats) {
                     Some(packed) => {
                         mapped.bytes.release();
-                        Matrix::Packed(Arc::new(packed))
+                        packed
                     }
                     None => {
                         *k.in_place.borrow_mut().entry(mapped.ty.name()).or_default() += 1;

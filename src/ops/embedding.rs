@@ -3,7 +3,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::batch::Indices;
 use super::context::ExecContext;
-use super::matmul::{cpu_shape, dequantized, misplaced, unpacked};
+use super::matmul::{cpu_shape, dequantized, misplaced, unpacked, widened};
 use super::slices::tensor;
 use crate::weights::Matrix;
 
@@ -39,6 +39,7 @@ pub(super) fn look_up(table: &Matrix, id: u32, out: &mut [f32]) -> Result<()> {
             wick_kernels::dequantize(m.ty, &bytes[id * row_bytes..(id + 1) * row_bytes], out);
         }
         Matrix::Packed(m) => m.row(id, out),
+        Matrix::Floats(m) => m.row(id, out),
         Matrix::Dense(_) | Matrix::Quantized(_) => return Err(misplaced()),
     }
     Ok(())
@@ -49,6 +50,7 @@ pub(super) fn reference(cx: &ExecContext, table: &Matrix, ids: &Indices, scale: 
     let rows = match table {
         Matrix::Mapped(m) => dequantized(m, cx.device())?.index_select(ids, 0)?,
         Matrix::Packed(m) => unpacked(m, cx.device())?.index_select(ids, 0)?,
+        Matrix::Floats(m) => widened(m, cx.device())?.index_select(ids, 0)?,
         Matrix::Dense(t) => t.index_select(ids, 0)?.to_dtype(DType::F32)?,
         Matrix::Quantized(t) => t.embedding(ids)?.to_dtype(DType::F32)?,
     };

@@ -1,13 +1,13 @@
 //! The output matrix: the last op, and the way back to the host.
 use candle_core::{Result, Tensor};
-use wick_kernels::{Precision, packed_refine};
+use wick_kernels::{Precision, float_refine, packed_refine};
 
 use super::context::ExecContext;
 use super::matmul::{cpu_shape, product, product_reference};
 use super::slices::f32_slice;
 use crate::weights::Matrix;
 
-/// How far below the row's largest a logit may be to be computed with 16-bit activations where others are not: a token there has at most
+/// How far below the row's largest a logit may be to be computed with the finest activations where others are not: a token there has at most
 /// 1/55 of the most likely one's probability.
 const REFINED_BELOW_MAX: f32 = 4.0;
 
@@ -23,17 +23,18 @@ pub fn logits(cx: &ExecContext, matrix: &Matrix, x: Tensor, softcap: Option<f32>
     let mut values = kernels.logits_buffer(rows * cpu_shape(matrix)?.0);
     let rows_of_x = f32_slice(&x)?;
     product(kernels, &[matrix], &rows_of_x, width, &mut [&mut values], kernels.activations)?;
-    if let (Matrix::Packed(matrix), false) = (matrix, kernels.activations == Precision::Exact) {
-        // Errors of `x` show in the log-probabilities undamped here: likely tokens get the finest rounding.
-        packed_refine(
-            &kernels.cpu,
-            matrix,
-            &rows_of_x,
-            rows,
-            &mut values,
-            &mut kernels.packed.borrow_mut(),
-            REFINED_BELOW_MAX,
-        );
+    // Errors of `x` show in the log-probabilities undamped here: likely tokens get the finest rounding.
+    let (cpu, activations) = (&kernels.cpu, kernels.activations);
+    match matrix {
+        Matrix::Packed(w) if activations != Precision::Exact => {
+            let scratch = &mut kernels.packed.borrow_mut();
+            packed_refine(cpu, w, &rows_of_x, rows, &mut values, scratch, REFINED_BELOW_MAX);
+        }
+        Matrix::Floats(w) => {
+            let scratch = &mut kernels.floats.borrow_mut();
+            float_refine(cpu, w, &rows_of_x, rows, &mut values, scratch, activations, REFINED_BELOW_MAX);
+        }
+        _ => {}
     }
     drop(rows_of_x);
     kernels.recycle(x);

@@ -1,6 +1,6 @@
 //! Products with weight matrices.
 use candle_core::{DType, Device, Error, Module, Result, Tensor, bail, quantized::QMatMul};
-use wick_kernels::{PackedMatrix, Precision, packed_matmul};
+use wick_kernels::{FloatMatrix, PackedMatrix, Precision, float_matmul, packed_matmul};
 
 use super::context::{CpuKernels, ExecContext};
 use super::slices::{f32_slice, tensor};
@@ -50,7 +50,7 @@ pub(super) fn project(
     Ok(())
 }
 
-/// `x · wᵀ` for every `w`, as plain rows. Packed matrices and those in the file's form take a product each.
+/// `x · wᵀ` for every `w`, as plain rows. Packed matrices, packed floats and those in the file's form take a product each.
 pub(super) fn product(
     kernels: &CpuKernels,
     weights: &[&Matrix],
@@ -69,12 +69,18 @@ pub(super) fn product(
     if tokens == 0 {
         return Ok(());
     }
-    let (mut packed, mut packed_outs, mut mapped, mut mapped_outs) = (vec![], vec![], vec![], vec![]);
+    let (mut packed, mut packed_outs) = (vec![], vec![]);
+    let (mut floats, mut float_outs) = (vec![], vec![]);
+    let (mut mapped, mut mapped_outs) = (vec![], vec![]);
     for (w, out) in weights.iter().zip(outs) {
         match w {
             Matrix::Packed(w) => {
                 packed.push(&**w);
                 packed_outs.push(&mut **out);
+            }
+            Matrix::Floats(w) => {
+                floats.push(&**w);
+                float_outs.push(&mut **out);
             }
             Matrix::Mapped(w) => {
                 mapped.push(w.as_ref());
@@ -85,6 +91,7 @@ pub(super) fn product(
     }
     let cpu = &kernels.cpu;
     packed_matmul(cpu, &packed, x, tokens, &mut packed_outs, &mut kernels.packed.borrow_mut(), activations);
+    float_matmul(cpu, &floats, x, tokens, &mut float_outs, &mut kernels.floats.borrow_mut(), activations);
     wick_kernels::matmul(cpu, &mapped, x, tokens, &mut mapped_outs, &mut kernels.matmul.borrow_mut());
     Ok(())
 }
@@ -94,6 +101,7 @@ pub(super) fn cpu_shape(matrix: &Matrix) -> Result<(usize, usize)> {
     match matrix {
         Matrix::Mapped(m) => Ok((m.rows, m.cols)),
         Matrix::Packed(m) => Ok((m.rows(), m.cols())),
+        Matrix::Floats(m) => Ok((m.rows(), m.cols())),
         Matrix::Dense(_) | Matrix::Quantized(_) => Err(misplaced()),
     }
 }
@@ -120,6 +128,7 @@ pub(super) fn product_reference(weight: &Matrix, x: &Tensor) -> Result<Tensor> {
     match weight {
         Matrix::Mapped(m) => x.matmul(&dequantized(m, x.device())?.t()?),
         Matrix::Packed(m) => x.matmul(&unpacked(m, x.device())?.t()?),
+        Matrix::Floats(m) => x.matmul(&widened(m, x.device())?.t()?),
         Matrix::Dense(w) => x.to_dtype(w.dtype())?.matmul(&w.t()?)?.to_dtype(DType::F32),
         Matrix::Quantized(w) => QMatMul::from_arc(w.clone())?.forward(x),
     }
@@ -134,9 +143,18 @@ pub(super) fn dequantized(matrix: &MappedMatrix, device: &Device) -> Result<Tens
 
 /// A packed matrix as a dense f32 tensor `[rows, cols]`.
 pub(super) fn unpacked(matrix: &PackedMatrix, device: &Device) -> Result<Tensor> {
-    let mut values = vec![0.0; matrix.rows() * matrix.cols()];
-    for (row, values) in values.chunks_exact_mut(matrix.cols().max(1)).enumerate() {
-        matrix.row(row, values);
+    by_rows((matrix.rows(), matrix.cols()), device, |row, values| matrix.row(row, values))
+}
+
+/// A packed matrix of floats as a dense f32 tensor `[rows, cols]`.
+pub(super) fn widened(matrix: &FloatMatrix, device: &Device) -> Result<Tensor> {
+    by_rows((matrix.rows(), matrix.cols()), device, |row, values| matrix.row(row, values))
+}
+
+fn by_rows((rows, cols): (usize, usize), device: &Device, fill: impl Fn(usize, &mut [f32])) -> Result<Tensor> {
+    let mut values = vec![0.0; rows * cols];
+    for (row, values) in values.chunks_exact_mut(cols.max(1)).enumerate() {
+        fill(row, values);
     }
-    Tensor::from_vec(values, (matrix.rows(), matrix.cols()), device)
+    Tensor::from_vec(values, (rows, cols), device)
 }

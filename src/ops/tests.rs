@@ -43,10 +43,19 @@ fn assert_close(a: &Tensor, b: &Tensor, tolerance: f32) {
 }
 
 fn f32_matrix(t: &Tensor) -> Matrix {
+    float_matrix(QuantType::F32, t)
+}
+
+/// A matrix in the file's form, of f32 values that `ty` has too.
+fn float_matrix(ty: QuantType, t: &Tensor) -> Matrix {
     let (rows, cols) = t.dims2().unwrap();
-    let bytes: Vec<u8> =
-        t.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
-    Matrix::Mapped(MappedMatrix { ty: QuantType::F32, rows, cols, bytes: MappedBytes::Owned(bytes.into()) })
+    let values = t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let bytes: Vec<u8> = match ty {
+        QuantType::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+        QuantType::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    };
+    Matrix::Mapped(MappedMatrix { ty, rows, cols, bytes: MappedBytes::Owned(bytes.into()) })
 }
 
 #[test]
@@ -91,6 +100,37 @@ fn every_form_of_a_matrix_gives_the_same_product_and_rows() {
         }
         assert!(matmul(&cx, &[Projection { weight: &plain, bias: None }], own(&x)).is_err());
         assert!(embedding(&cx, &mapped, &Indices::new(vec![40]), 1.0).is_err());
+    }
+}
+
+#[test]
+fn every_form_of_a_float_matrix_gives_the_same_product_rows_and_logits() {
+    let dense = values(40, 65, 1);
+    let x = values(3, 65, 2);
+    let ids = Indices::new(vec![39, 0, 7, 7]);
+    for (ty, dtype) in [(QuantType::F32, DType::F32), (QuantType::F16, DType::F16), (QuantType::BF16, DType::BF16)] {
+        let stored = dense.to_dtype(dtype).unwrap();
+        let exact = stored.to_dtype(DType::F32).unwrap();
+        let rows = exact.index_select(ids.tensor(&Device::Cpu).unwrap(), 0).unwrap();
+        let plain = Matrix::Dense(exact.clone());
+        let mapped = float_matrix(ty, &exact);
+        // BF16's activations may be rounded to 8 bits of precision.
+        let rounding = if ty == QuantType::BF16 { 1e-2 } else { 1e-5 };
+        let want = matmul(&reference(), &[Projection { weight: &plain, bias: None }], own(&x)).unwrap().swap_remove(0);
+        for cx in contexts() {
+            let placed = cx.place(mapped.clone());
+            for form in [&mapped, &placed] {
+                let product =
+                    |cx| matmul(cx, &[Projection { weight: form, bias: None }], own(&x)).unwrap().swap_remove(0);
+                assert_close(&product(&cx), &want, rounding);
+                assert_close(&product(&reference()), &want, 1e-6);
+                assert_close(&embedding(&cx, form, &ids, 3.0).unwrap(), &(&rows * 3.0).unwrap(), 0.0);
+                assert_close(&embedding(&reference(), form, &ids, 3.0).unwrap(), &(&rows * 3.0).unwrap(), 0.0);
+                let logits =
+                    Tensor::from_vec(logits(&cx, form, own(&x), Some(1.0)).unwrap(), (3, 40), &Device::Cpu).unwrap();
+                assert_close(&logits, &want.tanh().unwrap(), rounding);
+            }
+        }
     }
 }
 

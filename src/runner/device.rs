@@ -1,11 +1,12 @@
 //! `--device`: which device runs the model.
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 use std::sync::Arc;
 
 use candle_core::Device;
-use wick_kernels::{Cpu, Isa, Precision, ThreadPool};
+use wick_kernels::{Cpu, Isa, Precision, QuantType, ThreadPool};
 
 use crate::ops::{ExecContext, KvDtype};
 
@@ -109,10 +110,19 @@ impl Machine {
         self.device.is_cpu() && self.isa.packs()
     }
 
-    /// The KV format for a model with heads of such sizes that is fastest here and as exact as activations of this precision.
+    /// The KV format for a model with matrices of these formats and heads of such sizes that is fastest here and as exact as activations of
+    /// this precision.
     #[must_use]
-    pub fn kv_dtype(&self, activations: Precision, head_dims: &[usize], block_size: usize) -> KvDtype {
-        let pairs = self.device.is_cpu() && self.isa.pairs() && activations == Precision::Int8;
+    pub fn kv_dtype(
+        &self,
+        activations: Precision,
+        formats: &BTreeSet<QuantType>,
+        head_dims: &[usize],
+        block_size: usize,
+    ) -> KvDtype {
+        // Beside float matrices, whose activations are rounded to bfloat16 or not at all, it would make a good part of the error.
+        let blocks = formats.iter().any(|ty| !matches!(ty, QuantType::F32 | QuantType::F16 | QuantType::BF16));
+        let pairs = self.device.is_cpu() && self.isa.pairs() && activations == Precision::Int8 && blocks;
         let fit = head_dims.iter().all(|&head_dim| KvDtype::Bf16.holds(head_dim, block_size));
         if pairs && fit { KvDtype::Bf16 } else { KvDtype::F16 }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Tensor};
-use wick_kernels::{MatrixRef, PackedMatrix, QuantType};
+use wick_kernels::{FloatMatrix, MatrixRef, PackedMatrix, QuantType};
 
 use super::map::release;
 use super::store::to_f32;
@@ -74,6 +74,8 @@ pub enum Matrix {
     Mapped(MappedMatrix),
     /// CPU, ggml blocks packed for the instruction set.
     Packed(Arc<PackedMatrix>),
+    /// CPU, f32/f16/bf16 values packed for it.
+    Floats(Arc<FloatMatrix>),
     /// Accelerator, f16/bf16/f32.
     Dense(Tensor),
     /// Accelerator, ggml blocks.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use wick_kernels::{PackedMatrix, QuantType};
+use wick_kernels::{FloatMatrix, PackedMatrix, QuantType};
 
 use super::types::TypeInfo;
 use super::{LoadError, MappedBytes, MappedMatrix, Matrix, WeightForm, WeightMemory, WeightSource, names};
@@ -123,6 +123,10 @@ impl WeightSource for TensorStore {
         self.entries.contains_key(name)
     }
 
+    fn formats(&self) -> BTreeSet<QuantType> {
+        self.entries.values().filter(|entry| entry.shape.len() == 2).map(|entry| entry.ty.ty).collect()
+    }
+
     fn memory(&self, packed: bool) -> WeightMemory {
         // An input embedding that is not the output matrix too is only looked up in, and not packed.
         let untied = !self.output || self.contains("lm_head.weight");
@@ -132,6 +136,7 @@ impl WeightSource for TensorStore {
             let form = match entry.shape[..] {
                 [rows, cols] if packed && !(untied && name == "model.embed_tokens.weight") => {
                     PackedMatrix::bytes_for(entry.ty.ty, rows, cols)
+                        .or_else(|| FloatMatrix::bytes_for(entry.ty.ty, rows, cols))
                 }
                 _ => None,
             };

@@ -4,6 +4,7 @@ use super::attention::pairs::PairKernels;
 use super::attention::span::{SpanRows, Visible};
 use super::elementwise::Activation;
 use super::encoder::EncoderKernels;
+use super::floats::{FloatDot, FloatPairs, Widen};
 use super::isa;
 use super::packed::{ActTile, GroupSource, Strip};
 use super::panel::{ActPanel, WeightPanel};
@@ -182,10 +183,6 @@ pub struct KernelTable {
     /// The same dot products from the unpacked form of rows of `ty`. Same bits as `dot_blocks`.
     #[allow(clippy::type_complexity)] // the arguments of a tile, named once
     pub dot_panels: unsafe fn(ty: QuantType, cols: usize, w: &[WeightPanel], acts: &[&[ActPanel]], out: &mut [f32]),
-    /// Dot products of float weights (F32, F16, BF16) with 1..=[`TILE_ROWS`] float rows.
-    pub dot_dense: unsafe fn(w: &WeightRows<'_>, x: &[&[f32]], out: &mut [f32]),
-    /// The same from weights already widened to f32, `x[0].len()` a row. Same bits as `dot_dense`.
-    pub dot_wide: unsafe fn(w: &[f32], x: &[&[f32]], out: &mut [f32]),
     /// A few query rows against one span of keys.
     pub attend: unsafe fn(&mut SpanRows<'_>),
     /// Adds the softmax state of one span to that of the spans before it.
@@ -212,6 +209,18 @@ pub struct KernelTable {
     pub encoder: EncoderKernels,
     /// Products with packed matrices.
     pub packed: PackedKernels,
+    /// Products with packed floats.
+    pub floats: FloatKernels,
+}
+
+/// The kernels for packed matrices of floats.
+pub struct FloatKernels {
+    /// The products of 32 rows of a matrix with a tile of floats.
+    pub dot: FloatDot,
+    /// Widens strips of F16.
+    pub widen: Widen,
+    /// Those with pairs of bfloat16, where there are such.
+    pub pairs: Option<&'static FloatPairs>,
 }
 
 /// The kernels for packed matrices. All instruction sets give the same bits.

@@ -2,12 +2,13 @@
 //!
 //! Activations are quantised once for all matrices of a call (see [`super::panel`]). A few activation rows are multiplied straight from
 //! the blocks; more rows unpack a handful of weight rows once and reuse them. Both give the same bits: the instruction set's tile code is
-//! one and the same, only the source of the 16-bit weights differs.
+//! one and the same, only the source of the 16-bit weights differs. Floats are multiplied by plain Rust.
 //!
 //! Where the instruction set packs ([`super::dispatch::Isa::packs`]), models come here with the formats that are not packed only.
 
 use super::Cpu;
 use super::dispatch::{KernelTable, TILE_ROWS, WeightRows};
+use super::isa::scalar::dot_wide;
 use super::panel::{ActPanel, PANEL, WeightPanel};
 use super::product;
 use super::quant::{QuantType, dequantize};
@@ -184,8 +185,8 @@ impl Batch<'_> {
         let w = WeightRows { ty, cols: self.k, row_bytes: plan.row_bytes, data };
         let Lane { panels, wide, tile } = lane;
         tile.resize(count * TILE_ROWS, 0.0);
-        let unpacked = ty != QuantType::F32 && self.rows > direct_rows(ty);
-        if unpacked && ty.is_float() {
+        let unpacked = self.rows > direct_rows(ty);
+        if ty.is_float() {
             wide.resize(count * self.k, 0.0);
             dequantize(ty, data, wide);
         } else if unpacked {
@@ -201,14 +202,7 @@ impl Batch<'_> {
                     let row = (r + i).min(self.rows - 1);
                     &self.x[row * self.k..(row + 1) * self.k]
                 });
-                // SAFETY: the table is this processor's.
-                unsafe {
-                    if unpacked {
-                        (self.table.dot_wide)(wide, &x[..n], tile)
-                    } else {
-                        (self.table.dot_dense)(&w, &x[..n], tile)
-                    }
-                }
+                dot_wide(wide, &x[..n], tile);
             } else {
                 let acts: [&[ActPanel]; TILE_ROWS] = std::array::from_fn(|i| {
                     let row = self.first_row + (r + i).min(self.rows - 1);

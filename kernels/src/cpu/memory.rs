@@ -1,98 +1,115 @@
-//! Memory for weights: huge pages, which matrices share.
+//! Memory for weights.
 //!
 //! A step reads all weights. With pages of 4 KiB each 64 lines end at a page that, more often than not, no translation is cached for: a
-//! walk through the page tables (in a virtual machine through two of them), and a break in the hardware's prefetching. With pages of 2 MiB
-//! both are rare. Where the system has no huge pages, or none left, this memory is as good as any other.
+//! walk through the page tables (in a virtual machine through two of them), and a break in the hardware's prefetching. Where the system
+//! has larger pages for those who ask (Linux), weights are asked for: they come from chunks in which matrices lie one behind the other,
+//! because one alone may be smaller than such a page.
 
-use memmap2::{MmapMut, MmapOptions};
+use super::Cpu;
+use super::shared::SharedSlice;
+use memmap2::MmapMut;
 use std::alloc::{Layout, handle_alloc_error};
-use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Bytes of a cache line, which all parts begin at.
-const LINE: usize = 64;
-/// Bytes of a huge page on x86-64, and on Arm with small pages of 4 KiB.
-const HUGE: usize = 2 << 20;
-/// Least bytes of a region: matrices of a small model are smaller than a huge page. What is never written to costs addresses only.
-const REGION_BYTES: usize = 64 << 20;
+/// Bytes of a chunk: many large pages of 2 MiB. A block of half of that or more has one of its own.
+const CHUNK: usize = 32 << 20;
+/// Blocks begin at a multiple of this, and so do chunks at one of a large page.
+const ALIGN: usize = 64;
+const LARGE_PAGE: usize = 2 << 20;
 
-/// Bytes that begin at a cache line, zeros at first. No one has touched them: the system clears a page for the thread that first writes to it.
-/// A region goes back to the system with the last of its parts, but for the newest one, of which more may be taken.
-pub struct Memory {
-    _map: Arc<MmapMut>,
-    start: NonNull<u8>,
+/// Where the next small block comes from. It is given back when all of its blocks are.
+static CURRENT: Mutex<Weak<Chunk>> = Mutex::new(Weak::new());
+
+/// Bytes of the system, zero at first, parts of which are handed out once.
+struct Chunk {
+    /// The first large page.
+    start: *mut u8,
     len: usize,
+    used: Mutex<usize>,
+    _map: MmapMut,
 }
 
-// SAFETY: the bytes are this one's own.
-unsafe impl Send for Memory {}
-// SAFETY: they change through a mutable reference only.
-unsafe impl Sync for Memory {}
+// SAFETY: the memory is reached by the blocks that own parts of it only.
+unsafe impl Send for Chunk {}
+// SAFETY: as above.
+unsafe impl Sync for Chunk {}
 
-impl Memory {
-    /// `len` bytes.
-    pub fn zeroed(len: usize) -> Memory {
-        /// The region that still has room.
-        static REGION: Mutex<Option<Region>> = Mutex::new(None);
-        let mut current = REGION.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(memory) = current.as_mut().and_then(|region| region.take(len)) {
-            return memory;
-        }
-        let region = current.insert(Region::new(len));
-        region.take(len).expect("a region without room for what it was made for is a bug")
-    }
-}
-
-impl Deref for Memory {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the map lives as long as this, and no other has this part of it.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl DerefMut for Memory {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
-    }
-}
-
-/// Fresh memory, of which parts are taken.
-struct Region {
-    map: Arc<MmapMut>,
-    /// What has not been taken.
-    rest: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the rest is this region's own.
-unsafe impl Send for Region {}
-
-impl Region {
-    /// Room for `bytes`.
-    fn new(bytes: usize) -> Region {
-        let mapped = bytes.max(REGION_BYTES).saturating_add(HUGE);
-        let Ok(mut map) = MmapOptions::new().len(mapped).map_anon() else {
-            handle_alloc_error(Layout::from_size_align(mapped, LINE).unwrap_or(Layout::new::<u8>()))
+impl Chunk {
+    /// `len` bytes, a multiple of [`ALIGN`].
+    fn new(len: usize) -> Chunk {
+        let size = len.checked_add(LARGE_PAGE).expect("a matrix of 2^64 bytes is a bug");
+        let Ok(mut map) = MmapMut::map_anon(size) else {
+            handle_alloc_error(Layout::from_size_align(size, ALIGN).unwrap_or(Layout::new::<u8>()))
         };
+        // Advice: where the system does not take it, pages are small.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        let skipped = map.as_ptr().align_offset(HUGE);
-        let rest = NonNull::from(&mut map[skipped..]).cast();
-        Region { map: Arc::new(map), rest, len: mapped - skipped }
+        let base = map.as_mut_ptr();
+        let start = base.wrapping_add(base.addr().next_multiple_of(LARGE_PAGE) - base.addr());
+        Chunk { start, len, used: Mutex::new(0), _map: map }
     }
 
-    /// `len` bytes, if there are so many left.
-    fn take(&mut self, len: usize) -> Option<Memory> {
-        let lines = len.checked_next_multiple_of(LINE).filter(|&lines| lines <= self.len)?;
-        let start = self.rest;
-        // SAFETY: there are as many bytes left.
-        self.rest = unsafe { start.add(lines) };
-        self.len -= lines;
-        Some(Memory { _map: self.map.clone(), start, len })
+    /// The next `len` bytes, if there are as many.
+    fn take(self: &Arc<Self>, len: usize) -> Option<Block> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let end = used.checked_add(len).filter(|&end| end <= self.len)?;
+        let at = std::mem::replace(&mut *used, end);
+        Some(Block { at: self.start.wrapping_add(at), len, _chunk: self.clone() })
+    }
+}
+
+/// A part of a chunk, which it keeps.
+pub struct Block {
+    at: *mut u8,
+    len: usize,
+    _chunk: Arc<Chunk>,
+}
+
+// SAFETY: a block is the only one that reaches its bytes.
+unsafe impl Send for Block {}
+// SAFETY: as above; shared, they are only read.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// `bytes` bytes, or some more, all zero, from a multiple of 64 on.
+    fn zeroed(bytes: usize) -> Block {
+        let len = bytes.checked_next_multiple_of(ALIGN).expect("a matrix of 2^64 bytes is a bug");
+        let all = "a fresh chunk has what it was made for: anything else is a bug";
+        if len >= CHUNK / 2 {
+            return Arc::new(Chunk::new(len)).take(len).expect(all);
+        }
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = current.upgrade().and_then(|chunk| chunk.take(len)) {
+            return block;
+        }
+        let chunk = Arc::new(Chunk::new(CHUNK));
+        *current = Arc::downgrade(&chunk);
+        chunk.take(len).expect(all)
+    }
+
+    /// `parts` parts of `part_bytes` bytes, each handed to `fill` as zeros. A part is first touched by the thread that fills it: the
+    /// system's clearing of fresh pages, a good part of the work, is spread with the rest.
+    pub fn filled(cpu: &Cpu, parts: usize, part_bytes: usize, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) -> Block {
+        let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
+        let shared = SharedSlice::new(block.bytes_mut());
+        cpu.for_pieces(parts, parts.div_ceil(8 * cpu.pool.threads()), &|start, end| {
+            for part in start..end {
+                // SAFETY: parts are disjoint and each belongs to one piece.
+                fill(part, unsafe { shared.slice(part * part_bytes, part_bytes) });
+            }
+        });
+        block
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: as many are in the chunk, initialised by the system or since, and belong to this block.
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
     }
 }
 
@@ -101,17 +118,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_begin_at_lines_are_zero_and_do_not_overlap() {
-        let sizes = [1, 64, 65, 0, HUGE + 1, REGION_BYTES + 1, 100];
-        let mut parts = sizes.map(Memory::zeroed);
-        for (part, size) in parts.iter_mut().zip(sizes) {
-            assert_eq!(part.len(), size);
-            assert!(part.as_ptr().addr().is_multiple_of(LINE));
-            assert!(part.iter().all(|&b| b == 0));
-            part.fill(size as u8 ^ 0x55);
-        }
-        for (part, size) in parts.iter().zip(sizes) {
-            assert!(part.iter().all(|&b| b == size as u8 ^ 0x55), "{size} bytes were written to by another");
-        }
+    fn blocks_are_zero_aligned_and_apart() {
+        let mut blocks: Vec<Block> = [0, 1, 64, 100_000, CHUNK / 2 - 1, CHUNK / 2 + 1, CHUNK - 5, 3 * CHUNK]
+            .into_iter()
+            .map(|bytes| {
+                let mut block = Block::zeroed(bytes);
+                assert!(block.bytes().len() >= bytes && block.at.addr().is_multiple_of(ALIGN));
+                assert!(block.bytes().iter().all(|&b| b == 0));
+                block.bytes_mut().fill(0xff);
+                block
+            })
+            .collect();
+        blocks.sort_by_key(|block| block.at);
+        assert!(blocks.windows(2).all(|pair| pair[0].at.addr() + pair[0].len <= pair[1].at.addr()));
     }
 }

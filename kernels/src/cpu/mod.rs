@@ -4,6 +4,7 @@ pub mod attention;
 pub mod dispatch;
 pub mod elementwise;
 pub mod encoder;
+pub mod floats;
 mod isa;
 pub mod kv;
 pub mod math;
@@ -14,6 +15,7 @@ pub mod panel;
 pub mod pool;
 mod product;
 pub mod quant;
+mod refine;
 pub mod rope;
 mod shared;
 

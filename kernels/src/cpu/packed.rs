@@ -25,17 +25,16 @@ mod pack;
 mod refine;
 
 pub use acts::{
-    ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, group_bytes, low_bytes,
+    ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, first_tile, group_bytes,
+    low_bytes,
 };
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use matmul::matmul_with;
 pub use matmul::{PackedScratch, packed_matmul};
 pub use refine::packed_refine;
 
-use super::Cpu;
-use super::memory::Memory;
+use super::memory::Block;
 use super::quant::QuantType;
-use super::shared::SharedSlice;
 use half::f16;
 use std::fmt;
 
@@ -120,38 +119,29 @@ struct Line([u8; LINE]);
 
 /// Bytes that begin at a multiple of 64.
 #[derive(Default)]
-struct Lines(Box<[Line]>);
+pub(super) struct Lines(Box<[Line]>);
 
 impl Lines {
     /// At least `bytes` bytes, all zero.
-    fn zeroed(bytes: usize) -> Lines {
+    pub(super) fn zeroed(bytes: usize) -> Lines {
         // SAFETY: a line is bytes, for which zero is a value.
         Lines(unsafe { Box::<[Line]>::new_zeroed_slice(bytes.div_ceil(LINE)).assume_init() })
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: lines are bytes without padding.
         unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: lines are 16 floats each, at a multiple of their size, for which all bits are values.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE / 4) }
+    }
+
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
     }
-}
-
-/// `parts` parts of `part_bytes` bytes, a whole number of lines, each handed to `fill` as zeros. A part is first touched by the thread
-/// that fills it: the system's clearing of fresh pages, a good part of the work, is spread with the rest.
-fn filled(cpu: &Cpu, parts: usize, part_bytes: usize, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) -> Memory {
-    let mut all = Memory::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
-    let shared = SharedSlice::new(&mut all);
-    cpu.for_pieces(parts, parts.div_ceil(8 * cpu.pool.threads()), &|start, end| {
-        for part in start..end {
-            // SAFETY: parts are disjoint and each belongs to one piece.
-            fill(part, unsafe { shared.slice(part * part_bytes, part_bytes) });
-        }
-    });
-    all
 }
 
 /// A weight matrix in packed form; owns its bytes.
@@ -161,7 +151,7 @@ pub struct PackedMatrix {
     rows: usize,
     cols: usize,
     strip_bytes: usize,
-    data: Memory,
+    data: Block,
 }
 
 impl fmt::Debug for PackedMatrix {
@@ -214,7 +204,7 @@ impl PackedMatrix {
 
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
-        self.data.len()
+        self.data.bytes().len()
     }
 
     fn strips(&self) -> usize {
@@ -222,7 +212,7 @@ impl PackedMatrix {
     }
 
     fn strip(&self, index: usize) -> Strip<'_> {
-        let records = &self.data[index * self.strip_bytes..(index + 1) * self.strip_bytes];
+        let records = &self.data.bytes()[index * self.strip_bytes..(index + 1) * self.strip_bytes];
         Strip { ty: self.ty, groups: self.cols / GROUP, records }
     }
 

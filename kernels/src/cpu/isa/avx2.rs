@@ -6,13 +6,13 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 mod attend;
-mod dense;
+mod floats;
 mod formats;
 pub mod packed;
 mod panels;
 mod quantized;
 
-use crate::cpu::dispatch::KernelTable;
+use crate::cpu::dispatch::{FloatKernels, KernelTable};
 use crate::cpu::elementwise::{Activation, add_row, gated_row, rms_norm_row, sin_cos_row};
 use crate::cpu::encoder::{EncoderKernels, FullHead, Pointwise, activate_rows, attend_head, layer_norm_row};
 use crate::cpu::rope::rotate_head;
@@ -24,8 +24,6 @@ pub const TABLE: KernelTable = KernelTable {
     dot_blocks: quantized::dot_blocks,
     unpack: quantized::unpack,
     dot_panels: panels::dot_panels,
-    dot_dense: dense::dot_dense,
-    dot_wide: dense::dot_wide,
     attend: attend::attend,
     fold: attend::fold,
     attends_halves: true,
@@ -39,6 +37,7 @@ pub const TABLE: KernelTable = KernelTable {
     rotate,
     encoder: EncoderKernels { layer_norm, activate, attend: attend_full },
     packed: packed::PACKED,
+    floats: FloatKernels { dot: floats::dot, widen: floats::widen, pairs: None },
 };
 
 #[target_feature(enable = "avx2,fma,f16c")]

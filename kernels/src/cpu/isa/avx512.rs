@@ -4,11 +4,12 @@ mod acts;
 mod attend;
 mod dot;
 mod elementwise;
+mod floats;
 mod formats;
 mod pairs;
 
 use super::avx2;
-use crate::cpu::dispatch::{KernelTable, PackedKernels};
+use crate::cpu::dispatch::{FloatKernels, KernelTable, PackedKernels};
 use crate::cpu::encoder::EncoderKernels;
 
 /// The AVX-512 table. Its functions need a processor with AVX-512 F, BW, DQ, VL and VNNI beside AVX2, FMA and F16C.
@@ -28,8 +29,13 @@ pub const TABLE: KernelTable = KernelTable {
         attend: elementwise::attend_full,
     },
     packed: PackedKernels { root_mean_square: acts::root_mean_square, quantize: acts::quantize, dot: dot::dot },
+    floats: FloatKernels { dot: floats::dot, widen: floats::widen, pairs: None },
     ..avx2::TABLE
 };
 
-/// The same with BF16, which attention can be rounded to.
-pub static BF16_TABLE: KernelTable = KernelTable { pairs: Some(&pairs::PAIRS), ..TABLE };
+/// The same with BF16's dot products: for BF16 matrices, and for attention, which can be rounded to it.
+pub static BF16_TABLE: KernelTable = KernelTable {
+    pairs: Some(&pairs::PAIRS),
+    floats: FloatKernels { pairs: Some(&floats::PAIRS), ..TABLE.floats },
+    ..TABLE
+};

@@ -1,16 +1,33 @@
-//! The kernels for 64-bit Arm with the dot product extension (Armv8.2): products with packed matrices by `sdot`, and plain Rust for everything
-//! else.
+//! The kernels for 64-bit Arm with the dot product extension (Armv8.2): products with packed matrices by `sdot`, those with packed floats by
+//! fused multiply-adds, and plain Rust for everything else.
 
+use super::floats::{self, Bfloats, Floats, Halves, MultiplyAdd, float_dot};
 use super::packed::{self, Fours, Vector, tile::packed_dot};
 use super::scalar;
-use crate::cpu::dispatch::{KernelTable, PackedKernels};
+use crate::cpu::dispatch::{FloatKernels, KernelTable, PackedKernels};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 /// The table. Its functions need a processor with the dot product extension.
-pub static TABLE: KernelTable = KernelTable { packed: PackedKernels { dot, ..scalar::PACKED }, ..scalar::TABLE };
+pub static TABLE: KernelTable = KernelTable {
+    packed: PackedKernels { dot, ..scalar::PACKED },
+    floats: FloatKernels { dot: dot_floats, widen, pairs: None },
+    ..scalar::TABLE
+};
 
 packed_dot!("neon,dotprod", Signed, 4);
+
+float_dot!(
+    /// The products of a strip with a tile of floats.
+    dot_floats, "neon,dotprod", Neon, 8, [1, 2, 3; 3],
+    { F32 => Floats, F16 => Halves, BF16 => Bfloats }, |cols: usize| cols
+);
+
+#[target_feature(enable = "neon,dotprod")]
+fn widen(halves: &[u8], out: &mut [f32]) {
+    // SAFETY: the features are those that this function is compiled for and called with.
+    unsafe { floats::widen::<Neon>(halves, out) }
+}
 
 /// 128-bit registers.
 struct Neon;
@@ -112,6 +129,52 @@ impl Vector for Neon {
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {
         // The intrinsic is not stable yet; these processors find streams by themselves.
+    }
+}
+
+// SAFETY (of all bodies): as above.
+impl MultiplyAdd for Neon {
+    const LANES: usize = 4;
+    type Float = float32x4_t;
+
+    #[inline(always)]
+    unsafe fn zero() -> float32x4_t {
+        unsafe { vdupq_n_f32(0.0) }
+    }
+    #[inline(always)]
+    unsafe fn broadcast(at: *const u32) -> float32x4_t {
+        unsafe { vld1q_dup_f32(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn multiply_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn words(at: *const u8) -> float32x4_t {
+        unsafe { vreinterpretq_f32_u8(vld1q_u8(at)) }
+    }
+    #[inline(always)]
+    unsafe fn halves(at: *const u8) -> float32x4_t {
+        unsafe { <Neon as Vector>::halves(at) }
+    }
+    #[inline(always)]
+    unsafe fn lower(at: *const u8) -> float32x4_t {
+        unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_u8(vld1q_u8(at)))) }
+    }
+    #[inline(always)]
+    unsafe fn upper(at: *const u8) -> float32x4_t {
+        unsafe {
+            let words = vreinterpretq_u32_u8(vld1q_u8(at));
+            vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xffff_0000)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(v: float32x4_t, at: *mut f32) {
+        unsafe { vst1q_f32(at, v) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {
+        // As above.
     }
 }
 

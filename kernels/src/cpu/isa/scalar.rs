@@ -4,9 +4,10 @@
 //! exactly those of AVX2; only fused multiply-adds make the two differ.
 
 mod attend;
+mod floats;
 mod packed;
 
-use crate::cpu::dispatch::{KernelTable, PackedKernels, TILE_ROWS, WeightRows};
+use crate::cpu::dispatch::{FloatKernels, KernelTable, PackedKernels, TILE_ROWS, WeightRows};
 use crate::cpu::elementwise::{add_row, gated_row, rms_norm_row, sin_cos_row};
 use crate::cpu::encoder::{EncoderKernels, activate_rows, attend_head, layer_norm_row};
 use crate::cpu::kv::{widen_keys, widen_values};
@@ -19,13 +20,11 @@ use crate::cpu::rope::rotate_head;
 pub const LANES: usize = 8;
 
 /// The scalar table. Its functions are `unsafe` by type only: they run on any processor.
-pub static TABLE: KernelTable = KernelTable {
+pub const TABLE: KernelTable = KernelTable {
     quantize,
     dot_blocks,
     unpack,
     dot_panels,
-    dot_dense,
-    dot_wide,
     // SAFETY (of the closures' bodies): they need no processor feature.
     attend: attend::attend,
     fold: attend::fold,
@@ -44,6 +43,11 @@ pub static TABLE: KernelTable = KernelTable {
         attend: |head| attend_head::<false>(head),
     },
     packed: PACKED,
+    floats: FloatKernels {
+        dot: floats::dot,
+        widen: |halves, out| dequantize(QuantType::F16, halves, out),
+        pairs: None,
+    },
 };
 
 pub const PACKED: PackedKernels =
@@ -188,19 +192,12 @@ fn dot_floats(w: &[f32], x: &[f32]) -> f32 {
     rest.fold(total(lanes), |sum, (w, x)| sum + w * x)
 }
 
-fn dot_wide(w: &[f32], x: &[&[f32]], out: &mut [f32]) {
+/// Dot products of rows of floats with 1..=[`TILE_ROWS`] rows of activations of the same length.
+pub fn dot_wide(w: &[f32], x: &[&[f32]], out: &mut [f32]) {
     let cols = x[0].len();
     for (row, out) in w.chunks_exact(cols).zip(out.chunks_exact_mut(x.len())) {
         for (y, x) in out.iter_mut().zip(x) {
             *y = dot_floats(row, x);
         }
-    }
-}
-
-fn dot_dense(w: &WeightRows<'_>, x: &[&[f32]], out: &mut [f32]) {
-    let mut wide = vec![0.0; w.cols];
-    for (row, out) in w.data.chunks_exact(w.row_bytes).zip(out.chunks_exact_mut(x.len())) {
-        dequantize(w.ty, row, &mut wide);
-        dot_wide(&wide, x, out);
     }
 }

@@ -43,7 +43,7 @@ impl Precision {
 }
 
 /// Where the first tile of `rows` rows ends, and its height.
-fn first_tile(rows: usize) -> (usize, usize) {
+pub fn first_tile(rows: usize) -> (usize, usize) {
     let taken = match rows {
         _ if rows <= WIDEST_TILE => rows,
         // A tile of one to three rows unpacks weights for little: two middling ones do better.

@@ -24,7 +24,7 @@ pub struct PackedScratch {
     pub(super) tiles: Vec<TilePlan>,
     /// For each row the magnitude above which a group is fine.
     limits: Vec<f32>,
-    /// For each row of [`super::packed_refine`] the largest product of each strip, twice.
+    /// Room for [`super::packed_refine`].
     pub(super) peaks: Vec<f32>,
 }
 

@@ -1,8 +1,9 @@
 //! Packing: from rows of ggml's blocks to strips.
 
-use super::{GROUP, LANES, LINE, PackedMatrix, Packing, STEPS, filled};
+use super::{GROUP, LANES, LINE, PackedMatrix, Packing, STEPS};
 use crate::cpu::Cpu;
 use crate::cpu::matmul::MatrixRef;
+use crate::cpu::memory::Block;
 use crate::cpu::panel::scales_q45k;
 use crate::cpu::quant::QuantType;
 
@@ -25,7 +26,7 @@ impl PackedMatrix {
         let (row_bytes, groups) = (row_bytes.unwrap_or(0), w.cols / GROUP);
         let strip_bytes = packing.strip_bytes(groups)?;
         let strips = w.rows.div_ceil(LANES);
-        let data = filled(cpu, strips, strip_bytes, &|s, strip| {
+        let data = Block::filled(cpu, strips, strip_bytes, &|s, strip| {
             if row_bytes > 0 {
                 let rows = &w.data[s * LANES * row_bytes..w.data.len().min((s + 1) * LANES * row_bytes)];
                 pack_strip(w.ty, packing, groups, rows, row_bytes, strip);
