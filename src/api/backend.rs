@@ -4,8 +4,9 @@
 //! A decoder embeds through the same scheduler, paged cache and forward pass as it would generate, since that is what makes it right and
 //! quick: long texts come in chunks beside short ones, beginnings that texts share (an instruction before every query) are computed once
 //! and kept per tenant, and what a text gets never depends on its company. A text is a sequence that ends with its prompt.
-use crate::encoder::{EmbeddingSpec, Encoded};
-use crate::encoder::{EncodeFailure, EncoderHandle, EncoderInfo, EncoderInput, normalize_vector};
+use crate::encoder::{
+    EmbeddingSpec, EncodeFailure, Encoded, EncoderHandle, EncoderInfo, EncoderInput, normalize_vector,
+};
 use crate::engine::{EngineHandle, GenerationRequest, GenerationStream, SeqEvent};
 use std::sync::Arc;
 
