@@ -15,10 +15,10 @@ pub use refine::float_refine;
 
 use super::Cpu;
 use super::matmul::MatrixRef;
-use super::memory::Block;
-use super::packed::Lines;
+use super::memory::Lines;
 use super::quant::{QuantType, dequantize};
 use super::shared::Rows;
+use super::strips::Strips;
 use std::fmt;
 
 /// Rows of a strip.
@@ -37,16 +37,12 @@ const fn unit(ty: QuantType) -> Option<usize> {
 
 /// A matrix of floats in packed form; owns its bytes.
 pub struct FloatMatrix {
-    ty: QuantType,
-    rows: usize,
-    cols: usize,
-    strip_bytes: usize,
-    data: Block,
+    strips: Strips<STRIP>,
 }
 
 impl fmt::Debug for FloatMatrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FloatMatrix({} {} x {})", self.ty.name(), self.rows, self.cols)
+        write!(f, "FloatMatrix({:?})", self.strips)
     }
 }
 
@@ -100,54 +96,35 @@ impl FloatMatrix {
     /// If the bytes are not those of a matrix of this shape.
     pub fn pack(cpu: &Cpu, w: MatrixRef<'_>) -> Option<FloatMatrix> {
         let (unit, strip_bytes) = (unit(w.ty)?, Self::strip_bytes(w.ty, w.cols)?);
-        let row_bytes = w.ty.row_bytes(w.cols)?;
-        assert!(
-            row_bytes.checked_mul(w.rows) == Some(w.data.len()),
-            "pack: {} bytes of {} are not {} rows of {}",
-            w.data.len(),
-            w.ty.name(),
-            w.rows,
-            w.cols
-        );
-        let data = Block::filled(cpu, w.rows.div_ceil(STRIP), strip_bytes, &|s, strip| {
-            if row_bytes > 0 {
-                let rows = &w.data[s * STRIP * row_bytes..w.data.len().min((s + 1) * STRIP * row_bytes)];
-                match unit {
-                    2 => transpose::<2>(rows, row_bytes, strip),
-                    _ => transpose::<4>(rows, row_bytes, strip),
-                }
-            }
+        let strips = Strips::pack(cpu, w, strip_bytes, &|rows, row_bytes, strip| match unit {
+            2 => transpose::<2>(rows, row_bytes, strip),
+            _ => transpose::<4>(rows, row_bytes, strip),
         });
-        Some(FloatMatrix { ty: w.ty, rows: w.rows, cols: w.cols, strip_bytes, data })
+        Some(FloatMatrix { strips })
     }
 
     /// The format of the matrix it was packed from.
     pub fn ty(&self) -> QuantType {
-        self.ty
+        self.strips.ty
     }
 
     /// Outputs.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.strips.rows
     }
 
     /// Inputs.
     pub fn cols(&self) -> usize {
-        self.cols
+        self.strips.cols
     }
 
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
-        self.data.bytes().len()
-    }
-
-    fn strips(&self) -> usize {
-        self.rows.div_ceil(STRIP)
+        self.strips.bytes()
     }
 
     fn strip(&self, index: usize) -> FloatStrip<'_> {
-        let lines = &self.data.bytes()[index * self.strip_bytes..(index + 1) * self.strip_bytes];
-        FloatStrip { ty: self.ty, cols: self.cols, lines }
+        FloatStrip { ty: self.ty(), cols: self.cols(), lines: self.strips.strip(index) }
     }
 
     /// Row `row` as floats.
@@ -155,8 +132,8 @@ impl FloatMatrix {
     /// # Panics
     /// If there is no such row, or `out` has not as many values as the matrix has columns.
     pub fn row(&self, row: usize, out: &mut [f32]) {
-        assert!(row < self.rows && out.len() == self.cols, "row {row} of {self:?} into {} values", out.len());
-        self.strip(row / STRIP).row(row % STRIP, out);
+        let (strip, lane) = self.strips.place(row, out);
+        self.strip(strip).row(lane, out);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Memory for weights.
+//! Memory that begins at lines of the cache: for weights, and for what kernels write in between.
 //!
 //! A step reads all weights. With pages of 4 KiB each 64 lines end at a page that, more often than not, no translation is cached for: a
 //! walk through the page tables (in a virtual machine through two of them), and a break in the hardware's prefetching. Where the system
@@ -110,6 +110,38 @@ impl Block {
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
+    }
+}
+
+/// 64 bytes that begin at a multiple of 64.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; ALIGN]);
+
+/// Bytes that begin at a multiple of 64.
+#[derive(Default)]
+pub struct Lines(Box<[Line]>);
+
+impl Lines {
+    /// At least `bytes` bytes, all zero.
+    pub fn zeroed(bytes: usize) -> Lines {
+        // SAFETY: a line is bytes, for which zero is a value.
+        Lines(unsafe { Box::<[Line]>::new_zeroed_slice(bytes.div_ceil(ALIGN)).assume_init() })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: lines are bytes without padding.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * ALIGN) }
+    }
+
+    pub fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: lines are 16 floats each, at a multiple of their size, for which all bits are values.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * ALIGN / 4) }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * ALIGN) }
     }
 }
 

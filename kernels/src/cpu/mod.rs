@@ -18,6 +18,7 @@ pub mod quant;
 mod refine;
 pub mod rope;
 mod shared;
+mod strips;
 
 use dispatch::Isa;
 use pool::ThreadPool;

@@ -33,8 +33,8 @@ pub(crate) use matmul::matmul_with;
 pub use matmul::{PackedScratch, packed_matmul};
 pub use refine::packed_refine;
 
-use super::memory::Block;
 use super::quant::QuantType;
+use super::strips::Strips;
 use half::f16;
 use std::fmt;
 
@@ -112,51 +112,15 @@ impl Packing {
     }
 }
 
-/// 64 bytes that begin at a multiple of 64.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; LINE]);
-
-/// Bytes that begin at a multiple of 64.
-#[derive(Default)]
-pub(super) struct Lines(Box<[Line]>);
-
-impl Lines {
-    /// At least `bytes` bytes, all zero.
-    pub(super) fn zeroed(bytes: usize) -> Lines {
-        // SAFETY: a line is bytes, for which zero is a value.
-        Lines(unsafe { Box::<[Line]>::new_zeroed_slice(bytes.div_ceil(LINE)).assume_init() })
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: lines are bytes without padding.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
-    }
-
-    pub(super) fn floats_mut(&mut self) -> &mut [f32] {
-        // SAFETY: lines are 16 floats each, at a multiple of their size, for which all bits are values.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE / 4) }
-    }
-
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
-    }
-}
-
 /// A weight matrix in packed form; owns its bytes.
 pub struct PackedMatrix {
-    ty: QuantType,
     packing: Packing,
-    rows: usize,
-    cols: usize,
-    strip_bytes: usize,
-    data: Block,
+    strips: Strips<LANES>,
 }
 
 impl fmt::Debug for PackedMatrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PackedMatrix({} {} x {})", self.ty.name(), self.rows, self.cols)
+        write!(f, "PackedMatrix({:?})", self.strips)
     }
 }
 
@@ -189,31 +153,26 @@ impl PackedMatrix {
 
     /// The format of the matrix it was packed from.
     pub fn ty(&self) -> QuantType {
-        self.ty
+        self.strips.ty
     }
 
     /// Outputs.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.strips.rows
     }
 
     /// Inputs.
     pub fn cols(&self) -> usize {
-        self.cols
+        self.strips.cols
     }
 
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
-        self.data.bytes().len()
-    }
-
-    fn strips(&self) -> usize {
-        self.rows.div_ceil(LANES)
+        self.strips.bytes()
     }
 
     fn strip(&self, index: usize) -> Strip<'_> {
-        let records = &self.data.bytes()[index * self.strip_bytes..(index + 1) * self.strip_bytes];
-        Strip { ty: self.ty, groups: self.cols / GROUP, records }
+        Strip { ty: self.ty(), groups: self.cols() / GROUP, records: self.strips.strip(index) }
     }
 
     /// Row `row` as floats: equal to what [`super::quant::dequantize`] makes of the matrix it was packed from.
@@ -221,13 +180,13 @@ impl PackedMatrix {
     /// # Panics
     /// If there is no such row, or `out` has not as many values as the matrix has columns.
     pub fn row(&self, row: usize, out: &mut [f32]) {
-        assert!(row < self.rows && out.len() == self.cols, "row {row} of {self:?} into {} values", out.len());
-        let strip = self.strip(row / LANES);
+        let (strip, lane) = self.strips.place(row, out);
+        let strip = self.strip(strip);
         for (g, out) in out.chunks_exact_mut(GROUP).enumerate() {
-            let group = strip.row_group(row % LANES, g);
+            let group = strip.row_group(lane, g);
             for (i, y) in out.iter_mut().enumerate() {
                 let product = group.d[i / 16] * f32::from(i16::from(group.q[i]) - i16::from(self.packing.offset));
-                *y = if has_min(self.ty) { product + group.min } else { product };
+                *y = if has_min(self.ty()) { product + group.min } else { product };
             }
         }
     }

@@ -2,16 +2,14 @@
 
 use super::{CHUNK, FloatDot, FloatMatrix, FloatStrip, FloatTile, STRIP};
 use crate::cpu::Cpu;
-use crate::cpu::packed::{Lines, Precision, WIDEST_TILE, first_tile};
+use crate::cpu::memory::Lines;
+use crate::cpu::packed::{Precision, WIDEST_TILE, first_tile};
 use crate::cpu::product;
 use crate::cpu::quant::QuantType;
-use crate::cpu::shared::{Rows, SharedSlice};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::cpu::shared::SharedSlice;
+use crate::cpu::strips::{Strips, for_tickets};
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
-/// (1 MiB on Zen 4, where this was tuned) beside a tile.
-const TICKET_BYTES: usize = 128 * 1024;
 /// Bytes of activations of one parallel region: they are walked once for each ticket, or strip, and should stay in the shared cache.
 const CHUNK_BYTES: usize = 2 << 20;
 /// Tiles from which on a strip of F16 is widened once for all of them, not by each.
@@ -44,15 +42,6 @@ pub(super) struct Tile {
     pub height: usize,
     /// Where its words begin.
     pub at: usize,
-}
-
-/// A run of strips of one matrix: the unit of work a thread takes.
-struct Plan<'a> {
-    matrix: &'a FloatMatrix,
-    out: &'a SharedSlice<'a, f32>,
-    strips_per_ticket: usize,
-    /// Number of the first ticket.
-    first: usize,
 }
 
 /// What activations become for a product.
@@ -96,42 +85,23 @@ pub fn float_matmul(
     scratch: &mut FloatScratch,
     precision: Precision,
 ) {
-    let shapes = ws.iter().map(|w| (w.rows, w.cols));
+    let shapes = ws.iter().map(|w| (w.rows(), w.cols()));
     let Some(cols) = product::columns("float_matmul", shapes, x, m, outs) else { return };
     let outs: Vec<SharedSlice<'_, f32>> = outs.iter_mut().map(|out| SharedSlice::new(out)).collect();
     for form in [Form::Floats, Form::Pairs] {
-        let taken = || ws.iter().zip(&outs).filter(|(w, _)| Form::of(cpu, w.ty, precision) == form);
-        if taken().next().is_none() {
+        let taken = ws.iter().copied().zip(&outs).filter(|(w, _)| Form::of(cpu, w.ty(), precision) == form);
+        let (ws, outs): (Vec<_>, Vec<_>) = taken.unzip();
+        if ws.is_empty() {
             continue;
         }
-        let (plans, tickets) = plan(cpu, taken().map(|(w, out)| (*w, out)));
         let chunk = (CHUNK_BYTES / (4 * form.words(cols)) / WIDEST_TILE).max(4) * WIDEST_TILE;
         for start in (0..m).step_by(chunk) {
             let x = &x[start * cols..(start + chunk).min(m) * cols];
             cut(x.len() / cols, form.words(cols).next_multiple_of(CHUNK), &mut scratch.tiles);
             prepare(cpu, form, x, cols, &mut scratch.words, &scratch.tiles);
-            multiply(cpu, form, &plans, tickets, scratch, start);
+            multiply(cpu, form, &ws, &outs, scratch, start);
         }
     }
-}
-
-/// Cuts matrices into tickets, and returns how many there are.
-fn plan<'a>(
-    cpu: &Cpu,
-    taken: impl Iterator<Item = (&'a FloatMatrix, &'a SharedSlice<'a, f32>)>,
-) -> (Vec<Plan<'a>>, usize) {
-    let mut tickets = 0;
-    let plans = taken
-        .map(|(matrix, out)| {
-            // At least 4 tickets a thread, so that a late thread does not hold up the region by much.
-            let by_cache = TICKET_BYTES / matrix.strip_bytes;
-            let strips_per_ticket = by_cache.min(matrix.strips().div_ceil(4 * cpu.pool.threads())).max(1);
-            let first = tickets;
-            tickets += matrix.strips().div_ceil(strips_per_ticket);
-            Plan { matrix, out, strips_per_ticket, first }
-        })
-        .collect();
-    (plans, tickets)
 }
 
 /// Cuts `rows` rows of `row_words` words into tiles.
@@ -186,60 +156,42 @@ fn spread(x: &[f32], out: &mut [u32], stride: usize) {
 }
 
 /// All products of the tiles in the scratch, whose first row is row `first_row` of the outputs.
-fn multiply(cpu: &Cpu, form: Form, plans: &[Plan<'_>], tickets: usize, scratch: &mut FloatScratch, first_row: usize) {
+fn multiply(
+    cpu: &Cpu,
+    form: Form,
+    ws: &[&FloatMatrix],
+    outs: &[&SharedSlice<'_, f32>],
+    scratch: &mut FloatScratch,
+    first_row: usize,
+) {
     let FloatScratch { words, tiles, lanes, .. } = scratch;
-    let threads = cpu.pool.threads();
-    if lanes.len() < threads {
-        lanes.resize_with(threads, Mutex::default);
-    }
+    lanes.resize_with(lanes.len().max(cpu.pool.threads()), Mutex::default);
     let (words, tiles, lanes) = (&*words, &*tiles, &*lanes);
     let kernels = &cpu.isa.table().floats;
     let dot: FloatDot = match kernels.pairs {
         Some(pairs) if form == Form::Pairs => pairs.dot,
         _ => kernels.dot,
     };
-    let next = AtomicUsize::new(0);
-    cpu.pool.run(threads.min(tickets), &|lane| {
-        let mut products = [0.0; STRIP * WIDEST_TILE];
-        let mut wide = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let ticket = next.fetch_add(1, Ordering::Relaxed);
-            if ticket >= tickets {
-                break;
+    let strips: Vec<&Strips<STRIP>> = ws.iter().map(|w| &w.strips).collect();
+    for_tickets(cpu, &strips, &|lane, i, range| {
+        let (matrix, out) = (ws[i], outs[i]);
+        let row_words = form.words(matrix.cols()).next_multiple_of(CHUNK);
+        let product = |strip: &FloatStrip<'_>, s: usize, tile: &Tile| {
+            let words = &words[tile.at..tile.at + tile.height * row_words];
+            let acts = FloatTile { height: tile.height, words };
+            let rows = (first_row + tile.first_row, tile.rows, tile.height);
+            // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
+            unsafe { matrix.strips.put(s, rows, out, |out| dot(strip, &acts, out)) }
+        };
+        if matrix.ty() == QuantType::F16 && tiles.len() >= WIDENED_FOR {
+            let mut wide = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
+            for s in range {
+                let strip = matrix.strip(s).widened(kernels.widen, &mut wide);
+                tiles.iter().for_each(|tile| product(&strip, s, tile));
             }
-            let i = plans.partition_point(|plan| plan.first <= ticket) - 1;
-            let Plan { matrix, out, strips_per_ticket, first } = plans[i];
-            let start = (ticket - first) * strips_per_ticket;
-            let end = (start + strips_per_ticket).min(matrix.strips());
-            let row_words = form.words(matrix.cols).next_multiple_of(CHUNK);
-            let mut product = |strip: &FloatStrip<'_>, s: usize, tile: &Tile| {
-                let words = &words[tile.at..tile.at + tile.height * row_words];
-                let acts = FloatTile { height: tile.height, words };
-                let at = (first_row + tile.first_row) * matrix.rows + s * STRIP;
-                let lanes = STRIP.min(matrix.rows - s * STRIP);
-                if lanes == STRIP && tile.rows == tile.height {
-                    // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
-                    unsafe { dot(strip, &acts, out.rows(at, STRIP, matrix.rows, tile.rows)) };
-                    return;
-                }
-                let products = &mut products[..STRIP * tile.height];
-                // SAFETY: the table is this processor's.
-                unsafe { dot(strip, &acts, Rows::contiguous(products, STRIP)) }
-                for (r, products) in products.chunks_exact(STRIP).take(tile.rows).enumerate() {
-                    // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
-                    let out = unsafe { out.slice(at + r * matrix.rows, lanes) };
-                    out.copy_from_slice(&products[..lanes]);
-                }
-            };
-            if matrix.ty == QuantType::F16 && tiles.len() >= WIDENED_FOR {
-                for s in start..end {
-                    let strip = matrix.strip(s).widened(kernels.widen, &mut wide);
-                    tiles.iter().for_each(|tile| product(&strip, s, tile));
-                }
-            } else {
-                for tile in tiles {
-                    (start..end).for_each(|s| product(&matrix.strip(s), s, tile));
-                }
+        } else {
+            for tile in tiles {
+                range.clone().for_each(|s| product(&matrix.strip(s), s, tile));
             }
         }
     });

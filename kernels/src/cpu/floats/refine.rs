@@ -24,9 +24,9 @@ pub fn float_refine(
     precision: Precision,
     margin: f32,
 ) {
-    let shape = [(w.rows, w.cols)].into_iter();
+    let shape = [(w.rows(), w.cols())].into_iter();
     let Some(cols) = product::columns("float_refine", shape, x, m, &mut [&mut *out]) else { return };
-    if Form::of(cpu, w.ty, precision) == Form::Floats {
+    if Form::of(cpu, w.ty(), precision) == Form::Floats {
         return;
     }
     let dot = cpu.isa.table().floats.dot;
@@ -36,7 +36,7 @@ pub fn float_refine(
     scratch.tiles.extend((0..m).map(|row| Tile { first_row: row, rows: 1, height: 1, at: row * words }));
     prepare(cpu, Form::Floats, x, cols, &mut scratch.words, &scratch.tiles);
     let acts = &scratch.words;
-    refine(cpu, (w.rows, STRIP), out, &mut scratch.peaks, margin, &|row, strip, out| {
+    refine(cpu, (w.rows(), STRIP), out, &mut scratch.peaks, margin, &|row, strip, out| {
         let tile = FloatTile { height: 1, words: &acts[row * words..(row + 1) * words] };
         let mut products = [0.0; STRIP];
         // SAFETY: the table is this processor's.

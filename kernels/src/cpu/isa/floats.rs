@@ -6,11 +6,9 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 use crate::cpu::floats::{CHUNK, FloatStrip, FloatTile, STRIP};
+use crate::cpu::isa::{AHEAD, next_pass};
 use crate::cpu::packed::LINE;
 use crate::cpu::shared::Rows;
-
-/// How far ahead weights are asked for, as in the tiles of quantised matrices.
-const AHEAD: usize = 4096;
 
 /// Instructions on registers of floats. Each needs a processor that has them, which is what makes them `unsafe`; addresses are readable
 /// (or writable) for as many bytes as a register holds, or half of it for `halves`.
@@ -138,11 +136,10 @@ impl Pass {
         }
     }
 
-    /// The next rows to take: as many as `most` allows, in passes of about the same size. `None` when the tile is done.
+    /// The next rows to take, behind the `taken` ones.
     pub fn next(&mut self, taken: usize, most: usize) -> Option<usize> {
         self.row += taken;
-        let left = self.height - self.row;
-        (left > 0).then(|| left.div_ceil(left.div_ceil(most)))
+        next_pass(self.height - self.row, most)
     }
 }
 

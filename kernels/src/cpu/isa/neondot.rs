@@ -147,7 +147,7 @@ impl MultiplyAdd for Neon {
     }
     #[inline(always)]
     unsafe fn multiply_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
-        unsafe { vfmaq_f32(c, a, b) }
+        unsafe { <Neon as Vector>::fma(a, b, c) }
     }
     #[inline(always)]
     unsafe fn words(at: *const u8) -> float32x4_t {
@@ -170,11 +170,11 @@ impl MultiplyAdd for Neon {
     }
     #[inline(always)]
     unsafe fn store(v: float32x4_t, at: *mut f32) {
-        unsafe { vst1q_f32(at, v) }
+        unsafe { <Neon as Vector>::store(v, at) }
     }
     #[inline(always)]
-    unsafe fn prefetch(_: *const u8) {
-        // As above.
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { <Neon as Vector>::prefetch(at) }
     }
 }
 

@@ -1,16 +1,14 @@
 //! Products of activations with packed matrices, from one row to thousands.
 
 use super::acts::{ActTile, GroupSource, Precision, TilePlan, WIDEST_TILE, group_bytes, low_bytes, tile_bytes, tiles};
-use super::{GROUP, LANES, Lines, PackedMatrix};
+use super::{GROUP, LANES, PackedMatrix};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::PackedKernels;
+use crate::cpu::memory::Lines;
 use crate::cpu::product;
-use crate::cpu::shared::{Rows, SharedSlice};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::cpu::shared::SharedSlice;
+use crate::cpu::strips::{Strips, for_tickets};
 
-/// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
-/// (1 MiB on Zen 4, where this was tuned) beside a tile.
-const TICKET_BYTES: usize = 128 * 1024;
 /// Bytes of activations of one parallel region, low bytes left out: they are walked once for each ticket, so they should stay in a core's
 /// second-level cache too.
 const CHUNK_BYTES: usize = 512 * 1024;
@@ -32,14 +30,6 @@ impl std::fmt::Debug for PackedScratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PackedScratch({} bytes)", self.acts.bytes().len())
     }
-}
-
-/// A run of strips of one matrix: the unit of work a thread takes.
-struct Plan<'a> {
-    matrix: &'a PackedMatrix,
-    strips_per_ticket: usize,
-    /// Number of the first ticket.
-    first: usize,
 }
 
 /// `outs[i][r * ws[i].rows() + j]` = row `j` of `ws[i]` . row `r` of `x`, for `x` of `m` rows. All matrices have the same number of columns.
@@ -74,7 +64,7 @@ pub(crate) fn matmul_with(
     scratch: &mut PackedScratch,
     precision: Precision,
 ) {
-    let shapes = ws.iter().map(|w| (w.rows, w.cols));
+    let shapes = ws.iter().map(|w| (w.rows(), w.cols()));
     let Some(k) = product::columns("packed_matmul", shapes, x, m, outs) else { return };
     let outs: Vec<SharedSlice<'_, f32>> = outs.iter_mut().map(|out| SharedSlice::new(out)).collect();
     let row_bytes = k / GROUP * group_bytes(1);
@@ -166,56 +156,17 @@ fn multiply(
     first_row: usize,
     outs: &[SharedSlice<'_, f32>],
 ) {
-    let threads = cpu.pool.threads();
-    let mut tickets = 0;
-    let plans: Vec<Plan<'_>> = ws
-        .iter()
-        .map(|&matrix| {
-            // At least 4 tickets a thread, so that a late thread does not hold up the region by much.
-            let by_cache = TICKET_BYTES / matrix.strip_bytes;
-            let strips_per_ticket = by_cache.min(matrix.strips().div_ceil(4 * threads)).max(1);
-            let first = tickets;
-            tickets += matrix.strips().div_ceil(strips_per_ticket);
-            Plan { matrix, strips_per_ticket, first }
-        })
-        .collect();
     let acts = scratch.acts.bytes();
-    let next = AtomicUsize::new(0);
-    cpu.pool.run(threads.min(tickets), &|_| {
-        let mut products = [0.0; LANES * WIDEST_TILE];
-        loop {
-            let ticket = next.fetch_add(1, Ordering::Relaxed);
-            if ticket >= tickets {
-                break;
-            }
-            let i = plans.partition_point(|plan| plan.first <= ticket) - 1;
-            let Plan { matrix, strips_per_ticket, first } = plans[i];
-            let start = (ticket - first) * strips_per_ticket;
-            let end = (start + strips_per_ticket).min(matrix.strips());
-            for tile in &scratch.tiles {
-                let groups = matrix.cols / GROUP;
-                let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
-                let acts = ActTile::new(tile.height, groups, bytes);
-                for s in start..end {
-                    let at = (first_row + tile.first_row) * matrix.rows + s * LANES;
-                    let lanes = LANES.min(matrix.rows - s * LANES);
-                    if lanes == LANES && tile.rows == tile.height {
-                        // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
-                        unsafe {
-                            let out = outs[i].rows(at, LANES, matrix.rows, tile.rows);
-                            (kernels.dot)(&matrix.strip(s), &acts, out);
-                        }
-                        continue;
-                    }
-                    let products = &mut products[..LANES * tile.height];
-                    // SAFETY: the table is this processor's.
-                    unsafe { (kernels.dot)(&matrix.strip(s), &acts, Rows::contiguous(products, LANES)) }
-                    for (r, products) in products.chunks_exact(LANES).take(tile.rows).enumerate() {
-                        // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
-                        let out = unsafe { outs[i].slice(at + r * matrix.rows, lanes) };
-                        out.copy_from_slice(&products[..lanes]);
-                    }
-                }
+    let strips: Vec<&Strips<LANES>> = ws.iter().map(|w| &w.strips).collect();
+    for_tickets(cpu, &strips, &|_, i, range| {
+        let (matrix, groups) = (ws[i], ws[i].cols() / GROUP);
+        for tile in &scratch.tiles {
+            let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
+            let acts = ActTile::new(tile.height, groups, bytes);
+            let rows = (first_row + tile.first_row, tile.rows, tile.height);
+            for s in range.clone() {
+                // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
+                unsafe { matrix.strips.put(s, rows, &outs[i], |out| (kernels.dot)(&matrix.strip(s), &acts, out)) }
             }
         }
     });

@@ -3,9 +3,9 @@
 use super::{GROUP, LANES, LINE, PackedMatrix, Packing, STEPS};
 use crate::cpu::Cpu;
 use crate::cpu::matmul::MatrixRef;
-use crate::cpu::memory::Block;
 use crate::cpu::panel::scales_q45k;
 use crate::cpu::quant::QuantType;
+use crate::cpu::strips::Strips;
 
 impl PackedMatrix {
     /// Packs `w`, on all threads; `None` if its format is multiplied as it is.
@@ -14,25 +14,11 @@ impl PackedMatrix {
     /// If the bytes are not those of a matrix of this shape.
     pub fn pack(cpu: &Cpu, w: MatrixRef<'_>) -> Option<PackedMatrix> {
         let packing = Packing::of(w.ty)?;
-        let row_bytes = w.ty.row_bytes(w.cols);
-        assert!(
-            row_bytes.and_then(|b| b.checked_mul(w.rows)) == Some(w.data.len()),
-            "pack: {} bytes of {} are not {} rows of {}",
-            w.data.len(),
-            w.ty.name(),
-            w.rows,
-            w.cols
-        );
-        let (row_bytes, groups) = (row_bytes.unwrap_or(0), w.cols / GROUP);
-        let strip_bytes = packing.strip_bytes(groups)?;
-        let strips = w.rows.div_ceil(LANES);
-        let data = Block::filled(cpu, strips, strip_bytes, &|s, strip| {
-            if row_bytes > 0 {
-                let rows = &w.data[s * LANES * row_bytes..w.data.len().min((s + 1) * LANES * row_bytes)];
-                pack_strip(w.ty, packing, groups, rows, row_bytes, strip);
-            }
+        let groups = w.cols / GROUP;
+        let strips = Strips::pack(cpu, w, packing.strip_bytes(groups)?, &|rows, row_bytes, strip| {
+            pack_strip(w.ty, packing, groups, rows, row_bytes, strip);
         });
-        Some(PackedMatrix { ty: w.ty, packing, rows: w.rows, cols: w.cols, strip_bytes, data })
+        Some(PackedMatrix { packing, strips })
     }
 }
 

@@ -25,7 +25,7 @@ pub fn packed_refine(
     scratch: &mut PackedScratch,
     margin: f32,
 ) {
-    let Some(k) = product::columns("packed_refine", [(w.rows, w.cols)].into_iter(), x, m, &mut [&mut *out]) else {
+    let Some(k) = product::columns("packed_refine", [(w.rows(), w.cols())].into_iter(), x, m, &mut [&mut *out]) else {
         return;
     };
     let kernels = &cpu.isa.table().packed;
@@ -37,7 +37,7 @@ pub fn packed_refine(
     scratch.tiles.extend(tiles);
     quantize_tiles(cpu, kernels, x, k, Precision::Exact, scratch);
     let acts = scratch.acts.bytes();
-    refine(cpu, (w.rows, LANES), out, &mut scratch.peaks, margin, &|row, strip, out| {
+    refine(cpu, (w.rows(), LANES), out, &mut scratch.peaks, margin, &|row, strip, out| {
         let tile = ActTile::new(1, groups, &acts[row * bytes..(row + 1) * bytes]);
         let mut products = [0.0; LANES];
         // SAFETY: the table is this processor's.

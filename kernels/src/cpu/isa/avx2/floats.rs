@@ -2,6 +2,7 @@
 
 use super::packed::Ymm;
 use crate::cpu::isa::floats::{self, Bfloats, Floats, Halves, MultiplyAdd, float_dot};
+use crate::cpu::isa::packed::Vector;
 use std::arch::x86_64::*;
 
 float_dot!(
@@ -31,7 +32,7 @@ impl MultiplyAdd for Ymm {
     }
     #[inline(always)]
     unsafe fn multiply_add(a: __m256, b: __m256, c: __m256) -> __m256 {
-        unsafe { _mm256_fmadd_ps(a, b, c) }
+        unsafe { <Ymm as Vector>::fma(a, b, c) }
     }
     #[inline(always)]
     unsafe fn words(at: *const u8) -> __m256 {
@@ -39,7 +40,7 @@ impl MultiplyAdd for Ymm {
     }
     #[inline(always)]
     unsafe fn halves(at: *const u8) -> __m256 {
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+        unsafe { <Ymm as Vector>::halves(at) }
     }
     #[inline(always)]
     unsafe fn lower(at: *const u8) -> __m256 {
@@ -54,10 +55,10 @@ impl MultiplyAdd for Ymm {
     }
     #[inline(always)]
     unsafe fn store(v: __m256, at: *mut f32) {
-        unsafe { _mm256_storeu_ps(at, v) }
+        unsafe { <Ymm as Vector>::store(v, at) }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { <Ymm as Vector>::prefetch(at) }
     }
 }

@@ -7,15 +7,11 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 use super::formats::{Affine, AffineK, EightBits, FiveBits, FourBits, HalvesK, Quants, Scales, SixBits, Symmetric};
+use crate::cpu::isa::AHEAD;
 use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Strip, all_fine, group_bytes, low_bytes};
 use crate::cpu::quant::QuantType;
 use crate::cpu::shared::Rows;
 use std::arch::x86_64::*;
-
-/// How far ahead a tile of several rows asks for weights, into the first-level cache: it works on a line for so long that the hardware's
-/// prefetching falls behind. One or two rows are faster without. Measured on a Zen 4, rows 4 / 8 / 12 of weights in memory: 1.15 / 1.3 / 1.25
-/// times as fast as without; 2 KiB does nearly as well, into the second-level cache does not. Weights in the cache: no difference.
-const AHEAD: usize = 4096;
 
 /// Runs a macro body with the numbers of four steps as constants.
 macro_rules! steps {

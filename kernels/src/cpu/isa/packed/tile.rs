@@ -7,11 +7,9 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 use super::{Dots, FIRST, Quants, SECOND, Scales, Vector, WHOLE, four};
+use crate::cpu::isa::{AHEAD, next_pass};
 use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Strip, group_bytes, low_bytes};
 use crate::cpu::shared::Rows;
-
-/// How far ahead a pass of several rows asks for weights, for the reason that AVX-512's tiles have.
-const AHEAD: usize = 4096;
 
 /// Where a strip and some rows of a tile are.
 pub struct Pass {
@@ -53,11 +51,10 @@ impl Pass {
         }
     }
 
-    /// The next rows to take: as many as `most` allows, in passes of about the same size. `None` when the tile is done.
+    /// The next rows to take, behind the `taken` ones.
     pub fn next(&mut self, taken: usize, most: usize) -> Option<usize> {
         self.row += taken;
-        let left = self.height - self.row;
-        (left > 0).then(|| left.div_ceil(left.div_ceil(most)))
+        next_pass(self.height - self.row, most)
     }
 }
 
