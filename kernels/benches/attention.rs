@@ -7,7 +7,7 @@
 mod common;
 
 use common::Setup;
-use wick_kernels::{AttentionArgs, AttentionScratch, Isa, KvSlice, SeqSpan, paged_attention};
+use wick_kernels::{AttentionArgs, AttentionScratch, KvSlice, SeqSpan, paged_attention};
 
 const BLOCK_SIZE: usize = 16;
 /// Bytes of K and of V: together more than the last-level cache.
@@ -26,60 +26,6 @@ const SHAPES: [Shape; 4] = [
     Shape { name: "qwen2.5-coder-1.5b", heads: 12, kv_heads: 2, head_dim: 128 },
     Shape { name: "gemma-3-270m", heads: 4, kv_heads: 1, head_dim: 256 },
 ];
-
-/// Floating-point operations a second of fused multiply-adds on all threads, with nothing to load, in 10^9.
-#[cfg(target_arch = "x86_64")]
-fn multiply_add_roof(setup: &Setup, paired: bool) -> f64 {
-    use std::arch::x86_64::*;
-    use std::hint::black_box;
-    const TURNS: usize = 100_000;
-    #[target_feature(enable = "avx512f")]
-    fn wide() {
-        let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
-        let mut sums = [_mm512_setzero_ps(); 16];
-        for _ in 0..TURNS {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(*sum, a, b);
-            }
-        }
-        black_box(sums);
-    }
-    #[target_feature(enable = "avx2,fma")]
-    fn narrow() {
-        let (a, b) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(0.25)));
-        let mut sums = [_mm256_setzero_ps(); 12];
-        for _ in 0..TURNS {
-            for sum in &mut sums {
-                *sum = _mm256_fmadd_ps(*sum, a, b);
-            }
-        }
-        black_box(sums);
-    }
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn pairs() {
-        // SAFETY: all bits are bfloat16s.
-        let a: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi16(black_box(0x3e80))) };
-        let mut sums = [_mm512_setzero_ps(); 16];
-        for _ in 0..TURNS {
-            for sum in &mut sums {
-                *sum = _mm512_dpbf16_ps(*sum, a, a);
-            }
-        }
-        black_box(sums);
-    }
-    // SAFETY: `Isa::from_name` and `Isa::detect` have checked that the processor has the instruction set.
-    match setup.cpu.isa {
-        Isa::Avx512Bf16 if paired => setup.rate(2 * TURNS * 16 * 32, || unsafe { pairs() }),
-        Isa::Avx512Vnni | Isa::Avx512Bf16 => setup.rate(2 * TURNS * 16 * 16, || unsafe { wide() }),
-        Isa::Avx2 | Isa::AvxVnni => setup.rate(2 * TURNS * 12 * 8, || unsafe { narrow() }),
-        _ => f64::NAN,
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn multiply_add_roof(_: &Setup, _: bool) -> f64 {
-    f64::NAN
-}
 
 fn main() {
     let setup = Setup::from_args();
@@ -128,7 +74,7 @@ fn main() {
             if paired && !cpu.isa.pairs() {
                 continue;
             }
-            let roof = multiply_add_roof(&setup, paired);
+            let roof = setup.multiply_add_roof(paired);
             println!(" {label}, multiply-adds {roof:.0} GFLOP/s");
             for context in [512, 2048] {
                 let q_len = 512;

@@ -87,7 +87,7 @@ fn blocks(setup: &Setup, bandwidth: f64, only: Option<&str>) {
 fn integer_roof(setup: &Setup) -> f64 {
     use std::arch::x86_64::*;
     const TURNS: usize = 100_000;
-    if setup.cpu.isa != wick_kernels::Isa::Avx512Vnni {
+    if ![wick_kernels::Isa::Avx512Vnni, wick_kernels::Isa::Avx512Bf16].contains(&setup.cpu.isa) {
         return f64::NAN;
     }
     #[target_feature(enable = "avx512f,avx512vnni")]
@@ -115,6 +115,66 @@ fn share(rate: f64, roof: f64) -> String {
     if roof.is_nan() { format!("{rate:.0}") } else { format!("{rate:.0} ({:.0}%)", 100.0 * rate / roof) }
 }
 
+/// How fast matrices of 2,048 columns are packed and multiplied.
+struct Rates {
+    /// Bytes of the file a second, in 10^9.
+    packing: f64,
+    /// One row: bytes of packed weights a second, in 10^9, and multiply-adds.
+    speed: f64,
+    one: f64,
+    /// Multiply-adds a second, in 10^9, of some rows with weights from memory, and with weights from the cache.
+    streamed: Vec<f64>,
+    cached: Vec<f64>,
+}
+
+/// Measures matrices of `ty` that `pack` packs, `bytes` knows the size of, and `multiply` multiplies with so many rows: 1 and those of
+/// `streamed` with weights from memory, in the first precision of `cached`, and those of `cached` with weights from the cache.
+fn measure<M>(
+    setup: &Setup,
+    ty: QuantType,
+    pack: impl Fn(MatrixRef<'_>) -> M,
+    bytes: impl Fn(&M) -> usize,
+    mut multiply: impl FnMut(&M, &[f32], usize, &mut [f32], Precision),
+    streamed: &[usize],
+    cached: &[(usize, Precision)],
+) -> Rates {
+    let k = 2048;
+    let row_bytes = ty.row_bytes(k).expect("2048 is a whole number of blocks");
+    let rows = 4 * piece_bytes(setup) / row_bytes / 32 * 32;
+    let data = vec![0x11u8; rows * row_bytes];
+    let pack = |rows: usize| pack(MatrixRef { ty, rows, cols: k, data: &data[..rows * row_bytes] });
+    let packing = setup.best(5, || drop(black_box(pack(rows))));
+    let pieces: Vec<M> = (0..8).map(|_| pack(rows)).collect();
+    let x: Vec<f32> = (0..512 * k).map(|i| (i % 17) as f32 - 8.0).collect();
+    let mut out = vec![0.0; 512 * rows];
+    let rate = |m: usize, rows: usize, seconds: f64| (m * rows * k) as f64 / seconds / 1e9;
+    let mut next = pieces.iter().cycle();
+    let mut stream = |m: usize, runs: usize| {
+        setup.best(runs, || {
+            let w = next.next().expect("a cycle does not end");
+            multiply(w, &x[..m * k], m, &mut out[..m * rows], cached[0].1);
+        })
+    };
+    let seconds = stream(1, 320);
+    let streamed = streamed.iter().map(|&m| rate(m, rows, stream(m, 80))).collect();
+    let n = rows.min(1024);
+    let part = pack(n);
+    let cached = cached.iter().map(|&(m, precision)| {
+        let runs = if m > 64 { 20 } else { 60 };
+        rate(m, n, setup.best(runs, || multiply(&part, &x[..m * k], m, &mut out[..m * n], precision)))
+    });
+    Rates {
+        packing: data.len() as f64 / packing / 1e9,
+        speed: bytes(&pieces[0]) as f64 / seconds / 1e9,
+        one: rate(1, rows, seconds),
+        streamed,
+        cached: cached.collect(),
+    }
+}
+
+/// Rows of activations that weights in the cache are multiplied with.
+const CACHED: [usize; 5] = [1, 8, 32, 64, 512];
+
 fn packed(setup: &Setup, bandwidth: f64, only: Option<&str>) {
     let cpu = &setup.cpu;
     let roof = integer_roof(setup);
@@ -125,89 +185,41 @@ fn packed(setup: &Setup, bandwidth: f64, only: Option<&str>) {
         "{:6} {:>9} {:>10} {:>8} {:>9} {:>19} | cached: GMAC/s (of roof) with 1, 8, 32, 64 and 512 rows; 1 and 64 exact",
         "format", "pack GB/s", "m=1 GB/s", "of roof", "GMAC/s", "m=2, 4, 8, 12"
     );
+    let cached = CACHED.map(|m| (m, Precision::Int8)).into_iter().chain([1, 64].map(|m| (m, Precision::Exact)));
+    let cached: Vec<_> = cached.collect();
     for ty in QuantType::ALL {
-        let k = 2048;
-        let row_bytes = ty.row_bytes(k).expect("2048 is a whole number of blocks");
-        let rows = 4 * piece_bytes(setup) / row_bytes / 16 * 16;
-        if only.is_some_and(|name| name != ty.name()) || PackedMatrix::bytes_for(ty, rows, k).is_none() {
+        if only.is_some_and(|name| name != ty.name()) || PackedMatrix::bytes_for(ty, 1, 256).is_none() {
             continue;
         }
-        let data = vec![0x11u8; rows * row_bytes];
-        let pack = |n: usize| {
-            let data = &data[..n * row_bytes];
-            PackedMatrix::pack(cpu, MatrixRef { ty, rows: n, cols: k, data }).expect("a format that is packed")
-        };
-        let packing = setup.best(5, || drop(black_box(pack(rows))));
-        let pieces: Vec<PackedMatrix> = (0..8).map(|_| pack(rows)).collect();
-        let x: Vec<f32> = (0..512 * k).map(|i| (i % 17) as f32 - 8.0).collect();
-        let mut out = vec![0.0; 512 * rows];
         let mut scratch = PackedScratch::default();
-        let mut next = pieces.iter().cycle();
-        // Seconds of a product of `m` rows with weights that come from memory.
-        let mut streamed = |m: usize, runs: usize| {
-            setup.best(runs, || {
-                let w = next.next().expect("a cycle does not end");
-                packed_matmul(cpu, &[w], &x[..m * k], m, &mut [&mut out[..m * rows]], &mut scratch, Precision::Int8);
-            })
-        };
-        let gemv = streamed(1, 320);
-        let [two, four, eight, twelve] = [2, 4, 8, 12].map(|m| (m * rows * k) as f64 / streamed(m, 80) / 1e9);
-        let n = rows.min(1024);
-        let part = pack(n);
-        let mut rate = |m: usize, precision| {
-            let out = &mut out[..m * n];
-            let seconds = setup.best(if m > 64 { 20 } else { 60 }, || {
-                packed_matmul(cpu, &[&part], &x[..m * k], m, &mut [&mut *out], &mut scratch, precision);
-            });
-            share((m * n * k) as f64 / seconds / 1e9, roof)
-        };
-        let rates: Vec<String> = [1, 8, 32, 64, 512].into_iter().map(|m| rate(m, Precision::Int8)).collect();
-        let speed = pieces[0].bytes() as f64 / gemv / 1e9;
+        let rates = measure(
+            setup,
+            ty,
+            |w| PackedMatrix::pack(cpu, w).expect("a format that is packed"),
+            PackedMatrix::bytes,
+            |w, x, m, out, precision| packed_matmul(cpu, &[w], x, m, &mut [out], &mut scratch, precision),
+            &[2, 4, 8, 12],
+            &cached,
+        );
+        let shares: Vec<String> = rates.cached.iter().map(|&rate| share(rate, roof)).collect();
+        let (int8, exact) = shares.split_at(CACHED.len());
         println!(
-            "{:6} {:9.2} {speed:10.1} {:7.0}% {:9.1} {two:4.0} {four:4.0} {eight:4.0} {twelve:4.0} | {}; {}, {}",
+            "{:6} {:9.2} {:10.1} {:7.0}% {:9.1} {} | {}; {}",
             ty.name(),
-            data.len() as f64 / packing / 1e9,
-            100.0 * speed / bandwidth,
-            (rows * k) as f64 / gemv / 1e9,
-            rates.join(", "),
-            rate(1, Precision::Exact),
-            rate(64, Precision::Exact)
+            rates.packing,
+            rates.speed,
+            100.0 * rates.speed / bandwidth,
+            rates.one,
+            rates.streamed.iter().map(|rate| format!("{rate:4.0}")).collect::<Vec<_>>().join(" "),
+            int8.join(", "),
+            exact.join(", ")
         );
     }
 }
 
-/// Multiply-adds a second of fused multiply-adds on 512-bit registers on all threads, with nothing to load, in 10^9; `vdpbf16ps` does twice as
-/// many. NaN for instruction sets without them.
-#[cfg(target_arch = "x86_64")]
-fn float_roof(setup: &Setup) -> f64 {
-    use std::arch::x86_64::*;
-    const TURNS: usize = 100_000;
-    if ![wick_kernels::Isa::Avx512Vnni, wick_kernels::Isa::Avx512Bf16].contains(&setup.cpu.isa) {
-        return f64::NAN;
-    }
-    #[target_feature(enable = "avx512f")]
-    fn chains() {
-        let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
-        let mut sums = [_mm512_setzero_ps(); 16];
-        for _ in 0..TURNS {
-            for sum in &mut sums {
-                *sum = _mm512_fmadd_ps(a, b, *sum);
-            }
-        }
-        black_box(sums);
-    }
-    // SAFETY: the instruction set is AVX-512, which `Isa::from_name` and `Isa::detect` have checked.
-    setup.rate(TURNS * 16 * 16, || unsafe { chains() })
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn float_roof(_: &Setup) -> f64 {
-    f64::NAN
-}
-
 fn floats(setup: &Setup, bandwidth: f64, only: Option<&str>) {
     let cpu = &setup.cpu;
-    let roof = float_roof(setup);
+    let roof = setup.multiply_add_roof(false) / 2.0;
     if !roof.is_nan() {
         println!("floats: fused multiply-adds {roof:.0} GMAC/s");
     }
@@ -215,50 +227,32 @@ fn floats(setup: &Setup, bandwidth: f64, only: Option<&str>) {
         "{:12} {:>9} {:>10} {:>8} | GMAC/s (of roof) with 1 row cached, 8, 32, 64 and 512",
         "format", "pack GB/s", "m=1 GB/s", "of roof"
     );
-    let k = 2048;
     for (ty, precision) in [
         (QuantType::F32, Precision::Exact),
         (QuantType::F16, Precision::Exact),
         (QuantType::BF16, Precision::Exact),
         (QuantType::BF16, Precision::Int8),
     ] {
-        let row_bytes = ty.row_bytes(k).expect("floats come in any number");
-        let rows = 4 * piece_bytes(setup) / row_bytes / 32 * 32;
         if only.is_some_and(|name| name != ty.name()) {
             continue;
         }
-        let data = vec![0x11u8; rows * row_bytes];
-        let pack = |n: usize| {
-            let data = &data[..n * row_bytes];
-            FloatMatrix::pack(cpu, MatrixRef { ty, rows: n, cols: k, data }).expect("a float format")
-        };
-        let packing = setup.best(5, || drop(black_box(pack(rows))));
-        let pieces: Vec<FloatMatrix> = (0..8).map(|_| pack(rows)).collect();
-        let x: Vec<f32> = (0..512 * k).map(|i| (i % 17) as f32 - 8.0).collect();
-        let mut out = vec![0.0; 512 * rows];
         let mut scratch = FloatScratch::default();
-        let mut next = pieces.iter().cycle();
-        let gemv = setup.best(320, || {
-            let w = next.next().expect("a cycle does not end");
-            float_matmul(cpu, &[w], &x[..k], 1, &mut [&mut out[..rows]], &mut scratch, precision);
-        });
-        let n = rows.min(1024);
-        let part = pack(n);
-        let mut rate = |m: usize| {
-            let out = &mut out[..m * n];
-            let seconds = setup.best(if m > 64 { 20 } else { 60 }, || {
-                float_matmul(cpu, &[&part], &x[..m * k], m, &mut [&mut *out], &mut scratch, precision);
-            });
-            share((m * n * k) as f64 / seconds / 1e9, roof)
-        };
-        let rates: Vec<String> = [1, 8, 32, 64, 512].into_iter().map(&mut rate).collect();
-        let speed = pieces[0].bytes() as f64 / gemv / 1e9;
+        let rates = measure(
+            setup,
+            ty,
+            |w| FloatMatrix::pack(cpu, w).expect("a float format"),
+            FloatMatrix::bytes,
+            |w, x, m, out, precision| float_matmul(cpu, &[w], x, m, &mut [out], &mut scratch, precision),
+            &[],
+            &CACHED.map(|m| (m, precision)),
+        );
         println!(
-            "{:12} {:9.2} {speed:10.1} {:7.0}% | {}",
+            "{:12} {:9.2} {:10.1} {:7.0}% | {}",
             if precision == Precision::Exact { ty.name().to_owned() } else { format!("{} rounded", ty.name()) },
-            data.len() as f64 / packing / 1e9,
-            100.0 * speed / bandwidth,
-            rates.join(", "),
+            rates.packing,
+            rates.speed,
+            100.0 * rates.speed / bandwidth,
+            rates.cached.iter().map(|&rate| share(rate, roof)).collect::<Vec<_>>().join(", "),
         );
     }
 }

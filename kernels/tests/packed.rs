@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Rng, assert_products, bits, cpu, isas};
+use common::{Rng, assert_group, assert_products, bits, cpu, isas};
 use proptest::prelude::*;
 use wick_kernels::{
     Cpu, Isa, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType, dequantize, packed_matmul, packed_refine,
@@ -241,23 +241,17 @@ fn the_largest_values_of_every_format_give_the_scalar_tables_bits() {
 fn a_group_of_matrices_gives_what_each_gives_alone() {
     for isa in isas() {
         let cpu = cpu(isa, 2);
-        let k = 512;
-        let mut rng = Rng(11);
+        let (k, mut rng, mut scratch) = (512, Rng(11), PackedScratch::default());
         let types = [QuantType::Q4K, QuantType::Q5_1, QuantType::Q6K, QuantType::Q8_0];
-        let rows = [64, 8, 33, 1];
-        let ws: Vec<PackedMatrix> =
-            types.iter().zip(rows).map(|(&ty, n)| pack(&cpu, ty, n, k, &rng.matrix(ty, n, k))).collect();
-        let mut scratch = PackedScratch::default();
-        for (m, precision) in [(9, Precision::Int8), (1, Precision::Exact), (4, Precision::Int8), (5, Precision::Exact)]
-        {
-            let x = rng.floats(m * k);
-            let mut outs: Vec<Vec<f32>> = rows.iter().map(|n| vec![f32::NAN; n * m]).collect();
-            let mut views: Vec<&mut [f32]> = outs.iter_mut().map(|o| &mut o[..]).collect();
-            packed_matmul(&cpu, &ws.iter().collect::<Vec<_>>(), &x, m, &mut views, &mut scratch, precision);
-            for (w, out) in ws.iter().zip(&outs) {
-                assert_eq!(bits(out), bits(&product(&cpu, w, &x, m, precision)));
-            }
-        }
+        let pack = |(ty, rows)| (pack(&cpu, ty, rows, k, &rng.matrix(ty, rows, k)), rows);
+        let ws: Vec<(PackedMatrix, usize)> = types.into_iter().zip([64, 8, 33, 1]).map(pack).collect();
+        assert_group(
+            &ws,
+            k,
+            &mut rng,
+            |ws, x, m, outs, precision| packed_matmul(&cpu, ws, x, m, outs, &mut scratch, precision),
+            |w, x, m, precision| product(&cpu, w, x, m, precision),
+        );
     }
 }
 

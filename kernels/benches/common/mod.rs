@@ -66,4 +66,57 @@ impl Setup {
         let seconds = self.best(20, || self.cpu.pool.run(threads, &|_| chain()));
         (threads * per_thread) as f64 / seconds / 1e9
     }
+
+    /// Floating-point operations a second of fused multiply-adds on all threads, with nothing to load, in 10^9.
+    #[cfg(target_arch = "x86_64")]
+    pub fn multiply_add_roof(&self, paired: bool) -> f64 {
+        use std::arch::x86_64::*;
+        const TURNS: usize = 100_000;
+        #[target_feature(enable = "avx512f")]
+        fn wide() {
+            let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
+            let mut sums = [_mm512_setzero_ps(); 16];
+            for _ in 0..TURNS {
+                for sum in &mut sums {
+                    *sum = _mm512_fmadd_ps(*sum, a, b);
+                }
+            }
+            black_box(sums);
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn narrow() {
+            let (a, b) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(0.25)));
+            let mut sums = [_mm256_setzero_ps(); 12];
+            for _ in 0..TURNS {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(*sum, a, b);
+                }
+            }
+            black_box(sums);
+        }
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        fn pairs() {
+            // SAFETY: all bits are bfloat16s.
+            let a: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi16(black_box(0x3e80))) };
+            let mut sums = [_mm512_setzero_ps(); 16];
+            for _ in 0..TURNS {
+                for sum in &mut sums {
+                    *sum = _mm512_dpbf16_ps(*sum, a, a);
+                }
+            }
+            black_box(sums);
+        }
+        // SAFETY: `Isa::from_name` and `Isa::detect` have checked that the processor has the instruction set.
+        match self.cpu.isa {
+            Isa::Avx512Bf16 if paired => self.rate(2 * TURNS * 16 * 32, || unsafe { pairs() }),
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => self.rate(2 * TURNS * 16 * 16, || unsafe { wide() }),
+            Isa::Avx2 | Isa::AvxVnni => self.rate(2 * TURNS * 12 * 8, || unsafe { narrow() }),
+            _ => f64::NAN,
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn multiply_add_roof(&self, _: bool) -> f64 {
+        f64::NAN
+    }
 }

@@ -96,7 +96,7 @@ impl FloatMatrix {
     /// If the bytes are not those of a matrix of this shape.
     pub fn pack(cpu: &Cpu, w: MatrixRef<'_>) -> Option<FloatMatrix> {
         let (unit, strip_bytes) = (unit(w.ty)?, Self::strip_bytes(w.ty, w.cols)?);
-        let strips = Strips::pack(cpu, w, strip_bytes, &|rows, row_bytes, strip| match unit {
+        let strips = Strips::pack(cpu, w, strip_bytes, |rows, row_bytes, strip| match unit {
             2 => transpose::<2>(rows, row_bytes, strip),
             _ => transpose::<4>(rows, row_bytes, strip),
         });

@@ -34,7 +34,7 @@ impl<const LANES: usize> Strips<LANES> {
         cpu: &Cpu,
         w: MatrixRef<'_>,
         strip_bytes: usize,
-        fill: &(dyn Fn(&[u8], usize, &mut [u8]) + Sync),
+        fill: impl Fn(&[u8], usize, &mut [u8]) + Sync,
     ) -> Self {
         let row_bytes = w.ty.row_bytes(w.cols);
         assert!(

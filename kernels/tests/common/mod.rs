@@ -1,8 +1,9 @@
 //! Shared by the kernel tests: a small generator of numbers, processors to test, random matrices.
 #![allow(dead_code)]
 
+use std::fmt::Debug;
 use std::num::NonZeroUsize;
-use wick_kernels::{Cpu, Isa, QuantType, ThreadPool};
+use wick_kernels::{Cpu, Isa, Precision, QuantType, ThreadPool};
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
 pub struct Rng(pub u64);
@@ -80,6 +81,25 @@ pub fn assert_products(what: &str, wide: &[f32], x: &[f32], k: usize, got: &[f32
             let error = (f64::from(got[r * rows + j]) - want).abs();
             let limit = tolerance * norm(w) * norm(x);
             assert!(error <= limit, "{what} [{r},{j}]: {} not {want}, error {error} > {limit}", got[r * rows + j]);
+        }
+    }
+}
+
+/// Products of a group of matrices of `k` columns are, to the bit, those of each alone. `group` may keep buffers between its calls.
+pub fn assert_group<M: Debug>(
+    ws: &[(M, usize)],
+    k: usize,
+    rng: &mut Rng,
+    mut group: impl FnMut(&[&M], &[f32], usize, &mut [&mut [f32]], Precision),
+    alone: impl Fn(&M, &[f32], usize, Precision) -> Vec<f32>,
+) {
+    for (m, precision) in [(9, Precision::Int8), (1, Precision::Exact), (4, Precision::Int8), (5, Precision::Exact)] {
+        let x = rng.floats(m * k);
+        let mut outs: Vec<Vec<f32>> = ws.iter().map(|(_, rows)| vec![f32::NAN; rows * m]).collect();
+        let mut views: Vec<&mut [f32]> = outs.iter_mut().map(|o| &mut o[..]).collect();
+        group(&ws.iter().map(|(w, _)| w).collect::<Vec<_>>(), &x, m, &mut views, precision);
+        for ((w, _), out) in ws.iter().zip(&outs) {
+            assert_eq!(bits(out), bits(&alone(w, &x, m, precision)), "{w:?} m={m}");
         }
     }
 }

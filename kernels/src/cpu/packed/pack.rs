@@ -15,7 +15,7 @@ impl PackedMatrix {
     pub fn pack(cpu: &Cpu, w: MatrixRef<'_>) -> Option<PackedMatrix> {
         let packing = Packing::of(w.ty)?;
         let groups = w.cols / GROUP;
-        let strips = Strips::pack(cpu, w, packing.strip_bytes(groups)?, &|rows, row_bytes, strip| {
+        let strips = Strips::pack(cpu, w, packing.strip_bytes(groups)?, |rows, row_bytes, strip| {
             pack_strip(w.ty, packing, groups, rows, row_bytes, strip);
         });
         Some(PackedMatrix { packing, strips })
