@@ -7,7 +7,7 @@
 mod common;
 
 use common::Setup;
-use wick_kernels::{AttentionArgs, AttentionScratch, KvSlice, SeqSpan, paged_attention};
+use wick_kernels::{AttentionArgs, AttentionScratch, KvLayout, KvSlice, SeqSpan, paged_attention};
 
 const BLOCK_SIZE: usize = 16;
 /// Bytes of K and of V: together more than the last-level cache.
@@ -56,10 +56,8 @@ fn main() {
                     q: &q,
                     k: if paired { KvSlice::Bf16(&pairs) } else { KvSlice::F16(&cache) },
                     v: if paired { KvSlice::Bf16(&other_pairs) } else { KvSlice::F16(&other) },
+                    layout: KvLayout { layers: 1, layer: 0, kv_heads, head_dim, block_size: BLOCK_SIZE },
                     heads,
-                    kv_heads,
-                    head_dim,
-                    block_size: BLOCK_SIZE,
                     scale: 0.1,
                     window: None,
                     softcap: None,

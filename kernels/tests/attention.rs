@@ -6,7 +6,8 @@ use common::{Rng, bits, cpu, isas};
 use half::f16;
 use proptest::prelude::*;
 use wick_kernels::{
-    AttentionArgs, AttentionScratch, Cpu, Isa, KV_GROUP, KvSlice, KvSliceMut, SeqSpan, paged_attention, write_kv,
+    AttentionArgs, AttentionScratch, Cpu, Isa, KV_GROUP, KvLayout, KvSlice, KvSliceMut, SeqSpan, paged_attention,
+    write_kv,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +19,16 @@ struct Shape {
     window: Option<usize>,
     softcap: Option<f32>,
     cached: Cached,
+}
+
+/// Layers of the caches; one of them is used, and the others stay NaN.
+const LAYERS: usize = 3;
+
+impl Shape {
+    fn layout(&self) -> KvLayout {
+        let Shape { kv_heads, head_dim, block_size, .. } = *self;
+        KvLayout { layers: LAYERS, layer: 1, kv_heads, head_dim, block_size }
+    }
 }
 
 /// What a cache is made of. Values are such that it holds them exactly.
@@ -60,7 +71,7 @@ impl Case {
         let Shape { heads, kv_heads, head_dim, block_size, .. } = shape;
         let total: usize = contexts.iter().map(|c| c.div_ceil(block_size)).sum();
         let mut free: Vec<u32> = (0..total as u32 + 2).collect();
-        let size = free.len() * block_size * kv_heads * head_dim;
+        let size = free.len() * LAYERS * block_size * kv_heads * head_dim;
         let mut case = Case {
             shape,
             contexts: contexts.to_vec(),
@@ -104,9 +115,7 @@ impl Case {
                 &k,
                 &v,
                 &slots,
-                kv_heads,
-                head_dim,
-                block_size,
+                shape.layout(),
                 KvSliceMut::F32(&mut case.k32),
                 KvSliceMut::F32(&mut case.v32),
             );
@@ -115,19 +124,17 @@ impl Case {
                 &k,
                 &v,
                 &slots,
-                kv_heads,
-                head_dim,
-                block_size,
+                shape.layout(),
                 KvSliceMut::F16(&mut case.k16),
                 KvSliceMut::F16(&mut case.v16),
             );
             if head_dim.is_multiple_of(16) && block_size.is_multiple_of(16) {
                 let (k_cache, v_cache) = (KvSliceMut::Bf16(&mut case.k_pairs), KvSliceMut::Bf16(&mut case.v_pairs));
-                write_kv(&cpu, &k, &v, &slots, kv_heads, head_dim, block_size, k_cache, v_cache);
+                write_kv(&cpu, &k, &v, &slots, shape.layout(), k_cache, v_cache);
             }
             let k_cache = KvSliceMut::I8 { values: &mut case.k8, scales: &mut case.k_scales };
             let v_cache = KvSliceMut::I8 { values: &mut case.v8, scales: &mut case.v_scales };
-            write_kv(&cpu, &k, &v, &slots, kv_heads, head_dim, block_size, k_cache, v_cache);
+            write_kv(&cpu, &k, &v, &slots, shape.layout(), k_cache, v_cache);
             case.k.push(k);
             case.v.push(v);
             case.tables.push(table);
@@ -156,7 +163,7 @@ impl Case {
         };
         let scale = 1.0 / (head_dim as f32).sqrt();
         let args =
-            AttentionArgs { q: &q, k, v, heads, kv_heads, head_dim, block_size, scale, window, softcap, seqs: &seqs };
+            AttentionArgs { q: &q, k, v, layout: self.shape.layout(), heads, scale, window, softcap, seqs: &seqs };
         let mut out = vec![f32::NAN; q.len()];
         paged_attention(cpu, &args, &mut out, &mut AttentionScratch::default());
         seqs.iter().map(|s| out[s.q_start * width..(s.q_start + s.q_len) * width].to_vec()).collect()
@@ -333,7 +340,7 @@ fn a_row_that_meets_nan_or_infinity_does_not_reach_others() {
             for (poison, in_k) in [(f32::NAN, true), (f32::NAN, false), (f32::INFINITY, false)] {
                 let clean = Case::new(shape, &[150], 7);
                 let mut case = Case::new(shape, &[150], 7);
-                let block = case.tables[0][bad / 16] as usize * 16 * 16;
+                let block = (case.tables[0][bad / 16] as usize * LAYERS + 1) * 16 * 16;
                 // One key's first dimension, or one value's.
                 let (k, v) = (block + bad % 16, block + bad % 16 * 16);
                 let half = |pair: &mut u32, high: bool| {
@@ -371,7 +378,8 @@ fn a_block_outside_the_cache_is_refused() {
 fn a_slot_outside_the_cache_is_refused() {
     let mut cache = [vec![0.0; 64 * 8], vec![0.0; 64 * 8]];
     let [k, v] = &mut cache;
-    write_kv(&cpu(Isa::Scalar, 1), &[0.0; 8], &[0.0; 8], &[64], 1, 8, 16, KvSliceMut::F32(k), KvSliceMut::F32(v));
+    let layout = KvLayout { layers: 1, layer: 0, kv_heads: 1, head_dim: 8, block_size: 16 };
+    write_kv(&cpu(Isa::Scalar, 1), &[0.0; 8], &[0.0; 8], &[64], layout, KvSliceMut::F32(k), KvSliceMut::F32(v));
 }
 
 #[test]
@@ -385,7 +393,8 @@ fn eight_bits_round_to_the_nearest_and_pass_on_what_is_not_finite() {
     let (mut k_scales, mut v_scales) = (vec![0.0; 4], vec![0.0; 4]);
     let k_cache = KvSliceMut::I8 { values: &mut k, scales: &mut k_scales };
     let v_cache = KvSliceMut::I8 { values: &mut v, scales: &mut v_scales };
-    write_kv(&cpu, &row, &row, &[1], 1, d, block_size, k_cache, v_cache);
+    let layout = KvLayout { layers: 1, layer: 0, kv_heads: 1, head_dim: d, block_size };
+    write_kv(&cpu, &row, &row, &[1], layout, k_cache, v_cache);
     let amax = row[..KV_GROUP].iter().fold(0.0f32, |m, x| m.max(x.abs()));
     // The key's dimensions and groups are two slots apart; the value's lie behind those of slot 0.
     assert_eq!([k_scales[1], v_scales[2]], [amax / 127.0; 2]);

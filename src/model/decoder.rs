@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor};
 
 use super::spec::{DecoderSpec, LayerSpec, NormPlacement, RopeSpec};
 use crate::nn::{Attention, Embedding, Mlp, RmsNorm};
-use crate::ops::{self, ExecContext, ForwardBatch, LayerKv, RopeParams};
+use crate::ops::{self, ExecContext, ForwardBatch, PagedKv, RopeParams};
 use crate::weights::{LoadError, Matrix, WeightSource};
 
 /// A loaded model.
@@ -79,23 +79,23 @@ impl Decoder {
         &self.spec
     }
 
-    /// Computes the batch, writes its keys and values to `kv` (one entry per layer) and returns the logits of `batch.logit_rows` on the
+    /// Computes the batch, writes its keys and values to `kv` and returns the logits of `batch.logit_rows` on the
     /// host, `[logit_rows, vocab]` row after row (of a model that embeds the normed rows, `[logit_rows, hidden]`). After the last layer's attention only those rows are computed.
     ///
     /// # Errors
     /// The batch does not fit the model or the cache, or the device failed. The cache then holds garbage in the batch's slots.
-    pub fn forward(&self, cx: &ExecContext, batch: &ForwardBatch, kv: &mut [LayerKv]) -> Result<Vec<f32>> {
-        if kv.len() != self.layers.len() {
-            candle_core::bail!("a KV cache of {} layers for a model of {}", kv.len(), self.layers.len())
+    pub fn forward(&self, cx: &ExecContext, batch: &ForwardBatch, kv: &mut PagedKv) -> Result<Vec<f32>> {
+        if kv.shape().layers != self.layers.len() {
+            candle_core::bail!("a KV cache of {} layers for a model of {}", kv.shape().layers, self.layers.len())
         }
         let rotations = self.ropes.iter().map(|rope| ops::rotation(cx, rope, &batch.positions));
         let rotations = rotations.collect::<Result<Vec<_>>>()?;
         let mut residual = self.embedding.forward(cx, &batch.input_ids)?;
         let mut pending: Option<Tensor> = None;
-        for (i, (layer, kv)) in self.layers.iter().zip(kv).enumerate() {
+        for (i, layer) in self.layers.iter().enumerate() {
             let normed;
             (residual, normed) = add_and_norm(cx, residual, pending.take(), &layer.attention_norm)?;
-            let mut attended = layer.attention.forward(cx, normed, batch, &rotations[layer.rope], kv)?;
+            let mut attended = layer.attention.forward(cx, normed, batch, &rotations[layer.rope], kv.layer(i))?;
             if i + 1 == self.layers.len() {
                 if batch.logit_rows.is_empty() {
                     return Ok(Vec::new());

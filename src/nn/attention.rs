@@ -69,14 +69,14 @@ impl Attention {
         x: Tensor,
         batch: &ForwardBatch,
         rotation: &Rotation,
-        kv: &mut LayerKv,
+        mut kv: LayerKv<'_>,
     ) -> Result<Tensor> {
         let [q, k, v] = Linear::forward_group(cx, [&self.q, &self.k, &self.v], x)?;
         let norms = self.qk_norm.as_ref().map(|(q, k)| (q.of_heads(), k.of_heads()));
         let (q, k) = ops::rotate_heads(cx, (q, k), self.head_dim, norms, rotation)?;
         // The whole batch is written before anyone attends: sequences of one step may share blocks that one of them is filling.
-        ops::write_kv(cx, k, v, &batch.slots, kv)?;
-        let attended = ops::paged_attention(cx, q, kv, self.params, batch)?;
+        ops::write_kv(cx, k, v, &batch.slots, &mut kv)?;
+        let attended = ops::paged_attention(cx, q, &kv, self.params, batch)?;
         self.o.forward(cx, attended)
     }
 }

@@ -28,7 +28,7 @@ pub struct AttentionParams {
 pub fn paged_attention(
     cx: &ExecContext,
     q: Tensor,
-    kv: &LayerKv,
+    kv: &LayerKv<'_>,
     params: AttentionParams,
     batch: &ForwardBatch,
 ) -> Result<Tensor> {
@@ -52,8 +52,13 @@ pub fn paged_attention(
     }
 }
 
-fn cpu(kernels: &CpuKernels, q: Tensor, kv: &LayerKv, params: AttentionParams, batch: &ForwardBatch) -> Result<Tensor> {
-    let shape = kv.shape();
+fn cpu(
+    kernels: &CpuKernels,
+    q: Tensor,
+    kv: &LayerKv<'_>,
+    params: AttentionParams,
+    batch: &ForwardBatch,
+) -> Result<Tensor> {
     let (k, v) = kv.slices()?;
     let q_values = f32_slice(&q)?;
     let seqs = batch.spans();
@@ -61,10 +66,8 @@ fn cpu(kernels: &CpuKernels, q: Tensor, kv: &LayerKv, params: AttentionParams, b
         q: &q_values,
         k,
         v,
+        layout: kv.layout(),
         heads: params.heads,
-        kv_heads: shape.kv_heads,
-        head_dim: shape.head_dim,
-        block_size: shape.block_size,
         scale: params.scale,
         window: params.window,
         softcap: params.softcap,
@@ -79,14 +82,14 @@ fn cpu(kernels: &CpuKernels, q: Tensor, kv: &LayerKv, params: AttentionParams, b
     Ok(out)
 }
 
-fn reference(q: &Tensor, kv: &LayerKv, params: AttentionParams, batch: &ForwardBatch) -> Result<Tensor> {
+fn reference(q: &Tensor, kv: &LayerKv<'_>, params: AttentionParams, batch: &ForwardBatch) -> Result<Tensor> {
     let outs = batch.seqs.iter().map(|seq| one_sequence(q, kv, params, batch, seq)).collect::<Result<Vec<_>>>()?;
     Tensor::cat(&outs, 0)
 }
 
 fn one_sequence(
     q: &Tensor,
-    kv: &LayerKv,
+    kv: &LayerKv<'_>,
     params: AttentionParams,
     batch: &ForwardBatch,
     seq: &SeqRange,

@@ -1,10 +1,9 @@
-//! The paged keys and values of one layer, and writing to them.
+//! The paged keys and values of all layers, and writing to them.
 use std::fmt;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::f16;
-use half::vec::HalfBitsVecExt;
-use wick_kernels::{KV_GROUP, KV_PIECE, KvSlice, KvSliceMut};
+use wick_kernels::{KV_GROUP, KV_PIECE, KvLayout, KvSlice, KvSliceMut, Pages};
 
 use super::batch::Indices;
 use super::context::ExecContext;
@@ -52,69 +51,75 @@ impl fmt::Display for KvDtype {
     }
 }
 
-/// Sizes of one layer's K and of its V. The CPU kernels keep V as `[num_blocks, kv_heads, block_size, head_dim]` and K with the last two
-/// swapped; `reference()` keeps both in V's order.
+/// Sizes of K and of V. The CPU kernels keep V as `[num_blocks, layers, kv_heads, block_size, head_dim]` and K with the last two
+/// swapped; `reference()` keeps both layer by layer, in V's order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LayerKvShape {
+pub struct KvShape {
     pub num_blocks: usize,
+    pub layers: usize,
     pub kv_heads: usize,
     pub block_size: usize,
     pub head_dim: usize,
 }
 
-impl LayerKvShape {
+impl KvShape {
     fn elements(self) -> usize {
         self.heads() * self.head_dim
     }
 
-    /// Keys of single heads that fit.
+    /// Keys of single heads that fit, over all layers.
     fn heads(self) -> usize {
-        self.num_blocks * self.kv_heads * self.block_size
+        self.num_blocks * self.layers * self.kv_heads * self.block_size
     }
 }
 
-/// K and V of one layer.
-pub struct LayerKv {
-    shape: LayerKvShape,
+/// K and V of all layers.
+pub struct PagedKv {
+    shape: KvShape,
     k: KvStore,
     v: KvStore,
 }
 
-enum KvStore {
-    HostF16(Vec<f16>),
-    HostF32(Vec<f32>),
-    HostBf16(Vec<u32>),
-    HostI8 {
-        values: Vec<i8>,
-        scales: Vec<f32>,
-    },
-    /// What `reference()` works on, `[num_blocks, kv_heads, block_size, head_dim]`.
-    Tensor(Tensor),
+/// K and V of one layer.
+pub struct LayerKv<'a> {
+    kv: &'a mut PagedKv,
+    layer: usize,
 }
 
-impl LayerKv {
+enum KvStore {
+    HostF16(Pages<f16>),
+    HostF32(Pages<f32>),
+    HostBf16(Pages<u32>),
+    HostI8 {
+        values: Pages<i8>,
+        scales: Pages<f32>,
+    },
+    /// What `reference()` works on, for each layer `[num_blocks, kv_heads, block_size, head_dim]`.
+    Tensors(Vec<Tensor>),
+}
+
+impl PagedKv {
     /// Zero-filled storage in the form that the context's arm works on. On the CPU kernels the memory comes from the system untouched, so
-    /// a block costs nothing until it is first written.
+    /// blocks cost nothing until the large page they lie in is first written to.
     ///
     /// # Errors
     /// The device has no room, or cannot keep heads or blocks of this size so.
-    pub fn new(cx: &ExecContext, shape: LayerKvShape, dtype: KvDtype) -> Result<Self> {
+    pub fn new(cx: &ExecContext, shape: KvShape, dtype: KvDtype) -> Result<Self> {
         if cx.kernels().is_some() && !dtype.holds(shape.head_dim, shape.block_size) {
             bail!("a {dtype} KV cache cannot hold heads of {} in blocks of {}", shape.head_dim, shape.block_size)
         }
         let store = || -> Result<KvStore> {
             Ok(match (cx.kernels(), dtype) {
-                (Some(_), KvDtype::F32) => KvStore::HostF32(vec![0.0; shape.elements()]),
-                // `vec![0u16; n]` asks the system for zeroed pages; `vec![f16::ZERO; n]` would write every one of them.
-                (Some(_), KvDtype::F16) => KvStore::HostF16(vec![0_u16; shape.elements()].reinterpret_into()),
-                (Some(_), KvDtype::Bf16) => KvStore::HostBf16(vec![0; shape.elements() / 2]),
+                (Some(_), KvDtype::F32) => KvStore::HostF32(Pages::zeroed(shape.elements())),
+                (Some(_), KvDtype::F16) => KvStore::HostF16(Pages::zeroed(shape.elements())),
+                (Some(_), KvDtype::Bf16) => KvStore::HostBf16(Pages::zeroed(shape.elements() / 2)),
                 (Some(_), KvDtype::I8) => KvStore::HostI8 {
-                    values: vec![0; shape.elements()],
-                    scales: vec![0.0; shape.heads() * shape.head_dim.div_ceil(KV_GROUP)],
+                    values: Pages::zeroed(shape.elements()),
+                    scales: Pages::zeroed(shape.heads() * shape.head_dim.div_ceil(KV_GROUP)),
                 },
-                (None, KvDtype::F16) => KvStore::Tensor(zeros(cx.device(), shape, DType::F16)?),
-                (None, KvDtype::Bf16) => KvStore::Tensor(zeros(cx.device(), shape, DType::BF16)?),
-                (None, KvDtype::F32) => KvStore::Tensor(zeros(cx.device(), shape, DType::F32)?),
+                (None, KvDtype::F16) => KvStore::Tensors(zeros(cx.device(), shape, DType::F16)?),
+                (None, KvDtype::Bf16) => KvStore::Tensors(zeros(cx.device(), shape, DType::BF16)?),
+                (None, KvDtype::F32) => KvStore::Tensors(zeros(cx.device(), shape, DType::F32)?),
                 (None, KvDtype::I8) => bail!("an 8-bit KV cache exists on the CPU only: choose f16"),
             })
         };
@@ -122,26 +127,44 @@ impl LayerKv {
     }
 
     #[must_use]
-    pub fn shape(&self) -> LayerKvShape {
+    pub fn shape(&self) -> KvShape {
         self.shape
+    }
+
+    /// One of its layers.
+    pub fn layer(&mut self, layer: usize) -> LayerKv<'_> {
+        LayerKv { kv: self, layer }
+    }
+}
+
+impl LayerKv<'_> {
+    pub(super) fn shape(&self) -> KvShape {
+        self.kv.shape
+    }
+
+    /// Where the layer is in the kernels' slices.
+    pub(super) fn layout(&self) -> KvLayout {
+        let KvShape { layers, kv_heads, block_size, head_dim, .. } = self.kv.shape;
+        KvLayout { layers, layer: self.layer, kv_heads, head_dim, block_size }
     }
 
     /// K and V for the kernels.
     pub(super) fn slices(&self) -> Result<(KvSlice<'_>, KvSlice<'_>)> {
-        Ok((self.k.slice()?, self.v.slice()?))
+        Ok((self.kv.k.slice()?, self.kv.v.slice()?))
     }
 
     /// K and V for `reference()`.
     pub(super) fn tensors(&self) -> Result<(&Tensor, &Tensor)> {
-        match (&self.k, &self.v) {
-            (KvStore::Tensor(k), KvStore::Tensor(v)) => Ok((k, v)),
+        match (&self.kv.k, &self.kv.v) {
+            (KvStore::Tensors(k), KvStore::Tensors(v)) => Ok((&k[self.layer], &v[self.layer])),
             _ => bail!("a KV cache of the CPU kernels reached candle's operations"),
         }
     }
 }
 
-fn zeros(device: &Device, shape: LayerKvShape, dtype: DType) -> Result<Tensor> {
-    Tensor::zeros((shape.num_blocks, shape.kv_heads, shape.block_size, shape.head_dim), dtype, device)
+fn zeros(device: &Device, shape: KvShape, dtype: DType) -> Result<Vec<Tensor>> {
+    let layer = (shape.num_blocks, shape.kv_heads, shape.block_size, shape.head_dim);
+    (0..shape.layers).map(|_| Tensor::zeros(layer, dtype, device)).collect()
 }
 
 impl KvStore {
@@ -151,7 +174,7 @@ impl KvStore {
             Self::HostF32(values) => Ok(KvSlice::F32(values)),
             Self::HostBf16(pairs) => Ok(KvSlice::Bf16(pairs)),
             Self::HostI8 { values, scales } => Ok(KvSlice::I8 { values, scales }),
-            Self::Tensor(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
+            Self::Tensors(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
         }
     }
 
@@ -161,7 +184,7 @@ impl KvStore {
             Self::HostF32(values) => Ok(KvSliceMut::F32(values)),
             Self::HostBf16(pairs) => Ok(KvSliceMut::Bf16(pairs)),
             Self::HostI8 { values, scales } => Ok(KvSliceMut::I8 { values, scales }),
-            Self::Tensor(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
+            Self::Tensors(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
         }
     }
 }
@@ -172,8 +195,8 @@ impl KvStore {
 ///
 /// # Errors
 /// A shape does not fit, or candle failed.
-pub fn write_kv(cx: &ExecContext, k: Tensor, v: Tensor, slots: &Indices, kv: &mut LayerKv) -> Result<()> {
-    let shape = kv.shape;
+pub fn write_kv(cx: &ExecContext, k: Tensor, v: Tensor, slots: &Indices, kv: &mut LayerKv<'_>) -> Result<()> {
+    let shape = kv.shape();
     let Some(kernels) = cx.kernels() else {
         let rows = cache_rows(slots.as_slice(), shape, k.device())?;
         let (k_cache, v_cache) = kv.tensors()?;
@@ -189,20 +212,18 @@ pub fn write_kv(cx: &ExecContext, k: Tensor, v: Tensor, slots: &Indices, kv: &mu
         &f32_slice(&k)?,
         &f32_slice(&v)?,
         slots.as_slice(),
-        shape.kv_heads,
-        shape.head_dim,
-        shape.block_size,
-        kv.k.slice_mut()?,
-        kv.v.slice_mut()?,
+        kv.layout(),
+        kv.kv.k.slice_mut()?,
+        kv.kv.v.slice_mut()?,
     );
     kernels.recycle(k);
     kernels.recycle(v);
     Ok(())
 }
 
-/// Index of every value of `[tokens · kv_heads, head_dim]` among the cache's rows `[num_blocks · kv_heads · block_size, head_dim]`.
-fn cache_rows(slots: &[u32], shape: LayerKvShape, device: &Device) -> Result<Tensor> {
-    let (heads, size) = (shape.kv_heads, shape.block_size);
+/// Index of every value of `[tokens · kv_heads, head_dim]` among the layer's rows, `[num_blocks · kv_heads · block_size, head_dim]`.
+fn cache_rows(slots: &[u32], shape: KvShape, device: &Device) -> Result<Tensor> {
+    let KvShape { kv_heads: heads, block_size: size, head_dim, .. } = shape;
     let mut rows = Vec::with_capacity(slots.len() * heads);
     for &slot in slots {
         let (block, offset) = (slot as usize / size, slot as usize % size);
@@ -212,10 +233,10 @@ fn cache_rows(slots: &[u32], shape: LayerKvShape, device: &Device) -> Result<Ten
         }
     }
     let count = rows.len();
-    Tensor::from_vec(rows, (count, 1), device)?.broadcast_as((count, shape.head_dim))?.contiguous()
+    Tensor::from_vec(rows, (count, 1), device)?.broadcast_as((count, head_dim))?.contiguous()
 }
 
-fn write_reference(x: &Tensor, rows: &Tensor, cache: &Tensor, shape: LayerKvShape) -> Result<()> {
+fn write_reference(x: &Tensor, rows: &Tensor, cache: &Tensor, shape: KvShape) -> Result<()> {
     let all = cache.reshape((shape.num_blocks * shape.kv_heads * shape.block_size, shape.head_dim))?;
     let x = x.reshape(rows.shape())?.to_dtype(cache.dtype())?.contiguous()?;
     all.scatter_set(rows, &x, 0)

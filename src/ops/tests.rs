@@ -250,7 +250,7 @@ fn two_sequences() -> ForwardBatch {
 
 #[test]
 fn attention_over_written_blocks() {
-    let shape = LayerKvShape { num_blocks: 6, kv_heads: 2, block_size: 4, head_dim: 16 };
+    let shape = KvShape { num_blocks: 6, layers: 3, kv_heads: 2, block_size: 4, head_dim: 16 };
     let batch = two_sequences();
     let (q, k, v) = (values(11, 64, 1), values(11, 32, 2), values(11, 32, 3));
     for (window, softcap) in [(None, None), (Some(3), None), (None, Some(1.5)), (Some(1), Some(1.5))] {
@@ -260,9 +260,13 @@ fn attention_over_written_blocks() {
                 // Candle's operations have no 8-bit cache.
                 let exact = dtype == KvDtype::I8 && cx.kernels().is_none();
                 let dtype = if exact { KvDtype::F32 } else { dtype };
-                let mut kv = LayerKv::new(cx, shape, dtype).unwrap();
-                write_kv(cx, own(&k), own(&v), &batch.slots, &mut kv).unwrap();
-                paged_attention(cx, own(&q), &kv, params, &batch).unwrap()
+                let mut kv = PagedKv::new(cx, shape, dtype).unwrap();
+                // Another layer's are not to be seen.
+                write_kv(cx, own(&v), own(&k), &batch.slots, &mut kv.layer(0)).unwrap();
+                write_kv(cx, own(&v), own(&k), &batch.slots, &mut kv.layer(2)).unwrap();
+                let mut layer = kv.layer(1);
+                write_kv(cx, own(&k), own(&v), &batch.slots, &mut layer).unwrap();
+                paged_attention(cx, own(&q), &layer, params, &batch).unwrap()
             };
             let expected = run(&reference());
             let tolerance = if dtype == KvDtype::I8 { 2e-2 } else { 1e-5 };
@@ -275,7 +279,7 @@ fn attention_over_written_blocks() {
 fn reference_attention_is_a_softmax_over_the_visible_keys() {
     // One head of two dimensions, window 2, against sums written out by hand.
     let cx = reference();
-    let shape = LayerKvShape { num_blocks: 2, kv_heads: 1, block_size: 2, head_dim: 2 };
+    let shape = KvShape { num_blocks: 2, layers: 1, kv_heads: 1, block_size: 2, head_dim: 2 };
     let batch = ForwardBatch {
         input_ids: Indices::new(vec![0; 3]),
         positions: Indices::new(vec![0, 1, 2]),
@@ -287,10 +291,11 @@ fn reference_attention_is_a_softmax_over_the_visible_keys() {
     let rows = |data: [[f32; 2]; 3]| Tensor::new(&data, &Device::Cpu).unwrap();
     let (q, k) = (rows([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), rows([[1.0, 2.0], [0.5, -1.0], [2.0, 0.0]]));
     let v = rows([[1.0, 0.0], [0.0, 1.0], [3.0, 5.0]]);
-    let mut kv = LayerKv::new(&cx, shape, KvDtype::F32).unwrap();
-    write_kv(&cx, own(&k), own(&v), &batch.slots, &mut kv).unwrap();
+    let mut kv = PagedKv::new(&cx, shape, KvDtype::F32).unwrap();
+    let mut layer = kv.layer(0);
+    write_kv(&cx, own(&k), own(&v), &batch.slots, &mut layer).unwrap();
     let params = AttentionParams { heads: 1, scale: 1.0, window: Some(2), softcap: None };
-    let out = paged_attention(&cx, own(&q), &kv, params, &batch).unwrap();
+    let out = paged_attention(&cx, own(&q), &layer, params, &batch).unwrap();
     let second = {
         let (a, b) = (2_f32.exp(), (-1_f32).exp());
         [a / (a + b), b / (a + b)]
@@ -304,40 +309,41 @@ fn reference_attention_is_a_softmax_over_the_visible_keys() {
 
 #[test]
 fn malformed_batches_are_errors() {
-    let shape = LayerKvShape { num_blocks: 6, kv_heads: 2, block_size: 4, head_dim: 16 };
+    let shape = KvShape { num_blocks: 6, layers: 3, kv_heads: 2, block_size: 4, head_dim: 16 };
     let params = AttentionParams { heads: 4, scale: 0.25, window: None, softcap: None };
     let q = values(11, 64, 1);
     for cx in contexts().into_iter().chain([reference()]) {
-        let mut kv = LayerKv::new(&cx, shape, KvDtype::F32).unwrap();
+        let mut kv = PagedKv::new(&cx, shape, KvDtype::F32).unwrap();
         let mut short = two_sequences();
         short.seqs[0].blocks = 0..2;
-        assert!(paged_attention(&cx, own(&q), &kv, params, &short).is_err());
+        assert!(paged_attention(&cx, own(&q), &kv.layer(1), params, &short).is_err());
         let mut outside = two_sequences();
         outside.block_ids[1] = 6;
-        assert!(paged_attention(&cx, own(&q), &kv, params, &outside).is_err());
-        assert!(paged_attention(&cx, values(11, 60, 1), &kv, params, &two_sequences()).is_err());
+        assert!(paged_attention(&cx, own(&q), &kv.layer(1), params, &outside).is_err());
+        assert!(paged_attention(&cx, values(11, 60, 1), &kv.layer(1), params, &two_sequences()).is_err());
         let one = values(1, 32, 2);
-        assert!(write_kv(&cx, own(&one), own(&one), &Indices::new(vec![24]), &mut kv).is_err());
+        assert!(write_kv(&cx, own(&one), own(&one), &Indices::new(vec![24]), &mut kv.layer(0)).is_err());
     }
 }
 
 #[test]
 fn an_f16_cache_halves_the_memory_and_starts_at_zero() {
-    let shape = LayerKvShape { num_blocks: 2, kv_heads: 1, block_size: 2, head_dim: 4 };
+    let shape = KvShape { num_blocks: 2, layers: 1, kv_heads: 1, block_size: 2, head_dim: 4 };
     for cx in contexts() {
-        let kv = LayerKv::new(&cx, shape, KvDtype::F16).unwrap();
-        let (wick_kernels::KvSlice::F16(k), _) = kv.slices().unwrap() else { panic!("asked for f16") };
+        let mut kv = PagedKv::new(&cx, shape, KvDtype::F16).unwrap();
+        let layer = kv.layer(0);
+        let (wick_kernels::KvSlice::F16(k), _) = layer.slices().unwrap() else { panic!("asked for f16") };
         assert_eq!(k.len(), 16);
         assert!(k.iter().all(|v| v.to_bits() == 0));
     }
-    let tensors = LayerKv::new(&reference(), shape, KvDtype::F16).unwrap();
-    assert_eq!(tensors.tensors().unwrap().0.dtype(), DType::F16);
+    let mut tensors = PagedKv::new(&reference(), shape, KvDtype::F16).unwrap();
+    assert_eq!(tensors.layer(0).tensors().unwrap().0.dtype(), DType::F16);
 }
 
 #[test]
 fn caches_that_cannot_be_are_errors() {
-    let shape = LayerKvShape { num_blocks: 2, kv_heads: 1, block_size: 16, head_dim: 24 };
-    let error = |cx: &ExecContext, dtype| LayerKv::new(cx, shape, dtype).err().unwrap().to_string();
+    let shape = KvShape { num_blocks: 2, layers: 1, kv_heads: 1, block_size: 16, head_dim: 24 };
+    let error = |cx: &ExecContext, dtype| PagedKv::new(cx, shape, dtype).err().unwrap().to_string();
     for cx in contexts() {
         assert!(error(&cx, KvDtype::Bf16).contains("heads of 24 in blocks of 16"));
     }

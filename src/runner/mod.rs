@@ -12,7 +12,6 @@ pub mod plan;
 pub mod testing;
 
 pub use device::{DeviceChoice, DeviceError};
-pub use kv_cache::KvCache;
 pub use model_runner::{ModelRunner, RunnerOptions};
 pub use plan::{MemoryPlan, PlanError, PlanInputs};
 

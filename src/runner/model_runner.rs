@@ -7,13 +7,13 @@ use wick_kernels::{Isa, Precision, ThreadPool};
 
 use super::batch::{StepLimits, forward_batch};
 use super::device::Machine;
-use super::kv_cache::KvCache;
+use super::kv_cache::paged_kv;
 use super::{Logits, Runner, RunnerError};
 use crate::kv::BlockId;
 use crate::model::decoder::Decoder;
 use crate::model::registry;
 use crate::model::spec::DecoderSpec;
-use crate::ops::{ExecContext, KvDtype};
+use crate::ops::{ExecContext, KvDtype, PagedKv};
 use crate::scheduler::{LogitRows, ScheduledSeq, SchedulerOutput, SeqId};
 use crate::weights::{LoadError, ModelFiles, WeightSource};
 
@@ -53,7 +53,8 @@ impl RunnerOptions {
 pub struct ModelRunner {
     cx: ExecContext,
     decoder: Decoder,
-    kv: KvCache,
+    kv: PagedKv,
+    kv_dtype: KvDtype,
     limits: StepLimits,
 }
 
@@ -102,8 +103,8 @@ impl ModelRunner {
                 "no packed kernels for this format or width: read as in the file, which is slower"
             );
         }
-        let kv = KvCache::new(&cx, decoder.spec(), options.num_blocks, options.block_size, options.kv_dtype)?;
-        Ok(Self { cx, decoder, kv, limits })
+        let kv = paged_kv(&cx, decoder.spec(), options.num_blocks, options.block_size, options.kv_dtype)?;
+        Ok(Self { cx, decoder, kv, kv_dtype: options.kv_dtype, limits })
     }
 
     #[must_use]
@@ -114,7 +115,7 @@ impl ModelRunner {
     /// One line for the log: which arithmetic runs, on how many threads, over which KV cache.
     #[must_use]
     pub fn describe(&self) -> String {
-        format!("{}, {} KV", self.cx.describe(), self.kv.dtype())
+        format!("{}, {} KV", self.cx.describe(), self.kv_dtype)
     }
 
     /// One token at position 0 of block 0. Nobody reads what it leaves there: a block is written before it is read.
@@ -141,7 +142,7 @@ impl Runner for ModelRunner {
         }
         let batch = forward_batch(step, self.limits)?;
         let _turn = self.cx.turn();
-        let data = self.decoder.forward(&self.cx, &batch, self.kv.layers_mut())?;
+        let data = self.decoder.forward(&self.cx, &batch, &mut self.kv)?;
         Ok(Logits { data, width })
     }
 

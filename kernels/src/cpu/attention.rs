@@ -11,7 +11,7 @@ pub(crate) mod span;
 
 use super::Cpu;
 use super::dispatch::KernelTable;
-use super::kv::{self, KvSlice};
+use super::kv::{self, KvLayout, KvSlice};
 use super::shared::SharedSlice;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -39,18 +39,14 @@ pub struct SeqSpan<'a> {
 pub struct AttentionArgs<'a> {
     /// Queries, `[tokens, heads, head_dim]`.
     pub q: &'a [f32],
-    /// Keys, `[num_blocks, kv_heads, head_dim, block_size]`.
+    /// Keys of all layers.
     pub k: KvSlice<'a>,
-    /// Values, `[num_blocks, kv_heads, block_size, head_dim]`.
+    /// Values of all layers.
     pub v: KvSlice<'a>,
-    /// Query heads, a multiple of `kv_heads`.
+    /// Where this layer's are.
+    pub layout: KvLayout,
+    /// Query heads, a multiple of the KV heads.
     pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Values in a head.
-    pub head_dim: usize,
-    /// Tokens in a cache block.
-    pub block_size: usize,
     /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
     /// Sliding window: the row at position i sees the keys j with `i - window < j <= i`.
@@ -123,11 +119,10 @@ pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scr
 }
 
 fn check(args: &AttentionArgs<'_>, out: usize) {
-    let AttentionArgs { heads, kv_heads, head_dim, block_size, .. } = *args;
-    assert!(
-        kv_heads > 0 && head_dim > 0 && block_size > 0 && heads > 0 && heads.is_multiple_of(kv_heads),
-        "attention: {heads} heads over {kv_heads} KV heads of {head_dim} in blocks of {block_size}"
-    );
+    let (heads, layout) = (args.heads, args.layout);
+    let KvLayout { kv_heads, head_dim, block_size, .. } = layout;
+    layout.check("attention");
+    assert!(heads > 0 && heads.is_multiple_of(kv_heads), "attention: {heads} heads over {kv_heads} KV heads");
     let width = heads * head_dim;
     assert!(
         args.q.len() == out && out.is_multiple_of(width),
@@ -135,8 +130,7 @@ fn check(args: &AttentionArgs<'_>, out: usize) {
         args.q.len()
     );
     assert!(args.window != Some(0), "attention: a window of 0 sees no key");
-    let block = kv_heads * block_size * head_dim;
-    let blocks = args.k.len().min(args.v.len()) / block;
+    let blocks = args.k.len().min(args.v.len()) / layout.values();
     let tokens = out / width;
     for (cache, name) in [(&args.k, "K"), (&args.v, "V")] {
         if matches!(cache, KvSlice::Bf16(_)) {
@@ -192,7 +186,7 @@ struct Task<'a> {
 impl Task<'_> {
     fn run(&self, item: &Item, lane: &mut Lane) {
         let tile = &self.plan.tiles()[item.tile];
-        let width = self.args.head_dim.next_multiple_of(PIECE);
+        let width = self.args.layout.head_dim.next_multiple_of(PIECE);
         let floats = state_len(tile.len(self.args), width);
         self.take_queries(tile, lane);
         lane.scores.resize(SCORES, 0.0);
@@ -234,7 +228,7 @@ impl Task<'_> {
 
     /// Scales and reorders the queries of a tile.
     fn take_queries(&self, tile: &Tile, lane: &mut Lane) {
-        let d = self.args.head_dim;
+        let d = self.args.layout.head_dim;
         let len = tile.len(self.args);
         match self.pairs {
             Some(_) => lane.q_pairs.resize(len * d / 2, 0),
@@ -270,7 +264,7 @@ impl Task<'_> {
 
     /// The states of a tile's rows over one span of those before `end`: left in `states` if there is such, otherwise added to `lane.total`.
     fn attend(&self, tile: &Tile, span: usize, end: usize, lane: &mut Lane, mut states: Option<&mut [f32]>) {
-        let d = self.args.head_dim;
+        let d = self.args.layout.head_dim;
         let width = d.next_multiple_of(PIECE);
         let Lane { q, k, v, pieces, ahead, scores, part, total, q_pairs, weights } = lane;
         let (k_fits, v_fits) = self.readable();
@@ -284,7 +278,7 @@ impl Task<'_> {
         }
         let mut kv = SpanKv {
             k: self.args.k,
-            k_stride: self.args.block_size,
+            k_stride: self.args.layout.block_size,
             v: self.args.v,
             v_stride: d,
             pieces: &[],
@@ -317,7 +311,7 @@ impl Task<'_> {
             unsafe {
                 if let (Some(pairs), KvSlice::Bf16(k), KvSlice::Bf16(v)) = (self.pairs, kv.k, kv.v) {
                     let q = &q_pairs[first * d / 2..(first + rows) * d / 2];
-                    let (head_dim, block_size) = (d, self.args.block_size);
+                    let (head_dim, block_size) = (d, self.args.layout.block_size);
                     let (pieces, ahead) = (kv.pieces, kv.ahead);
                     (pairs.attend)(&mut PairRows {
                         q,
@@ -355,14 +349,15 @@ impl Task<'_> {
             KvSlice::Bf16(_) => self.pairs.is_some(),
             KvSlice::I8 { .. } => false,
         };
-        let AttentionArgs { head_dim, block_size, k, v, .. } = self.args;
+        let AttentionArgs { layout: KvLayout { head_dim, block_size, .. }, k, v, .. } = self.args;
         (block_size.is_multiple_of(PIECE) && wide(k), head_dim.is_multiple_of(PIECE) && wide(v))
     }
 
     /// Finds the keys and values of a span that rows of a tile see, in the cache. Slots behind the context may hold anything: their keys are
     /// scored only beside others, and the scores are dropped.
     fn find(&self, tile: &Tile, span: usize, pieces: &mut Vec<Piece>) {
-        let AttentionArgs { kv_heads, head_dim: d, block_size, .. } = *self.args;
+        let layout = self.args.layout;
+        let KvLayout { head_dim: d, block_size, .. } = layout;
         let (start, keys) = (span * SPAN, tile.keys(self.args));
         let blocks = self.args.seqs[tile.seq].blocks;
         let end = keys.end.min(start + SPAN);
@@ -370,7 +365,7 @@ impl Task<'_> {
         while position < end {
             let offset = position % block_size;
             let len = PIECE.min(block_size - offset).min(end - position);
-            let block = (blocks[position / block_size] as usize * kv_heads + tile.kv_head) * block_size * d;
+            let block = layout.head_block(blocks[position / block_size] as usize, tile.kv_head) * block_size * d;
             let of = |cache: &KvSlice<'_>, at: usize| match cache {
                 KvSlice::Bf16(_) => (block + at) / 2,
                 _ => block + at,
@@ -389,7 +384,7 @@ impl Task<'_> {
 
     /// Copies the keys of pieces as floats, `[head_dim, PIECE]` a piece, and points the pieces there.
     fn copy_keys(&self, pieces: &mut [Piece], to: &mut Vec<f32>) {
-        let AttentionArgs { head_dim, block_size, ref k, .. } = *self.args;
+        let AttentionArgs { layout: KvLayout { head_dim, block_size, .. }, ref k, .. } = *self.args;
         let size = PIECE * head_dim;
         to.resize(to.len().max(pieces.len() * size), 0.0);
         for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
@@ -413,7 +408,7 @@ impl Task<'_> {
 
     /// Copies the values of pieces as floats, [`PIECE`] rows for each, and points the pieces there.
     fn copy_values(&self, pieces: &mut [Piece], to: &mut Vec<f32>) {
-        let AttentionArgs { head_dim, ref v, .. } = *self.args;
+        let AttentionArgs { layout: KvLayout { head_dim, .. }, ref v, .. } = *self.args;
         let width = head_dim.next_multiple_of(PIECE);
         let size = PIECE * width;
         to.resize(to.len().max(pieces.len() * size), 0.0);
@@ -439,7 +434,7 @@ impl Task<'_> {
 
     /// Divides by the sums.
     fn finish(&self, tile: &Tile, lane: &Lane) {
-        let d = self.args.head_dim;
+        let d = self.args.layout.head_dim;
         let width = d.next_multiple_of(PIECE);
         for (first, rows) in groups(tile.len(self.args)) {
             let state = &lane.total[state_len(first, width)..state_len(first + rows, width)];

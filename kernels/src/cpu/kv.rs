@@ -1,6 +1,6 @@
-//! The KV cache of one layer: K is `[num_blocks, kv_heads, head_dim, block_size]`, V `[num_blocks, kv_heads, block_size, head_dim]`.
+//! The KV cache: K is `[num_blocks, layers, kv_heads, head_dim, block_size]`, V `[num_blocks, layers, kv_heads, block_size, head_dim]`.
 //!
-//! So a vector register holds one dimension of several keys, or several dimensions of one value: attention never sums across a register.
+//! What a sequence has cached lies in a few places of all layers, so that large pages are filled by few sequences ([`crate::Pages`]). A vector register holds one dimension of several keys, or several dimensions of one value: attention never sums across a register.
 
 use super::Cpu;
 use super::attention::span::PIECE as KEYS;
@@ -16,15 +16,49 @@ pub const KV_GROUP: usize = 32;
 /// What the tokens of a block and the dimensions of a head must be a multiple of in a cache of bfloat16 pairs.
 pub const KV_PIECE: usize = KEYS;
 
-/// K or V of one layer, to read.
+/// How a cache is laid out, and the layer that a call is about.
+#[derive(Clone, Copy, Debug)]
+pub struct KvLayout {
+    /// Layers whose keys and values share the cache's blocks.
+    pub layers: usize,
+    /// One of them.
+    pub layer: usize,
+    /// Key and value heads of each layer.
+    pub kv_heads: usize,
+    /// Values in a head.
+    pub head_dim: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+}
+
+impl KvLayout {
+    /// Values of K, or of V, in a block.
+    pub(crate) fn values(self) -> usize {
+        self.layers * self.kv_heads * self.head_dim * self.block_size
+    }
+
+    /// The head of the layer in a block, counted through all blocks, layers and heads.
+    pub(crate) fn head_block(self, block: usize, head: usize) -> usize {
+        (block * self.layers + self.layer) * self.kv_heads + head
+    }
+
+    pub(crate) fn check(self, what: &str) {
+        assert!(
+            self.values() > 0 && self.layer < self.layers,
+            "{what}: no such layer, or nothing in a block: {self:?}"
+        );
+    }
+}
+
+/// K or V, to read.
 #[derive(Clone, Copy, Debug)]
 pub enum KvSlice<'a> {
     /// Single precision.
     F32(&'a [f32]),
     /// Half precision: half the memory; values beyond 65504 become infinite.
     F16(&'a [f16]),
-    /// Pairs of bfloat16, the first in the low half: K `[num_blocks, kv_heads, head_dim / 2, block_size]` with two dimensions in a pair, V
-    /// `[num_blocks, kv_heads, block_size / 2, head_dim]` with two tokens in a pair. Blocks have a multiple of [`KV_PIECE`] tokens, heads
+    /// Pairs of bfloat16, the first in the low half: K `[num_blocks, layers, kv_heads, head_dim / 2, block_size]` with two dimensions in a
+    /// pair, V `[num_blocks, layers, kv_heads, block_size / 2, head_dim]` with two tokens in a pair. Blocks have a multiple of [`KV_PIECE`] tokens, heads
     /// one of as many dimensions. Where the instruction set multiplies such pairs ([`crate::Isa::Avx512Bf16`]), attention does, and rounds queries and
     /// softmax weights to bfloat16 too.
     Bf16(&'a [u32]),
@@ -38,7 +72,7 @@ pub enum KvSlice<'a> {
     },
 }
 
-/// K or V of one layer, to write.
+/// K or V, to write.
 #[derive(Debug)]
 pub enum KvSliceMut<'a> {
     /// Single precision.
@@ -150,7 +184,7 @@ fn quantize(x: &[f32], out: &mut [i8; KV_GROUP]) -> f32 {
 /// Where a token's head goes.
 #[derive(Clone, Copy)]
 struct Place {
-    /// The block times the KV heads, plus the head.
+    /// See [`KvLayout::head_block`].
     head_block: usize,
     /// The slot in the block.
     offset: usize,
@@ -282,21 +316,19 @@ impl<'a> Target<'a> {
 ///
 /// # Panics
 /// If the lengths do not fit together or a slot is outside the cache.
-#[allow(clippy::too_many_arguments)] // a kernel's shape is its arguments
 pub fn write_kv(
     cpu: &Cpu,
     k: &[f32],
     v: &[f32],
     slots: &[u32],
-    kv_heads: usize,
-    head_dim: usize,
-    block_size: usize,
+    layout: KvLayout,
     k_cache: KvSliceMut<'_>,
     v_cache: KvSliceMut<'_>,
 ) {
+    layout.check("write_kv");
+    let KvLayout { kv_heads, head_dim, block_size, .. } = layout;
     let width = kv_heads * head_dim;
-    let block = width * block_size;
-    assert!(block > 0, "write_kv: {kv_heads} heads of {head_dim} in blocks of {block_size}");
+    let block = layout.values();
     assert!(
         k.len() == slots.len() * width && v.len() == k.len(),
         "write_kv: k and v have {} and {} values for {} tokens of {width}",
@@ -309,7 +341,7 @@ pub fn write_kv(
     }
     let (k_cache, k_len) = Target::new(k_cache, block, head_dim, "K");
     let (v_cache, v_len) = Target::new(v_cache, block, head_dim, "V");
-    let capacity = k_len.min(v_len) / width;
+    let capacity = k_len.min(v_len) / block * block_size;
     if let Some(slot) = slots.iter().find(|&&slot| slot as usize >= capacity) {
         panic!("write_kv: slot {slot} is outside a cache of {capacity} tokens");
     }
@@ -320,7 +352,7 @@ pub fn write_kv(
             let (b, offset) = (slot as usize / block_size, slot as usize % block_size);
             for head in start..end {
                 let from = t * width + head * head_dim;
-                let place = Place { head_block: b * kv_heads + head, offset, block_size };
+                let place = Place { head_block: layout.head_block(b, head), offset, block_size };
                 // SAFETY: a head's part of the cache is touched by the one piece that holds the head.
                 unsafe {
                     k_cache.store_key(place, &k[from..from + head_dim]);

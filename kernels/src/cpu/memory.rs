@@ -1,14 +1,17 @@
-//! Memory that begins at lines of the cache: for weights, and for what kernels write in between.
+//! Memory that begins at lines of the cache: for weights, the KV cache, and for what kernels write in between.
 //!
-//! A step reads all weights. With pages of 4 KiB each 64 lines end at a page that, more often than not, no translation is cached for: a
+//! A step reads all weights, and keys and values from everywhere in the cache. With pages of 4 KiB each 64 lines end at a page that, more often than not, no translation is cached for: a
 //! walk through the page tables (in a virtual machine through two of them), and a break in the hardware's prefetching. Where the system
-//! has larger pages for those who ask (Linux), weights are asked for: they come from chunks in which matrices lie one behind the other,
+//! has larger pages for those who ask (Linux), they are asked for: weights come from chunks in which matrices lie one behind the other,
 //! because one alone may be smaller than such a page.
 
 use super::Cpu;
 use super::shared::SharedSlice;
+use half::f16;
 use memmap2::MmapMut;
 use std::alloc::{Layout, handle_alloc_error};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Bytes of a chunk: many large pages of 2 MiB. A block of half of that or more has one of its own.
@@ -113,6 +116,53 @@ impl Block {
     }
 }
 
+/// Numbers for which all bits are values, zeros being zero.
+pub trait Plain: Copy + sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! plain {
+    ($($number:ty),*) => {
+        $(impl sealed::Sealed for $number {}
+        impl Plain for $number {})*
+    };
+}
+plain!(f32, f16, u32, i8);
+
+/// Numbers that are all zero at first, in large pages where the system has them. A page takes memory once it is written to.
+pub struct Pages<T> {
+    block: Block,
+    len: usize,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Plain> Pages<T> {
+    /// `len` zeros.
+    #[must_use]
+    pub fn zeroed(len: usize) -> Pages<T> {
+        let bytes = len.checked_mul(size_of::<T>()).expect("a cache of 2^64 bytes is a bug");
+        Pages { block: Block::zeroed(bytes), len, numbers: PhantomData }
+    }
+}
+
+impl<T: Plain> Deref for Pages<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the block has room for as many, begins at a multiple of 64, and all its bits are values of a plain number.
+        unsafe { std::slice::from_raw_parts(self.block.at.cast(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Pages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.block.at.cast(), self.len) }
+    }
+}
+
 /// 64 bytes that begin at a multiple of 64.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -148,6 +198,16 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_are_zeros_that_can_be_written() {
+        let mut pages = Pages::<f16>::zeroed(3 * CHUNK + 1);
+        assert_eq!(pages.len(), 3 * CHUNK + 1);
+        assert!(pages.iter().all(|x| x.to_bits() == 0));
+        pages[3 * CHUNK] = f16::ONE;
+        assert_eq!(pages[3 * CHUNK], f16::ONE);
+        assert!(Pages::<u32>::zeroed(0).is_empty());
+    }
 
     #[test]
     fn blocks_are_zero_aligned_and_apart() {

@@ -9,7 +9,7 @@ mod isa;
 pub mod kv;
 pub mod math;
 pub mod matmul;
-mod memory;
+pub mod memory;
 pub mod packed;
 pub mod panel;
 pub mod pool;

@@ -22,20 +22,20 @@ pub(super) struct Tile {
 impl Tile {
     /// Its rows.
     pub(super) fn len(&self, args: &AttentionArgs<'_>) -> usize {
-        self.tokens * (args.heads / args.kv_heads)
+        self.tokens * (args.heads / args.layout.kv_heads)
     }
 
     /// Where a row begins in `q` and `out`.
     pub(super) fn row_at(&self, args: &AttentionArgs<'_>, row: usize) -> usize {
-        let group = args.heads / args.kv_heads;
+        let group = args.heads / args.layout.kv_heads;
         let token = args.seqs[self.seq].q_start + self.token + row / group;
-        (token * args.heads + self.kv_head * group + row % group) * args.head_dim
+        (token * args.heads + self.kv_head * group + row % group) * args.layout.head_dim
     }
 
     /// The position of a row in its sequence.
     pub(super) fn position(&self, args: &AttentionArgs<'_>, row: usize) -> usize {
         let seq = &args.seqs[self.seq];
-        seq.context_len - seq.q_len + self.token + row / (args.heads / args.kv_heads)
+        seq.context_len - seq.q_len + self.token + row / (args.heads / args.layout.kv_heads)
     }
 
     /// The keys that its rows see.
@@ -99,7 +99,7 @@ impl Plan {
 
     /// Plans one call on `threads` threads.
     pub(super) fn fill(&mut self, args: &AttentionArgs<'_>, threads: usize) {
-        let group = args.heads / args.kv_heads;
+        let group = args.heads / args.layout.kv_heads;
         let wanted = if threads > 1 { threads * ITEMS } else { 1 };
         // Small tiles read the keys more often, but keep more threads busy.
         let mut rows = TILE;
@@ -111,7 +111,7 @@ impl Plan {
         // The most expensive first, so that no long one is left to one thread at the end.
         self.tiles.sort_unstable_by_key(|tile| std::cmp::Reverse(cost(tile)));
         let share = self.tiles.iter().map(cost).sum::<usize>().div_ceil(wanted).max(1);
-        let width = args.head_dim.next_multiple_of(PIECE);
+        let width = args.layout.head_dim.next_multiple_of(PIECE);
         self.items.clear();
         self.pending.clear();
         self.states = 0;
@@ -137,7 +137,7 @@ impl Plan {
         for (seq, span) in args.seqs.iter().enumerate() {
             for token in (0..span.q_len).step_by(tokens) {
                 let tokens = tokens.min(span.q_len - token);
-                self.tiles.extend((0..args.kv_heads).map(|kv_head| Tile { seq, kv_head, token, tokens }));
+                self.tiles.extend((0..args.layout.kv_heads).map(|kv_head| Tile { seq, kv_head, token, tokens }));
             }
         }
         self.tiles.len()
