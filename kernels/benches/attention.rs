@@ -45,13 +45,13 @@ fn main() {
         let whole = num_blocks.next_power_of_two() / 2;
         let table: Vec<u32> = (0..whole).map(|i| (i * 0x9e37_79b1 % whole) as u32).collect();
         let mut scratch = AttentionScratch::default();
-        let mut run = |q_len: usize, context: usize, paired: bool| {
-            let q: Vec<f32> = (0..q_len * heads * head_dim).map(|i| (i % 89) as f32 / 89.0 - 0.5).collect();
+        let mut run = |count: usize, q_len: usize, context: usize, paired: bool| {
+            let q: Vec<f32> = (0..count * q_len * heads * head_dim).map(|i| (i % 89) as f32 / 89.0 - 0.5).collect();
             let mut out = vec![0.0; q.len()];
-            let mut sequences = table.chunks_exact(context.div_ceil(BLOCK_SIZE)).cycle();
-            setup.best(if q_len > 1 { 40 } else { 1000 }, || {
-                let blocks = sequences.next().expect("the cache holds a sequence");
-                let seqs = [SeqSpan { q_start: 0, q_len, context_len: context, blocks }];
+            let mut tables = table.chunks_exact(context.div_ceil(BLOCK_SIZE)).cycle();
+            setup.best(if q_len > 1 { 40 } else { 1000 / count }, || {
+                let sequence = |(i, blocks)| SeqSpan { q_start: i * q_len, q_len, context_len: context, blocks };
+                let seqs: Vec<SeqSpan<'_>> = tables.by_ref().take(count).enumerate().map(sequence).collect();
                 let args = AttentionArgs {
                     q: &q,
                     k: if paired { KvSlice::Bf16(&pairs) } else { KvSlice::F16(&cache) },
@@ -76,7 +76,7 @@ fn main() {
             println!(" {label}, multiply-adds {roof:.0} GFLOP/s");
             for context in [512, 2048] {
                 let q_len = 512;
-                let seconds = run(q_len, context, paired);
+                let seconds = run(1, q_len, context, paired);
                 let keys: usize = (0..q_len).map(|i| context - i).sum();
                 let rate = (4 * keys * heads * head_dim) as f64 / seconds / 1e9;
                 println!(
@@ -85,11 +85,11 @@ fn main() {
                     100.0 * rate / roof
                 );
             }
-            for context in [512, 4096, 16384] {
-                let seconds = run(1, context, paired);
-                let rate = (4 * context * kv_heads * head_dim) as f64 / seconds / 1e9;
+            for (count, context) in [(1, 512), (1, 4096), (1, 16384), (32, 300)] {
+                let seconds = run(count, 1, context, paired);
+                let rate = (4 * count * context * kv_heads * head_dim) as f64 / seconds / 1e9;
                 println!(
-                    "  decode,   1 token at  {context:6}: {:8.1} us, {rate:6.1} GB/s, {:3.0}% of memory's",
+                    "  decode,  {count:2} tokens at {context:6}: {:8.1} us, {rate:6.1} GB/s, {:3.0}% of memory's",
                     seconds * 1e6,
                     100.0 * rate / memory
                 );

@@ -112,8 +112,16 @@ pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scr
     let next = AtomicUsize::new(0);
     cpu.pool.run(threads, &|lane| {
         let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(item) = task.plan.items().get(next.fetch_add(1, Ordering::Relaxed)) {
-            task.run(item, &mut lane);
+        lane.ahead.clear();
+        let items = task.plan.items();
+        let take = || items.get(next.fetch_add(1, Ordering::Relaxed));
+        let mut following = None;
+        while let Some(item) = following.take().or_else(take) {
+            // Known early, its first keys come from memory meanwhile. The last ones are left to whoever is free.
+            if next.load(Ordering::Relaxed) + threads < items.len() {
+                following = take();
+            }
+            task.run(item, following, &mut lane);
         }
     });
 }
@@ -184,7 +192,8 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    fn run(&self, item: &Item, lane: &mut Lane) {
+    /// Computes an item; the thread goes on with `following`.
+    fn run(&self, item: &Item, following: Option<&Item>, lane: &mut Lane) {
         let tile = &self.plan.tiles()[item.tile];
         let width = self.args.layout.head_dim.next_multiple_of(PIECE);
         let floats = state_len(tile.len(self.args), width);
@@ -196,10 +205,11 @@ impl Task<'_> {
             let at = state_len(first, width);
             empty_state(rows, &mut lane.total[at..at + state_len(rows, width)]);
         }
-        lane.ahead.clear();
+        let following = following.map(|item| (&self.plan.tiles()[item.tile], item.spans.start));
+        let after = |span: usize| if span + 1 < item.spans.end { Some((tile, span + 1)) } else { following };
         let Some(split) = &item.split else {
             for span in item.spans.clone() {
-                self.attend(tile, span, item.spans.end, lane, None);
+                self.attend(tile, span, after(span), lane, None);
             }
             return self.finish(tile, lane);
         };
@@ -207,7 +217,7 @@ impl Task<'_> {
         for span in item.spans.clone() {
             // SAFETY: a tile's span belongs to one item, and nobody reads it before the last item of the tile is done.
             let states = unsafe { self.states.slice(state_at(span), floats) };
-            self.attend(tile, span, item.spans.end, lane, Some(states));
+            self.attend(tile, span, after(span), lane, Some(states));
         }
         // Whoever comes last adds up what all have left: the others' writes are released by their subtraction and acquired by this one.
         if self.plan.pending(split).fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -262,8 +272,16 @@ impl Task<'_> {
         }
     }
 
-    /// The states of a tile's rows over one span of those before `end`: left in `states` if there is such, otherwise added to `lane.total`.
-    fn attend(&self, tile: &Tile, span: usize, end: usize, lane: &mut Lane, mut states: Option<&mut [f32]>) {
+    /// The states of a tile's rows over one span: left in `states` if there is such, otherwise added to `lane.total`. `next`: what the thread
+    /// computes after it.
+    fn attend(
+        &self,
+        tile: &Tile,
+        span: usize,
+        next: Option<(&Tile, usize)>,
+        lane: &mut Lane,
+        mut states: Option<&mut [f32]>,
+    ) {
         let d = self.args.layout.head_dim;
         let width = d.next_multiple_of(PIECE);
         let Lane { q, k, v, pieces, ahead, scores, part, total, q_pairs, weights } = lane;
@@ -273,8 +291,8 @@ impl Task<'_> {
             self.find(tile, span, pieces);
         }
         ahead.clear();
-        if k_fits && v_fits && span + 1 < end {
-            self.find(tile, span + 1, ahead);
+        if let Some((tile, span)) = next.filter(|_| k_fits && v_fits) {
+            self.find(tile, span, ahead);
         }
         let mut kv = SpanKv {
             k: self.args.k,

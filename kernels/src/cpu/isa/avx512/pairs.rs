@@ -109,11 +109,14 @@ unsafe fn rows<const R: usize>(b: &mut PairRows<'_>) {
 unsafe fn score<const R: usize, const W: usize>(b: &mut PairRows<'_>, first: usize) {
     let base = b.k.as_ptr();
     let mut keys = [base; W];
-    let mut ahead = [base; W];
+    let (mut ahead, mut more) = ([base; W], [base; W]);
     for w in 0..W {
-        keys[w] = base.wrapping_add(b.pieces[first + w].k);
-        ahead[w] = base.wrapping_add(b.ahead.get(first + w).unwrap_or(&b.pieces[first + w]).k);
+        let own = &b.pieces[first + w];
+        keys[w] = base.wrapping_add(own.k);
+        ahead[w] = base.wrapping_add(b.ahead.get(first + w).unwrap_or(own).k);
+        more[w] = base.wrapping_add(b.ahead.get(b.pieces.len() + first + w).unwrap_or(own).k);
     }
+    let is_more = b.ahead.len() > b.pieces.len();
     // SAFETY: the caller's promise: each piece has `PIECE` readable keys.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); W]; R];
@@ -127,6 +130,12 @@ unsafe fn score<const R: usize, const W: usize>(b: &mut PairRows<'_>, first: usi
                 for w in 0..W {
                     _mm_prefetch::<_MM_HINT_T1>(ahead[w].cast());
                     ahead[w] = ahead[w].wrapping_add(b.block_size);
+                }
+            }
+            if is_more {
+                for w in 0..W {
+                    _mm_prefetch::<_MM_HINT_T1>(more[w].cast());
+                    more[w] = more[w].wrapping_add(b.block_size);
                 }
             }
             for r in 0..R {
@@ -218,6 +227,7 @@ unsafe fn weigh<const N: usize, const W: usize, const PARTLY: bool>(
         }
         for (index, piece) in b.pieces.iter().enumerate() {
             let ahead = b.ahead.get(index).map_or(0, |ahead| ahead.v.wrapping_sub(piece.v));
+            let more = b.ahead.get(index + b.pieces.len()).map_or(0, |ahead| ahead.v.wrapping_sub(piece.v));
             let start = piece.first / 2;
             let (first, end) = (from.max(start), to.min(start + PIECE / 2));
             let mut values = b.v.as_ptr().wrapping_add(piece.v + first.saturating_sub(start) * width + column);
@@ -236,6 +246,11 @@ unsafe fn weigh<const N: usize, const W: usize, const PARTLY: bool>(
                 if ahead != 0 {
                     for w in 0..W {
                         _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(ahead.wrapping_add(w * PIECE)).cast());
+                    }
+                }
+                if more != 0 {
+                    for w in 0..W {
+                        _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(more.wrapping_add(w * PIECE)).cast());
                     }
                 }
                 values = values.wrapping_add(width);
