@@ -10,9 +10,9 @@ const STRETCH_MAX: f64 = 2.0;
 /// Steps shorter than this are left alone: nobody sees the difference, and short steps measure the machine's other work.
 const STEP_SECONDS_MIN: f64 = 0.005;
 /// When more waits than these many chunks, chunks grow: with a long queue it matters more how fast it gets shorter.
-const QUEUE_STEPS_MAX: usize = 128;
+const QUEUE_STEPS_MAX: usize = 256;
 /// Fewer prompt tokens are not worth a pass over the weights.
-const CHUNK_MIN: usize = 16;
+const CHUNK_MIN: usize = 8;
 /// Sizes of batches that are told apart: 1, 2 to 3, 4 to 7, and so on.
 const BATCHES: usize = 8;
 
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(pace(10.0, 0.25).chunk(100, 1, 128), 40);
         assert_eq!(pace(10.0, 0.01).chunk(100, 1, 128), 128, "the configured bound stands");
         assert_eq!(pace(10.0, 5.0).chunk(100, 1, 128), CHUNK_MIN);
-        assert_eq!(pace(10.0, 5.0).chunk(100, 1, 8), 8, "the configured bound stands, however small");
+        assert_eq!(pace(10.0, 5.0).chunk(100, 1, 4), 4, "the configured bound stands, however small");
         assert_eq!(pace(0.1, 0.04).chunk(100, 1, 128), 122, "5 ms are always there");
     }
 
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_long_queue_gets_larger_chunks() {
-        assert_eq!(pace(10.0, 0.25).chunk(128 * 70, 1, 128), 70);
+        assert_eq!(pace(10.0, 0.25).chunk(256 * 70, 1, 128), 70);
         assert_eq!(pace(10.0, 0.25).chunk(1 << 30, 1, 128), 128);
     }
 
