@@ -9,6 +9,7 @@ use super::Cpu;
 use super::shared::SharedSlice;
 use memmap2::MmapMut;
 use std::alloc::{Layout, handle_alloc_error};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Bytes of a chunk: many large pages of 2 MiB. A block of half of that or more has one of its own.
@@ -87,16 +88,21 @@ impl Block {
         chunk.take(len).expect(all)
     }
 
-    /// `parts` parts of `part_bytes` bytes, each handed to `fill` as zeros. A part is first touched by the thread that fills it: the
-    /// system's clearing of fresh pages, a good part of the work, is spread with the rest.
-    pub fn filled(cpu: &Cpu, parts: usize, part_bytes: usize, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) -> Block {
+    /// `parts` parts of `part_bytes` bytes, a few at a time handed to `fill` as zeros. A part is first touched by the thread that fills it:
+    /// the system's clearing of fresh pages, a good part of the work, is spread with the rest.
+    pub fn filled(
+        cpu: &Cpu,
+        parts: usize,
+        part_bytes: usize,
+        fill: &(dyn Fn(Range<usize>, &mut [u8]) + Sync),
+    ) -> Block {
         let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
         let shared = SharedSlice::new(block.bytes_mut());
-        cpu.for_pieces(parts, parts.div_ceil(8 * cpu.pool.threads()), &|start, end| {
-            for part in start..end {
-                // SAFETY: parts are disjoint and each belongs to one piece.
-                fill(part, unsafe { shared.slice(part * part_bytes, part_bytes) });
-            }
+        // Pieces of large matrices are about a large page, so that threads seldom meet in one.
+        let piece = parts.div_ceil(8 * cpu.pool.threads()).min(LARGE_PAGE / part_bytes.max(1)).max(1);
+        cpu.for_pieces(parts, piece, &|start, end| {
+            // SAFETY: pieces are disjoint.
+            fill(start..end, unsafe { shared.slice(start * part_bytes, (end - start) * part_bytes) });
         });
         block
     }
