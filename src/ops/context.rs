@@ -37,6 +37,8 @@ pub(super) struct CpuKernels {
     logits: RefCell<Vec<Vec<f32>>>,
 }
 
+/// Fewest bytes of a file that are given back while their matrix is packed: each time costs all threads some microseconds.
+const RELEASED_MIN: usize = 256 << 10;
 /// Most buffers that are kept: a layer has fewer activations at a time.
 const BUFFERS_MAX: usize = 12;
 /// Most logits that are kept: the engine samples from one step's while the next is computed.
@@ -163,12 +165,16 @@ impl ExecContext {
         match (&self.kernels, matrix) {
             (Some(k), Matrix::Mapped(mapped)) if k.cpu.isa.packs() => {
                 let (cpu, bytes) = (&k.cpu, mapped.as_ref());
-                let done = |part: Range<usize>| mapped.bytes.release(part);
+                let done = |part: Range<usize>| {
+                    if part.len() >= RELEASED_MIN {
+                        mapped.bytes.release(part);
+                    }
+                };
                 let packed = PackedMatrix::pack(cpu, bytes, &done).map(|packed| Matrix::Packed(Arc::new(packed)));
                 let floats = || FloatMatrix::pack(cpu, bytes, &done).map(|floats| Matrix::Floats(Arc::new(floats)));
                 match packed.or_else(floats) {
                     Some(packed) => {
-                        // Pages that came back when their neighbours were read.
+                        // Small parts, and pages that came back when their neighbours were read.
                         mapped.bytes.release_all();
                         packed
                     }

@@ -17,6 +17,8 @@ const CHUNK: usize = 32 << 20;
 /// Blocks begin at a multiple of this, and so do chunks at one of a large page.
 const ALIGN: usize = 64;
 const LARGE_PAGE: usize = 2 << 20;
+/// Most bytes that a thread fills at a time (or one part).
+const PIECE: usize = 2 << 20;
 
 /// Where the next small block comes from. It is given back when all of its blocks are.
 static CURRENT: Mutex<Weak<Chunk>> = Mutex::new(Weak::new());
@@ -98,8 +100,7 @@ impl Block {
     ) -> Block {
         let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
         let shared = SharedSlice::new(block.bytes_mut());
-        // Pieces of large matrices are about a large page, so that threads seldom meet in one.
-        let piece = parts.div_ceil(8 * cpu.pool.threads()).min(LARGE_PAGE / part_bytes.max(1)).max(1);
+        let piece = parts.div_ceil(8 * cpu.pool.threads()).min(PIECE / part_bytes.max(1)).max(1);
         cpu.for_pieces(parts, piece, &|start, end| {
             // SAFETY: pieces are disjoint.
             fill(start..end, unsafe { shared.slice(start * part_bytes, (end - start) * part_bytes) });
