@@ -43,7 +43,8 @@ fn checkpoint(folder: &Path, vocab: usize) -> u64 {
     let mut header = serde_json::Map::new();
     let mut end = 0;
     for (name, shape) in tensors {
-        let start = std::mem::replace(&mut end, end + 2 * shape.iter().product::<usize>());
+        let start = end;
+        end += 2 * shape.iter().product::<usize>();
         header.insert(name, json!({"dtype": "F16", "shape": shape, "data_offsets": [start, end]}));
     }
     let mut header = serde_json::Value::Object(header).to_string();
