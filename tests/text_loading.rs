@@ -101,7 +101,7 @@ fn scored(tokens: &[(&str, i32)], space: bool) -> GgufVocabulary {
     GgufVocabulary {
         model: "llama".into(),
         scores: Some((0..tokens.len()).map(|rank| -(rank as f32)).collect()),
-        tokens,
+        tokens: tokens.into_iter().collect(),
         token_types,
         unknown: Some(0),
         bos: Some(1),
