@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(names.iter().count(), 3);
         assert_eq!(Names::new(Strings::default(), |_| true).id(""), None);
         let many: Strings = (0..10_000).map(|i| i.to_string()).collect();
-        let names = Names::new(many, |id| id % 2 == 0);
-        assert!((0..10_000).all(|i: u32| names.id(&i.to_string()) == (i % 2 == 0).then_some(i)));
+        let names = Names::new(many, |id| id.is_multiple_of(2));
+        assert!((0..10_000).all(|i: u32| names.id(&i.to_string()) == i.is_multiple_of(2).then_some(i)));
     }
 }
