@@ -301,7 +301,7 @@ impl GgufVocabulary {
         let pipeline = Pipeline::Words {
             normalizer: family.compose.then_some(NormalizerWrapper::NFC(NFC)),
             pre_tokenizer: PreTokenizer::byte_level(digits, family.expression).map_err(bad)?,
-            model: WordModel::Merges(model),
+            model: WordModel::Merges(Box::new(model)),
         };
         Ok((pipeline, family.adds_bos))
     }

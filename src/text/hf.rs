@@ -267,7 +267,7 @@ fn model(mut value: Value) -> Result<(WordModel, HashMap<String, u32>), String> 
                 Names::new(by_id.iter().map(|token| token.unwrap_or_default()).collect(), |id| by_id[id].is_some());
             let merges = merges.iter().map(|(left, right)| Ok((left.as_str(), right.as_str())));
             let model = MergeBpe::new(names, merges, flag("ignore_merges")).map_err(bad)?;
-            return Ok((WordModel::Merges(model), vocab));
+            return Ok((WordModel::Merges(Box::new(model)), vocab));
         }
     }
     check_merges(&merges, |token| vocab.contains_key(token)).map_err(bad)?;

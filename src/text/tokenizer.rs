@@ -20,7 +20,7 @@ pub(super) enum Pipeline {
 
 /// How a word becomes ids.
 pub(super) enum WordModel {
-    Merges(MergeBpe),
+    Merges(Box<MergeBpe>),
     /// Any other one of the `tokenizers` crate.
     Library(Box<ModelWrapper>),
 }
