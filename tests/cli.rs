@@ -7,6 +7,8 @@ mod failures;
 mod fake_hub;
 #[path = "cli/fetching.rs"]
 mod fetching;
+#[path = "cli/memory.rs"]
+mod memory;
 #[path = "support/models.rs"]
 mod models;
 #[path = "cli/process.rs"]

@@ -101,7 +101,7 @@ fn scored(tokens: &[(&str, i32)], space: bool) -> GgufVocabulary {
     GgufVocabulary {
         model: "llama".into(),
         scores: Some((0..tokens.len()).map(|rank| -(rank as f32)).collect()),
-        tokens,
+        tokens: tokens.into_iter().collect(),
         token_types,
         unknown: Some(0),
         bos: Some(1),
@@ -134,6 +134,7 @@ fn sentencepiece_prefix_and_bytes() {
 fn malformed_metadata_is_named() {
     let refuse = |vocabulary: GgufVocabulary| build(vocabulary).err().expect("must fail").to_string();
     let good = || vocabulary("llama3", "llama-bpe");
+    let merges = |line: &str| Some([line].into_iter().collect());
     assert!(
         refuse(GgufVocabulary { pre: Some("magic".into()), ..good() })
             .contains("unknown pre-tokenizer `magic`; wick knows: llama-bpe")
@@ -143,18 +144,13 @@ fn malformed_metadata_is_named() {
     assert!(refuse(GgufVocabulary { model: "t5".into(), ..good() }).contains("`t5`; wick knows: gpt2, llama"));
     assert!(refuse(GgufVocabulary { token_types: vec![1], ..good() }).contains("token types"));
     assert!(refuse(GgufVocabulary { merges: None, ..good() }).contains("tokenizer.ggml.merges"));
-    assert!(refuse(GgufVocabulary { merges: Some(vec!["zz yy".into()]), ..good() }).contains("unknown token `zz`"));
+    assert!(refuse(GgufVocabulary { merges: merges("zz yy"), ..good() }).contains("unknown token `zz`"));
     // Both halves known, the whole unknown and longer than any token.
     let long =
-        good().tokens.iter().filter(|token| !token.contains(' ')).max_by_key(|token| token.len()).unwrap().clone();
-    assert!(
-        refuse(GgufVocabulary { merges: Some(vec![format!("{long} {long}")]), ..good() }).contains("unknown token")
-    );
+        good().tokens.iter().filter(|token| !token.contains(' ')).max_by_key(|token| token.len()).unwrap().to_owned();
+    assert!(refuse(GgufVocabulary { merges: merges(&format!("{long} {long}")), ..good() }).contains("unknown token"));
     for merge in ["", "a", "a ", " a", "a b c"] {
-        assert!(
-            refuse(GgufVocabulary { merges: Some(vec![merge.into()]), ..good() }).contains("not two tokens"),
-            "{merge:?}"
-        );
+        assert!(refuse(GgufVocabulary { merges: merges(merge), ..good() }).contains("not two tokens"), "{merge:?}");
     }
     assert!(refuse(GgufVocabulary { bos: Some(1 << 30), ..good() }).contains("bos token"));
     let sp = || scored(&[("<unk>", UNKNOWN), ("a", NORMAL)], true);

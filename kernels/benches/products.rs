@@ -195,7 +195,7 @@ fn packed(setup: &Setup, bandwidth: f64, only: Option<&str>) {
         let rates = measure(
             setup,
             ty,
-            |w| PackedMatrix::pack(cpu, w).expect("a format that is packed"),
+            |w| PackedMatrix::pack(cpu, w, &|_| {}).expect("a format that is packed"),
             PackedMatrix::bytes,
             |w, x, m, out, precision| packed_matmul(cpu, &[w], x, m, &mut [out], &mut scratch, precision),
             &[2, 4, 8, 12],
@@ -240,7 +240,7 @@ fn floats(setup: &Setup, bandwidth: f64, only: Option<&str>) {
         let rates = measure(
             setup,
             ty,
-            |w| FloatMatrix::pack(cpu, w).expect("a float format"),
+            |w| FloatMatrix::pack(cpu, w, &|_| {}).expect("a float format"),
             FloatMatrix::bytes,
             |w, x, m, out, precision| float_matmul(cpu, &[w], x, m, &mut [out], &mut scratch, precision),
             &[],
@@ -264,7 +264,7 @@ fn small(setup: &Setup) {
     let (x, mut out, mut scratch) = (vec![0.5; k], vec![0.0; 576], MatmulScratch::default());
     let w = MatrixRef { ty: QuantType::Q4_1, rows: 576, cols: k, data: &data };
     let matrix = setup.best(2000, || matmul(cpu, &[w], &x, 1, &mut [&mut out], &mut scratch));
-    let packed = PackedMatrix::pack(cpu, w).expect("a format that is packed");
+    let packed = PackedMatrix::pack(cpu, w, &|_| {}).expect("a format that is packed");
     let mut packed_scratch = PackedScratch::default();
     let [int8, exact] = [Precision::Int8, Precision::Exact].map(|precision| {
         setup.best(2000, || packed_matmul(cpu, &[&packed], &x, 1, &mut [&mut out], &mut packed_scratch, precision))

@@ -9,8 +9,10 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
 
+mod allocator;
 mod cpu;
 
+pub use allocator::give_back_freed;
 pub use cpu::Cpu;
 pub use cpu::attention::{AttentionArgs, AttentionScratch, SeqSpan, paged_attention};
 pub use cpu::dispatch::{Isa, IsaError};

@@ -21,7 +21,7 @@ fn product(cpu: &Cpu, w: &FloatMatrix, x: &[f32], m: usize, precision: Precision
 }
 
 fn pack(cpu: &Cpu, ty: QuantType, rows: usize, cols: usize, data: &[u8]) -> FloatMatrix {
-    FloatMatrix::pack(cpu, MatrixRef { ty, rows, cols, data }).expect("a float format")
+    FloatMatrix::pack(cpu, MatrixRef { ty, rows, cols, data }, &|_| {}).expect("a float format")
 }
 
 /// Whether activations are rounded to bfloat16.
@@ -70,7 +70,7 @@ fn sizes_are_known_in_advance() {
     for ty in QuantType::ALL {
         for (rows, k) in [(1, 256), (32, 512), (33, 768), (0, 256), (5, 0)] {
             let data = Rng(1).matrix(ty, rows, k);
-            let packed = FloatMatrix::pack(&cpu, MatrixRef { ty, rows, cols: k, data: &data });
+            let packed = FloatMatrix::pack(&cpu, MatrixRef { ty, rows, cols: k, data: &data }, &|_| {});
             assert_eq!(packed.map(|p| p.bytes()), FloatMatrix::bytes_for(ty, rows, k), "{} {rows} x {k}", ty.name());
         }
         if TYPES.contains(&ty) {
@@ -235,7 +235,9 @@ fn empty_products_do_nothing() {
         assert!(product(&cpu, &some, &[], 0, Precision::Int8).is_empty());
         assert_eq!(product(&cpu, &pack(&cpu, ty, 2, 0, &[]), &[], 3, Precision::Int8), [0.0; 6]);
     }
-    assert!(FloatMatrix::pack(&cpu, MatrixRef { ty: QuantType::Q8_0, rows: 0, cols: 32, data: &[] }).is_none());
+    assert!(
+        FloatMatrix::pack(&cpu, MatrixRef { ty: QuantType::Q8_0, rows: 0, cols: 32, data: &[] }, &|_| {}).is_none()
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Rng, assert_group, assert_products, bits, cpu, isas};
 use proptest::prelude::*;
+use std::sync::Mutex;
 use wick_kernels::{
     Cpu, Isa, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType, dequantize, packed_matmul, packed_refine,
 };
@@ -39,7 +40,7 @@ fn activations(rng: &mut Rng, m: usize, k: usize) -> Vec<f32> {
 }
 
 fn pack(cpu: &Cpu, ty: QuantType, rows: usize, cols: usize, data: &[u8]) -> PackedMatrix {
-    PackedMatrix::pack(cpu, MatrixRef { ty, rows, cols, data }).expect("a format that is packed")
+    PackedMatrix::pack(cpu, MatrixRef { ty, rows, cols, data }, &|_| {}).expect("a format that is packed")
 }
 
 fn widths(ty: QuantType) -> &'static [usize] {
@@ -89,7 +90,7 @@ fn sizes_are_known_in_advance() {
     for ty in QuantType::ALL {
         for (rows, k) in [(1, 256), (16, 512), (33, 768), (0, 256), (5, 0)] {
             let data = Rng(1).matrix(ty, rows, k);
-            let packed = PackedMatrix::pack(&cpu, MatrixRef { ty, rows, cols: k, data: &data });
+            let packed = PackedMatrix::pack(&cpu, MatrixRef { ty, rows, cols: k, data: &data }, &|_| {});
             assert_eq!(packed.map(|p| p.bytes()), PackedMatrix::bytes_for(ty, rows, k), "{} {rows} x {k}", ty.name());
             if TYPES.contains(&ty) && rows == 16 {
                 let packed = PackedMatrix::bytes_for(ty, rows, k).expect("packed");
@@ -99,6 +100,22 @@ fn sizes_are_known_in_advance() {
     }
     assert_eq!(PackedMatrix::bytes_for(QuantType::Q8_0, 3, 33), None);
     assert_eq!(PackedMatrix::bytes_for(QuantType::Q8_0, usize::MAX, usize::MAX / 32 * 32), None);
+}
+
+#[test]
+fn every_byte_is_done_once() {
+    for threads in [1, 3] {
+        let (rows, cols) = (5003, 4096);
+        let data = vec![0; QuantType::Q4_0.row_bytes(cols).expect("whole blocks") * rows];
+        let done = Mutex::new(Vec::new());
+        let w = MatrixRef { ty: QuantType::Q4_0, rows, cols, data: &data };
+        PackedMatrix::pack(&cpu(Isa::Scalar, threads), w, &|part| done.lock().unwrap().push(part));
+        let mut done = done.into_inner().unwrap();
+        done.sort_by_key(|part| part.start);
+        assert!(done.iter().all(|part| part.len() <= 2 << 20), "in pieces: {done:?}");
+        assert_eq!((done[0].start, done.last().unwrap().end), (0, data.len()));
+        assert!(done.windows(2).all(|pair| pair[0].end == pair[1].start), "{done:?}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use wick_kernels::{Isa, Precision, ThreadPool};
+use wick_kernels::{Isa, Precision, ThreadPool, give_back_freed};
 
 use crate::config::{ActivationsArg, EngineArgs, FetchArgs, KvDtypeArg, SpeculationArg};
 use crate::encoder::{
@@ -186,9 +186,13 @@ fn fits(asked: NonZeroUsize, context: usize, name: &str) -> anyhow::Result<usize
 
 fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: Room) -> anyhow::Result<Planned> {
     let Hardware { machine, pool } = hardware;
-    let files = weights::open(&local.path)?;
+    let mut files = weights::open(&local.path)?;
     let spec = registry::spec(&files.config)?;
-    let text = TextTools::load(&local.path, args.chat_template.as_deref())?;
+    let template = args.chat_template.as_deref();
+    let text = match files.gguf.take() {
+        Some(file) => TextTools::from_gguf(&file, template)?,
+        None => TextTools::load(&local.path, template)?,
+    };
     let context_max = match args.context {
         Some(asked) => fits(asked, spec.max_context, &local.alias)?,
         None => spec.max_context,
@@ -319,7 +323,9 @@ impl PlannedEncoder {
         tokio::task::spawn_blocking(move || {
             let started = Instant::now();
             let info = EncoderInfo::from(&self.files.spec);
+            give_back_freed();
             let model = EncoderModel::load(&self.files, self.cx)?;
+            give_back_freed();
             tracing::info!(
                 model = %self.alias,
                 runs = %model.describe(),
@@ -345,7 +351,10 @@ impl Planned {
     pub(super) fn load(&self) -> anyhow::Result<ModelRunner> {
         let started = Instant::now();
         let cx = self.runner.context_on(Arc::clone(&self.pool));
+        // What the tokenizer was made of would be in memory beside the weights, and what these were made of from then on.
+        give_back_freed();
         let runner = ModelRunner::load_in(cx, &self.files, &self.runner)?;
+        give_back_freed();
         tracing::info!(
             model = %self.alias,
             runs = %runner.describe(),

@@ -1,6 +1,7 @@
 //! Where and how ops run.
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -36,6 +37,8 @@ pub(super) struct CpuKernels {
     logits: RefCell<Vec<Vec<f32>>>,
 }
 
+/// Fewest bytes of a file that are given back while their matrix is packed: each time costs all threads some microseconds.
+const RELEASED_MIN: usize = 256 << 10;
 /// Most buffers that are kept: a layer has fewer activations at a time.
 const BUFFERS_MAX: usize = 12;
 /// Most logits that are kept: the engine samples from one step's while the next is computed.
@@ -140,7 +143,7 @@ impl ExecContext {
         match matrix {
             Matrix::Mapped(mapped) if self.rounds(mapped.cols) => {
                 let rounded = self.place(Matrix::Mapped(mapped.rounded()?));
-                mapped.bytes.release();
+                mapped.bytes.release_all();
                 Ok(rounded)
             }
             other => Ok(self.place(other)),
@@ -155,18 +158,24 @@ impl ExecContext {
         self.kernels.as_ref().is_some_and(packs) && cols.is_multiple_of(GROUP)
     }
 
-    /// Packs a matrix for the instruction set of the CPU kernels, if they have a packed form of its format. The file's bytes are then no
-    /// longer needed, and their pages are given back.
+    /// Packs a matrix for the instruction set of the CPU kernels, if they have a packed form of its format. The file's pages are given
+    /// back while the work goes on: what is packed is no longer needed.
     #[must_use]
     pub fn place(&self, matrix: Matrix) -> Matrix {
         match (&self.kernels, matrix) {
             (Some(k), Matrix::Mapped(mapped)) if k.cpu.isa.packs() => {
-                let packed = PackedMatrix::pack(&k.cpu, mapped.as_ref()).map(|packed| Matrix::Packed(Arc::new(packed)));
-                let floats =
-                    || FloatMatrix::pack(&k.cpu, mapped.as_ref()).map(|floats| Matrix::Floats(Arc::new(floats)));
+                let (cpu, bytes) = (&k.cpu, mapped.as_ref());
+                let done = |part: Range<usize>| {
+                    if part.len() >= RELEASED_MIN {
+                        mapped.bytes.release(part);
+                    }
+                };
+                let packed = PackedMatrix::pack(cpu, bytes, &done).map(|packed| Matrix::Packed(Arc::new(packed)));
+                let floats = || FloatMatrix::pack(cpu, bytes, &done).map(|floats| Matrix::Floats(Arc::new(floats)));
                 match packed.or_else(floats) {
                     Some(packed) => {
-                        mapped.bytes.release();
+                        // Small parts, and pages that came back when their neighbours were read.
+                        mapped.bytes.release_all();
                         packed
                     }
                     None => {

@@ -3,18 +3,19 @@
 //! Keys and token types: the GGUF specification of ggml. The pipelines behind `tokenizer.ggml.pre` are those of the
 //! families' published tokenizer.json files.
 use super::added::{AddedToken, AddedTokens};
+use super::merges::MergeBpe;
+use super::names::Names;
 use super::pretokenize::{self, PreTokenizer};
 use super::spm::{Piece, ScoredBpe};
-use super::tokenizer::{Decoding, FirstSpace, Parts, Pipeline, Tokenizer, byte_of_token};
+use super::tokenizer::{Decoding, FirstSpace, Parts, Pipeline, Tokenizer, WordModel, byte_of_token};
 use super::{Loaded, TemplateSource, TextError};
 use crate::weights::LoadError;
-use crate::weights::gguf::{GgufFile, GgufValue};
-use std::collections::HashMap;
+use crate::weights::gguf::{GgufFile, GgufValue, Strings};
+use std::borrow::Cow;
 use std::path::Path;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::{ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
+use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
 
 const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
@@ -79,7 +80,7 @@ const FAMILIES: &[Family] = &[
     },
 ];
 
-/// Most tokens or merges: ten times those of the largest vocabulary. Each becomes a string of its own, and more.
+/// Most tokens or merges: ten times those of the largest vocabulary.
 const STRINGS_MAX: usize = 1 << 22;
 /// End-of-text tokens by name: files made before `eot_token_id` existed name only one end in their metadata.
 const TEXT_ENDS: [&str; 2] = ["<|endoftext|>", "<|end_of_text|>"];
@@ -91,13 +92,13 @@ pub struct GgufVocabulary {
     pub model: String,
     /// `tokenizer.ggml.pre`
     pub pre: Option<String>,
-    pub tokens: Vec<String>,
+    pub tokens: Strings,
     /// One per token.
     pub token_types: Vec<i32>,
     /// One per token; only for `llama`.
     pub scores: Option<Vec<f32>>,
     /// `left right` pairs; only for `gpt2`.
-    pub merges: Option<Vec<String>>,
+    pub merges: Option<Strings>,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub unknown: Option<u32>,
@@ -118,7 +119,7 @@ pub(super) fn load(file: &GgufFile) -> Result<Loaded, TextError> {
     for (name, key) in [("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")] {
         let id = file.get_u32(&format!("tokenizer.ggml.{key}_token_id")).ok().flatten();
         if let Some(token) = id.and_then(|id| vocabulary.tokens.get(id as usize)) {
-            variables.push((format!("{name}_token"), token.clone()));
+            variables.push((format!("{name}_token"), token.to_owned()));
         }
     }
     let mut sources = Vec::new();
@@ -156,7 +157,7 @@ impl GgufVocabulary {
                 );
                 return Err(LoadError::Malformed { path: file.path().to_owned(), reason });
             }
-            Ok(Some(strings.iter().map(str::to_owned).collect::<Vec<_>>()))
+            Ok(Some(strings.clone()))
         };
         let id = |name: &str| file.get_u32(&key(&format!("{name}_token_id")));
         let mut ends = Vec::new();
@@ -228,8 +229,8 @@ impl GgufVocabulary {
         };
         let mut stop_ids: Vec<u32> = Vec::new();
         let text_ends = (0u32..)
-            .zip(&self.tokens)
-            .filter(|&(id, token)| self.token_types[id as usize] == CONTROL && TEXT_ENDS.contains(&token.as_str()));
+            .zip(self.tokens.iter())
+            .filter(|&(id, token)| self.token_types[id as usize] == CONTROL && TEXT_ENDS.contains(&token));
         for id in self.eos.into_iter().chain(self.ends.iter().copied()).chain(text_ends.map(|(id, _)| id)) {
             if !stop_ids.contains(&id) {
                 stop_ids.push(id);
@@ -245,7 +246,7 @@ impl GgufVocabulary {
             pair: None,
             bos: self.bos,
             stop_ids,
-            vocabulary: self.tokens.into_iter().map(Some).collect(),
+            vocabulary: self.tokens.iter().map(|token| Some(Cow::Borrowed(token))).collect(),
         }))
     }
 
@@ -255,9 +256,9 @@ impl GgufVocabulary {
         (0u32..)
             .zip(self.tokens.iter().zip(&self.token_types))
             .filter_map(|(id, (token, &kind))| match kind {
-                CONTROL => Some(AddedToken::exact(id, token.clone(), true)),
+                CONTROL => Some(AddedToken::exact(id, token.to_owned(), true)),
                 USER_DEFINED if scored => Some(AddedToken::exact(id, token.replace('\u{2581}', " "), false)),
-                USER_DEFINED => Some(AddedToken::exact(id, token.clone(), false)),
+                USER_DEFINED => Some(AddedToken::exact(id, token.to_owned(), false)),
                 _ => None,
             })
             .collect()
@@ -272,15 +273,14 @@ impl GgufVocabulary {
 
     fn scored(&self, space_prefix: bool) -> Result<Pipeline, String> {
         let scores = self.scores.clone().ok_or("metadata key `tokenizer.ggml.scores` is missing")?;
-        let pieces = self.tokens.iter().zip(&self.token_types).map(|(token, &kind)| {
-            let piece = match kind {
-                BYTE => byte_of_token(token).map_or(Piece::Inert, Piece::Byte),
-                UNKNOWN | CONTROL | UNUSED => Piece::Inert,
-                _ => Piece::Mergeable,
-            };
-            (token.replace(' ', "\u{2581}"), piece)
+        let kinds = self.tokens.iter().zip(&self.token_types).map(|(token, &kind)| match kind {
+            BYTE => byte_of_token(token).map_or(Piece::Inert, Piece::Byte),
+            UNKNOWN | CONTROL | UNUSED => Piece::Inert,
+            _ => Piece::Mergeable,
         });
-        Ok(Pipeline::Scored { model: ScoredBpe::new(pieces, scores, self.unknown)?, space_prefix })
+        let pieces = self.tokens.iter().map(|token| token.replace(' ', "\u{2581}")).collect();
+        let model = ScoredBpe::new(pieces, kinds.collect(), scores, self.unknown)?;
+        Ok(Pipeline::Scored { model, space_prefix })
     }
 
     fn byte_level(&self, bad: &impl Fn(String) -> TextError) -> Result<(Pipeline, bool), TextError> {
@@ -291,53 +291,23 @@ impl GgufVocabulary {
                 known: FAMILIES.iter().flat_map(|family| family.names).copied().collect(),
             });
         };
-        let mut ids: HashMap<&str, u32> = HashMap::with_capacity(self.tokens.len());
-        for (id, (token, &kind)) in (0u32..).zip(self.tokens.iter().zip(&self.token_types)) {
-            if kind != UNUSED {
-                ids.entry(token).or_insert(id);
-            }
-        }
-        let lines = self.merges.as_deref();
+        let lines = self.merges.as_ref();
         let lines = lines.ok_or_else(|| bad("metadata key `tokenizer.ggml.merges` is missing".into()))?;
-        let merges = lines
-            .iter()
-            .map(|line| split_merge(line).ok_or_else(|| bad(format!("merge `{line}` is not two tokens"))))
-            .collect::<Result<Merges, TextError>>()?;
-        check_merges(&merges, |token| ids.contains_key(token)).map_err(bad)?;
-        let vocab: Vocab = ids.into_iter().map(|(token, id)| (token.to_owned(), id)).collect();
-        let model = BPE::builder()
-            .vocab_and_merges(vocab, merges)
-            .ignore_merges(family.whole_words)
-            .build()
-            .map_err(|error| bad(error.to_string()))?;
+        let merges =
+            lines.iter().map(|line| split_merge(line).ok_or_else(|| format!("merge `{line}` is not two tokens")));
+        let tokens = Names::new(self.tokens.clone(), |id| self.token_types[id] != UNUSED);
+        let model = MergeBpe::new(tokens, merges, family.whole_words).map_err(bad)?;
         let digits = family.single_digits.then(|| PreTokenizerWrapper::Digits(Digits::new(true)));
-        let pipeline = Pipeline::Library {
+        let pipeline = Pipeline::Words {
             normalizer: family.compose.then_some(NormalizerWrapper::NFC(NFC)),
             pre_tokenizer: PreTokenizer::byte_level(digits, family.expression).map_err(bad)?,
-            model: Box::new(ModelWrapper::BPE(model)),
+            model: WordModel::Merges(Box::new(model)),
         };
         Ok((pipeline, family.adds_bos))
     }
 }
 
 /// `left right`; tokens contain no space.
-fn split_merge(line: &str) -> Option<(String, String)> {
-    let (left, right) = line.split_once(' ')?;
-    (!left.is_empty() && !right.is_empty() && !right.contains(' ')).then(|| (left.to_owned(), right.to_owned()))
-}
-
-/// Every merge joins two tokens into a third. The library relies on it (it would index out of bounds).
-pub(super) fn check_merges(merges: &[(String, String)], known: impl Fn(&str) -> bool) -> Result<(), String> {
-    let mut whole = String::new();
-    for (left, right) in merges {
-        whole.clear();
-        whole.push_str(left);
-        whole.push_str(right);
-        for token in [left.as_str(), right, &whole] {
-            if !known(token) {
-                return Err(format!("merge `{left} {right}` names the unknown token `{token}`"));
-            }
-        }
-    }
-    Ok(())
+fn split_merge(line: &str) -> Option<(&str, &str)> {
+    line.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty() && !right.contains(' '))
 }

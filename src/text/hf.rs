@@ -1,11 +1,13 @@
 //! The tokenizer of a Hugging Face folder: tokenizer.json, tokenizer_config.json, generation_config.json, config.json,
 //! chat_template.jinja.
 use super::added::{AddedToken, AddedTokens};
-use super::gguf::check_merges;
+use super::merges::MergeBpe;
+use super::names::Names;
 use super::pretokenize::PreTokenizer;
-use super::tokenizer::{Decoding, FirstSpace, PairFrame, Parts, Pipeline, Tokenizer, byte_of_token};
+use super::tokenizer::{Decoding, FirstSpace, PairFrame, Parts, Pipeline, Tokenizer, WordModel, byte_of_token};
 use super::{Loaded, TemplateSource, TextError};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
@@ -35,7 +37,7 @@ pub(super) fn load(folder: &Path) -> Result<Loaded, TextError> {
         let (_, content) = variables.iter().find(|(name, _)| name == variable)?;
         (0u32..)
             .zip(&parts.vocabulary)
-            .find(|(_, token)| token.as_ref() == Some(content))
+            .find(|(_, token)| token.as_deref() == Some(content))
             .map(|(id, _)| id)
             .or_else(|| parts.added.tokens().iter().find(|token| token.content == *content).map(|token| token.id))
     };
@@ -140,7 +142,7 @@ fn template_sources(folder: &Path, config: &Map<String, Value>) -> Result<Vec<Te
 
 /// The parts of a tokenizer from the content of a tokenizer.json. Truncation and padding in it are not followed:
 /// wick never truncates.
-fn parts(mut file: Map<String, Value>) -> Result<Parts, String> {
+fn parts(mut file: Map<String, Value>) -> Result<Parts<'static>, String> {
     fn component<T: serde::de::DeserializeOwned>(
         file: &mut Map<String, Value>,
         key: &str,
@@ -159,18 +161,11 @@ fn parts(mut file: Map<String, Value>) -> Result<Parts, String> {
         Some(Value::Array(list)) => list.iter().map(added_token).collect::<Result<_, _>>()?,
         Some(_) => return Err("`added_tokens` is not a list".into()),
     };
-    let model = model(file.remove("model").ok_or("`model` is missing")?)?;
-
-    let vocab = model.get_vocab();
-    let highest = vocab.values().copied().max().unwrap_or(0).max(added.iter().map(|token| token.id).max().unwrap_or(0));
-    // Ids index tables: a file with one absurd id must not allocate gigabytes.
-    let room = 2 * (vocab.len() + added.len()) + 65_536;
-    if highest as usize >= room {
-        return Err(format!("token id {highest} is far above the number of tokens ({})", vocab.len() + added.len()));
-    }
-    let mut vocabulary = vec![None; highest as usize + 1];
+    let (model, vocab) = model(file.remove("model").ok_or("`model` is missing")?)?;
+    let ids = vocab.values().copied().chain(added.iter().map(|token| token.id));
+    let mut vocabulary = vec![None; table_len(ids, vocab.len() + added.len())?];
     for (token, id) in vocab {
-        vocabulary[id as usize] = Some(token);
+        vocabulary[id as usize] = Some(Cow::Owned(token));
     }
     let decoding = decoding(decoder)?;
     let byte_tokens = match decoding {
@@ -189,7 +184,7 @@ fn parts(mut file: Map<String, Value>) -> Result<Parts, String> {
         Ok(text.get().to_owned())
     })?;
     let pre_tokenizer = PreTokenizer::new(pre_tokenizer)?;
-    let pipeline = Pipeline::Library { normalizer, pre_tokenizer, model: Box::new(model) };
+    let pipeline = Pipeline::Words { normalizer, pre_tokenizer, model };
     Ok(Parts {
         pipeline,
         added,
@@ -202,6 +197,15 @@ fn parts(mut file: Map<String, Value>) -> Result<Parts, String> {
         bos: None,
         stop_ids: Vec::new(),
     })
+}
+
+/// Entries of a table of tokens by these ids: a file with one absurd id must not allocate gigabytes.
+fn table_len(ids: impl Iterator<Item = u32>, tokens: usize) -> Result<usize, String> {
+    let highest = ids.max().unwrap_or(0) as usize;
+    if highest >= 2 * tokens + 65_536 {
+        return Err(format!("token id {highest} is far above the number of tokens ({tokens})"));
+    }
+    Ok(highest + 1)
 }
 
 fn added_token(value: &Value) -> Result<AddedToken, String> {
@@ -222,13 +226,16 @@ fn added_token(value: &Value) -> Result<AddedToken, String> {
     })
 }
 
-fn model(mut value: Value) -> Result<ModelWrapper, String> {
+/// The model, and its tokens with their ids.
+fn model(mut value: Value) -> Result<(WordModel, HashMap<String, u32>), String> {
     let is_bpe = match value.get("type").and_then(Value::as_str) {
         Some(kind) => kind == "BPE",
         None => value.get("merges").is_some(),
     };
     if !is_bpe {
-        return serde_json::from_value(value).map_err(|error| format!("`model`: {error}"));
+        let model: ModelWrapper = serde_json::from_value(value).map_err(|error| format!("`model`: {error}"))?;
+        let vocab = model.get_vocab();
+        return Ok((WordModel::Library(Box::new(model)), vocab));
     }
     let fields = value.as_object_mut().ok_or("`model` is not an object")?;
     let Some(Value::Object(entries)) = fields.remove("vocab") else {
@@ -247,20 +254,52 @@ fn model(mut value: Value) -> Result<ModelWrapper, String> {
     if text("continuing_subword_prefix").is_some_and(|prefix| !prefix.is_empty()) {
         return Err("`model.continuing_subword_prefix` is set: wick does not know this kind of BPE".into());
     }
-    check_merges(&merges, |token| vocab.contains_key(token)).map_err(|reason| format!("`model.merges`: {reason}"))?;
-    let vocab: Vocab = vocab.into_iter().collect();
+    let bad = |reason: String| format!("`model.merges`: {reason}");
+    let suffix = text("end_of_word_suffix").filter(|suffix| !suffix.is_empty());
+    if text("unk_token").is_none() && suffix.is_none() && !flag("byte_fallback") {
+        let mut by_id = vec![None; table_len(vocab.values().copied(), vocab.len())?];
+        for (token, &id) in &vocab {
+            by_id[id as usize] = Some(token.as_str());
+        }
+        // Tokens that share an id are left to the library.
+        if by_id.iter().flatten().count() == vocab.len() {
+            let names =
+                Names::new(by_id.iter().map(|token| token.unwrap_or_default()).collect(), |id| by_id[id].is_some());
+            let merges = merges.iter().map(|(left, right)| Ok((left.as_str(), right.as_str())));
+            let model = MergeBpe::new(names, merges, flag("ignore_merges")).map_err(bad)?;
+            return Ok((WordModel::Merges(Box::new(model)), vocab));
+        }
+    }
+    check_merges(&merges, |token| vocab.contains_key(token)).map_err(bad)?;
     let mut builder = BPE::builder()
-        .vocab_and_merges(vocab, merges)
+        .vocab_and_merges(vocab.iter().map(|(token, &id)| (token.clone(), id)).collect::<Vocab>(), merges)
         .fuse_unk(flag("fuse_unk"))
         .byte_fallback(flag("byte_fallback"))
         .ignore_merges(flag("ignore_merges"));
     if let Some(unknown) = text("unk_token") {
         builder = builder.unk_token(unknown);
     }
-    if let Some(suffix) = text("end_of_word_suffix").filter(|suffix| !suffix.is_empty()) {
+    if let Some(suffix) = suffix {
         builder = builder.end_of_word_suffix(suffix);
     }
-    builder.build().map(ModelWrapper::BPE).map_err(|error| format!("`model`: {error}"))
+    let model = builder.build().map_err(|error| format!("`model`: {error}"))?;
+    Ok((WordModel::Library(Box::new(ModelWrapper::BPE(model))), vocab))
+}
+
+/// Every merge joins two tokens into a third. The library relies on it (it would index out of bounds).
+fn check_merges(merges: &[(String, String)], known: impl Fn(&str) -> bool) -> Result<(), String> {
+    let mut whole = String::new();
+    for (left, right) in merges {
+        whole.clear();
+        whole.push_str(left);
+        whole.push_str(right);
+        for token in [left.as_str(), right, &whole] {
+            if !known(token) {
+                return Err(format!("merge `{left} {right}` names the unknown token `{token}`"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Written as `"left right"` or `["left", "right"]`.

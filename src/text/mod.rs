@@ -11,6 +11,8 @@ mod gguf;
 mod guard;
 mod hf;
 mod jinja;
+mod merges;
+mod names;
 mod output;
 mod pretokenize;
 mod python;

@@ -3,7 +3,10 @@
 //! Algorithm: SentencePiece's BPE model (`bpe_model.cc`), Kudo and Richardson 2018. No merge list is made from the
 //! scores, so that a vocabulary of 262,144 pieces loads in the time it takes to hash it.
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
+
+use super::names::Names;
+use crate::weights::gguf::Strings;
 
 /// What a vocabulary entry may do in encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +21,7 @@ pub enum Piece {
 
 /// A SentencePiece BPE vocabulary.
 pub struct ScoredBpe {
-    ids: HashMap<Box<str>, u32>,
+    ids: Names,
     scores: Vec<f32>,
     bytes: Option<Box<[u32; 256]>>,
     unknown: Option<u32>,
@@ -66,31 +69,22 @@ impl PartialEq for Candidate {
 impl Eq for Candidate {}
 
 impl ScoredBpe {
-    /// `pieces[id]` with `scores[id]`; both have one entry per token. Of equal pieces the first counts.
-    pub fn new(
-        pieces: impl ExactSizeIterator<Item = (String, Piece)>,
-        scores: Vec<f32>,
-        unknown: Option<u32>,
-    ) -> Result<Self, String> {
+    /// `pieces[id]` of kind `kinds[id]` with `scores[id]`: one of each per token. Of equal pieces the first counts.
+    pub fn new(pieces: Strings, kinds: Vec<Piece>, scores: Vec<f32>, unknown: Option<u32>) -> Result<Self, String> {
         if pieces.len() != scores.len() {
             return Err(format!("{} tokens but {} scores", pieces.len(), scores.len()));
         }
         if let Some(id) = scores.iter().position(|score| score.is_nan()) {
             return Err(format!("the score of token {id} is not a number"));
         }
-        let mut ids = HashMap::with_capacity(pieces.len());
         let mut bytes = [None; 256];
-        let mut longest = 0;
-        for (id, (piece, kind)) in (0u32..).zip(pieces) {
-            match kind {
-                Piece::Mergeable => {
-                    longest = longest.max(piece.len());
-                    ids.entry(piece.into_boxed_str()).or_insert(id);
-                }
-                Piece::Byte(byte) => bytes[usize::from(byte)] = Some(id),
-                Piece::Inert => {}
+        for (id, kind) in (0u32..).zip(&kinds) {
+            if let Piece::Byte(byte) = *kind {
+                bytes[usize::from(byte)] = Some(id);
             }
         }
+        let ids = Names::new(pieces, |id| kinds[id] == Piece::Mergeable);
+        let longest = ids.iter().map(|(piece, _)| piece.len()).max().unwrap_or(0);
         let bytes: Option<Vec<u32>> = bytes.into_iter().collect();
         let bytes = bytes.and_then(|all| all.into_boxed_slice().try_into().ok());
         if bytes.is_none() && unknown.is_none() {
@@ -134,7 +128,7 @@ impl ScoredBpe {
         let mut after_unknown = false;
         for symbol in symbols.iter().filter(|symbol| symbol.len > 0) {
             let piece = &text[symbol.start..symbol.start + symbol.len];
-            if let Some(&id) = self.ids.get(piece) {
+            if let Some(id) = self.ids.id(piece) {
                 out.push(id);
                 after_unknown = false;
             } else if let Some(bytes) = &self.bytes {
@@ -154,7 +148,7 @@ impl ScoredBpe {
             return None;
         }
         let start = symbols[left].start;
-        let &id = self.ids.get(&text[start..start + len])?;
+        let id = self.ids.id(&text[start..start + len])?;
         Some(Candidate { score: self.scores[id as usize], left, right, len })
     }
 }
@@ -165,8 +159,7 @@ mod tests {
 
     fn model(pieces: &[&str], unknown: Option<u32>) -> Result<ScoredBpe, String> {
         let scores = (0..pieces.len()).map(|rank| -(rank as f32)).collect();
-        let list: Vec<_> = pieces.iter().map(|piece| ((*piece).to_owned(), Piece::Mergeable)).collect();
-        ScoredBpe::new(list.into_iter(), scores, unknown)
+        ScoredBpe::new(pieces.iter().collect(), vec![Piece::Mergeable; pieces.len()], scores, unknown)
     }
 
     fn encode(model: &ScoredBpe, text: &str) -> Vec<u32> {
@@ -193,9 +186,10 @@ mod tests {
     #[test]
     fn bad_vocabularies_are_errors() {
         assert!(model(&["a"], None).is_err_and(|e| e.contains("byte tokens")));
-        let nan = ScoredBpe::new([("a".to_owned(), Piece::Mergeable)].into_iter(), vec![f32::NAN], Some(0));
+        let one = || ["a"].into_iter().collect();
+        let nan = ScoredBpe::new(one(), vec![Piece::Mergeable], vec![f32::NAN], Some(0));
         assert!(nan.is_err_and(|e| e.contains("not a number")));
-        let short = ScoredBpe::new([("a".to_owned(), Piece::Mergeable)].into_iter(), vec![], Some(0));
+        let short = ScoredBpe::new(one(), vec![Piece::Mergeable], vec![], Some(0));
         assert!(short.is_err_and(|e| e.contains("scores")));
     }
 

@@ -1,8 +1,10 @@
 //! Text → ids and back, for one model. Built by `hf.rs` (tokenizer.json) and `gguf.rs` (GGUF metadata).
 use super::TextError;
 use super::added::{AddedToken, AddedTokens, Reading, Span};
+use super::merges::MergeBpe;
 use super::pretokenize::PreTokenizer;
 use super::spm::ScoredBpe;
+use std::borrow::Cow;
 use tokenizers::{
     Decoder as _, DecoderWrapper, Model as _, ModelWrapper, NormalizedString, Normalizer as _, NormalizerWrapper,
     OffsetReferential, OffsetType, PreTokenizedString, tokenizer::normalizer::Range as TextRange,
@@ -10,10 +12,17 @@ use tokenizers::{
 
 /// How plain text (no added tokens in it) becomes ids.
 pub(super) enum Pipeline {
-    /// The components of the `tokenizers` crate.
-    Library { normalizer: Option<NormalizerWrapper>, pre_tokenizer: PreTokenizer, model: Box<ModelWrapper> },
+    /// Words, each of which `model` cuts into tokens.
+    Words { normalizer: Option<NormalizerWrapper>, pre_tokenizer: PreTokenizer, model: WordModel },
     /// SentencePiece BPE with scores; `space_prefix` puts a space before every run of plain text.
     Scored { model: ScoredBpe, space_prefix: bool },
+}
+
+/// How a word becomes ids.
+pub(super) enum WordModel {
+    Merges(Box<MergeBpe>),
+    /// Any other one of the `tokenizers` crate.
+    Library(Box<ModelWrapper>),
 }
 
 /// How ids become text.
@@ -55,12 +64,12 @@ pub(super) struct PairFrame {
 }
 
 /// Everything a tokenizer is built from.
-pub(super) struct Parts {
+pub(super) struct Parts<'a> {
     pub pipeline: Pipeline,
     pub added: AddedTokens,
     pub decoding: Decoding,
     /// `vocabulary[id]`: the token as the model writes it; `None` where there is no such id.
-    pub vocabulary: Vec<Option<String>>,
+    pub vocabulary: Vec<Option<Cow<'a, str>>>,
     /// Ids of single-byte tokens (`<0xNN>`) and their bytes.
     pub byte_tokens: Vec<(u32, u8)>,
     /// What `add_special` puts around a text.
@@ -91,13 +100,13 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    pub(super) fn new(mut parts: Parts) -> Self {
+    pub(super) fn new(mut parts: Parts<'_>) -> Self {
         for token in parts.added.tokens() {
             let slot = token.id as usize;
             if slot >= parts.vocabulary.len() {
                 parts.vocabulary.resize(slot + 1, None);
             }
-            parts.vocabulary[slot] = Some(token.content.clone());
+            parts.vocabulary[slot] = Some(Cow::Owned(token.content.clone()));
         }
         let mut kinds: Vec<Kind> =
             parts.vocabulary.iter().map(|token| if token.is_some() { Kind::Normal } else { Kind::Missing }).collect();
@@ -124,11 +133,14 @@ impl Tokenizer {
             }
         }
         starts.push(bytes.len());
-        let keep_spelling = matches!(parts.decoding, Decoding::Library(_));
+        let spelling = match parts.decoding {
+            Decoding::Library(_) => parts.vocabulary.into_iter().map(|token| token.map(Cow::into_owned)).collect(),
+            _ => Vec::new(),
+        };
         Self {
             pipeline: parts.pipeline,
             added: parts.added,
-            spelling: if keep_spelling { parts.vocabulary } else { Vec::new() },
+            spelling,
             decoding: parts.decoding,
             kinds,
             bytes,
@@ -194,7 +206,7 @@ impl Tokenizer {
                 model.encode(&piece, out);
                 Ok(())
             }
-            Pipeline::Library { normalizer, pre_tokenizer, model } => {
+            Pipeline::Words { normalizer, pre_tokenizer, model } => {
                 let mut normalized = NormalizedString::from(text);
                 if let Some(normalizer) = normalizer {
                     normalizer.normalize(&mut normalized).map_err(|error| error.to_string())?;
@@ -403,10 +415,10 @@ impl Tokenizer {
     }
 }
 
-/// The last part of the library's pipeline.
+/// The last part of a pipeline of words.
 struct Words<'a> {
     pre_tokenizer: &'a PreTokenizer,
-    model: &'a ModelWrapper,
+    model: &'a WordModel,
     guard: Option<char>,
     starts_text: bool,
 }
@@ -419,9 +431,13 @@ impl Words<'_> {
         let mut pieces = PreTokenizedString::from(text);
         self.pre_tokenizer.split(&mut pieces, self.starts_text)?;
         for (piece, _, _) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
-            if !piece.is_empty() {
-                let tokens = self.model.tokenize(piece).map_err(|error| error.to_string())?;
-                out.extend(tokens.iter().map(|token| token.id));
+            match self.model {
+                _ if piece.is_empty() => {}
+                WordModel::Merges(model) => model.encode(piece, out),
+                WordModel::Library(model) => {
+                    let tokens = model.tokenize(piece).map_err(|error| error.to_string())?;
+                    out.extend(tokens.iter().map(|token| token.id));
+                }
             }
         }
         Ok(())

@@ -69,6 +69,8 @@ impl GgufFile {
     pub fn open(path: &Path) -> Result<Self, LoadError> {
         let map = super::map::map_file(path)?;
         let mut file = Self::from_bytes(&map, path)?;
+        // A vocabulary is megabytes, and has been copied.
+        super::map::release(&map, 0..file.tensors.iter().map(|t| t.start).min().unwrap_or(map.len()));
         file.map = Some(map);
         Ok(file)
     }

@@ -1,5 +1,6 @@
 //! Memory-mapped files, and small JSON files read whole.
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,15 +29,15 @@ pub(crate) fn map_file(path: &Path) -> Result<Arc<Mmap>, LoadError> {
 
 /// Tells the system that a part of a map is not needed for now: its pages leave memory and come back from the file if read again.
 #[cfg_attr(unix, expect(unsafe_code))]
-pub(crate) fn release(map: &Mmap, start: usize, len: usize) {
+pub(crate) fn release(map: &Mmap, bytes: Range<usize>) {
     // SAFETY: the map is read-only and backed by a file, so that the pages that come back have the contents they had.
     #[cfg(unix)]
     unsafe {
         // Advice: nothing is lost if the system does not take it.
-        let _ = map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len);
+        let _ = map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len());
     }
     #[cfg(not(unix))]
-    let _ = (map, start, len);
+    let _ = (map, bytes);
 }
 
 /// Reads a JSON file of at most `max_bytes`.

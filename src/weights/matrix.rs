@@ -1,5 +1,6 @@
 //! A weight matrix, placed for its device.
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
@@ -28,11 +29,16 @@ impl MappedBytes {
         }
     }
 
-    /// Gives the memory of a mapped file's part back to the system. The bytes stay readable, from the file.
-    pub fn release(&self) {
-        if let Self::File { map, start, len } = self {
-            release(map, *start, *len);
+    /// Gives the memory of some of a mapped file's bytes back to the system. They stay readable, from the file.
+    pub fn release(&self, bytes: Range<usize>) {
+        if let Self::File { map, start, .. } = self {
+            release(map, start + bytes.start..start + bytes.end);
         }
+    }
+
+    /// The same for all of them.
+    pub fn release_all(&self) {
+        self.release(0..self.as_slice().len());
     }
 }
 

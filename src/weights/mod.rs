@@ -105,6 +105,8 @@ pub enum WeightForm {
 pub struct ModelFiles {
     pub config: HfConfig,
     pub weights: Box<dyn WeightSource>,
+    /// The GGUF file, if it is one: its header has the tokenizer too, and takes as much memory.
+    pub gguf: Option<gguf::GgufFile>,
 }
 
 /// Opens a model: a GGUF file, a folder with `config.json` and safetensors, or a folder with exactly one GGUF file.

@@ -220,8 +220,14 @@ pub(crate) fn is_tied(configured: bool, stored: &BTreeMap<String, Stored>) -> bo
         (a.tensor.dtype, &a.tensor.shape) == (b.tensor.dtype, &b.tensor.shape)
             && a.bytes.as_slice() == b.bytes.as_slice()
     };
-    let both = stored.get(EMBEDDING).zip(stored.get(OUTPUT));
-    configured && both.is_none_or(|(embedding, output)| same(embedding, output))
+    let both = stored.get(EMBEDDING).zip(stored.get(OUTPUT)).filter(|_| configured);
+    configured
+        && both.is_none_or(|(embedding, output)| {
+            let same = same(embedding, output);
+            embedding.bytes.release_all();
+            output.bytes.release_all();
+            same
+        })
 }
 
 /// Opens a folder of safetensors.
@@ -239,7 +245,7 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFiles, LoadError> {
     if config.embedding.is_some() {
         weights = weights.without_output();
     }
-    Ok(ModelFiles { config, weights: Box::new(weights) })
+    Ok(ModelFiles { config, weights: Box::new(weights), gguf: None })
 }
 
 /// The tensors under the names of a model with an output matrix: one saved without has no `model.` before them.

@@ -80,6 +80,7 @@ impl TensorStore {
             name: self.file_name(name),
             found: format!("{} (for a vector)", entry.ty.name),
         })?;
+        entry.bytes.release_all();
         match entry.interleaved_heads {
             Some(heads) => Ok(half_split_order(len, heads).map(|i| values[i]).collect()),
             None => Ok(values),
@@ -98,6 +99,7 @@ impl WeightSource for TensorStore {
                 for i in half_split_order(rows, heads) {
                     owned.extend_from_slice(&stored[i * row..(i + 1) * row]);
                 }
+                entry.bytes.release_all();
                 MappedBytes::Owned(owned.into())
             }
             None => entry.bytes.clone(),

@@ -116,6 +116,10 @@ impl Server {
         Ok(Self { url: url.to_owned(), child, lines, client })
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the server has ended")
+    }
+
     pub fn port(&self) -> &str {
         self.url.rsplit(':').next().unwrap()
     }
@@ -126,7 +130,7 @@ impl Server {
 
     /// Sends a signal, by name.
     pub async fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("the server has ended").to_string();
+        let pid = self.pid().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().await.unwrap().success());
     }
 

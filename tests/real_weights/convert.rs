@@ -13,7 +13,7 @@ use wick_kernels::QuantType;
 /// Writes model.safetensors and config.json of a Llama into `folder`: each weight as the float that its block means, rounded to
 /// what `rounded` can hold and stored as `stored` (F32, F16 or BF16).
 pub fn to_safetensors(gguf: &Path, folder: &Path, stored: QuantType, rounded: QuantType) {
-    let ModelFiles { config, weights } = wick::weights::open(gguf).unwrap();
+    let ModelFiles { config, weights, .. } = wick::weights::open(gguf).unwrap();
     assert_eq!(config.model_type, "llama", "other families have other tensors");
     assert!(config.tie_word_embeddings, "there is no lm_head to write");
     std::fs::write(folder.join("config.json"), config_json(&config).to_string()).unwrap();

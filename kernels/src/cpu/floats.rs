@@ -20,6 +20,7 @@ use super::quant::{QuantType, dequantize};
 use super::shared::Rows;
 use super::strips::Strips;
 use std::fmt;
+use std::ops::Range;
 
 /// Rows of a strip.
 pub const STRIP: usize = 32;
@@ -90,16 +91,17 @@ impl FloatMatrix {
         ty.row_bytes(cols)?.checked_next_multiple_of(unit)?.checked_mul(STRIP)
     }
 
-    /// Packs `w`, on all threads; `None` for block formats.
+    /// Packs `w`, on all threads; `None` for block formats. `done` as for [`super::PackedMatrix::pack`].
     ///
     /// # Panics
     /// If the bytes are not those of a matrix of this shape.
-    pub fn pack(cpu: &Cpu, w: MatrixRef<'_>) -> Option<FloatMatrix> {
+    pub fn pack(cpu: &Cpu, w: MatrixRef<'_>, done: &(dyn Fn(Range<usize>) + Sync)) -> Option<FloatMatrix> {
         let (unit, strip_bytes) = (unit(w.ty)?, Self::strip_bytes(w.ty, w.cols)?);
-        let strips = Strips::pack(cpu, w, strip_bytes, |rows, row_bytes, strip| match unit {
+        let fill = |rows: &[u8], row_bytes: usize, strip: &mut [u8]| match unit {
             2 => transpose::<2>(rows, row_bytes, strip),
             _ => transpose::<4>(rows, row_bytes, strip),
-        });
+        };
+        let strips = Strips::pack(cpu, w, strip_bytes, fill, done);
         Some(FloatMatrix { strips })
     }
 

@@ -11,7 +11,7 @@ use half::f16;
 use memmap2::MmapMut;
 use std::alloc::{Layout, handle_alloc_error};
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Bytes of a chunk: many large pages of 2 MiB. A block of half of that or more has one of its own.
@@ -19,6 +19,8 @@ const CHUNK: usize = 32 << 20;
 /// Blocks begin at a multiple of this, and so do chunks at one of a large page.
 const ALIGN: usize = 64;
 const LARGE_PAGE: usize = 2 << 20;
+/// Most bytes that a thread fills at a time (or one part).
+const PIECE: usize = 2 << 20;
 
 /// Where the next small block comes from. It is given back when all of its blocks are.
 static CURRENT: Mutex<Weak<Chunk>> = Mutex::new(Weak::new());
@@ -90,16 +92,20 @@ impl Block {
         chunk.take(len).expect(all)
     }
 
-    /// `parts` parts of `part_bytes` bytes, each handed to `fill` as zeros. A part is first touched by the thread that fills it: the
-    /// system's clearing of fresh pages, a good part of the work, is spread with the rest.
-    pub fn filled(cpu: &Cpu, parts: usize, part_bytes: usize, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) -> Block {
+    /// `parts` parts of `part_bytes` bytes, a few at a time handed to `fill` as zeros. A part is first touched by the thread that fills it:
+    /// the system's clearing of fresh pages, a good part of the work, is spread with the rest.
+    pub fn filled(
+        cpu: &Cpu,
+        parts: usize,
+        part_bytes: usize,
+        fill: &(dyn Fn(Range<usize>, &mut [u8]) + Sync),
+    ) -> Block {
         let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
         let shared = SharedSlice::new(block.bytes_mut());
-        cpu.for_pieces(parts, parts.div_ceil(8 * cpu.pool.threads()), &|start, end| {
-            for part in start..end {
-                // SAFETY: parts are disjoint and each belongs to one piece.
-                fill(part, unsafe { shared.slice(part * part_bytes, part_bytes) });
-            }
+        let piece = parts.div_ceil(8 * cpu.pool.threads()).min(PIECE / part_bytes.max(1)).max(1);
+        cpu.for_pieces(parts, piece, &|start, end| {
+            // SAFETY: pieces are disjoint.
+            fill(start..end, unsafe { shared.slice(start * part_bytes, (end - start) * part_bytes) });
         });
         block
     }

@@ -27,6 +27,7 @@ pub struct Strips<const LANES: usize> {
 
 impl<const LANES: usize> Strips<LANES> {
     /// Strips of `strip_bytes` bytes, whole lines, on all threads: `fill` gets up to `LANES` rows, the bytes of each, and the strip as zeros.
+    /// `done` is told of `w`'s bytes that are no longer needed, soon after, so that both forms need not be in memory as a whole.
     ///
     /// # Panics
     /// If the bytes are not those of a matrix of this shape.
@@ -35,6 +36,7 @@ impl<const LANES: usize> Strips<LANES> {
         w: MatrixRef<'_>,
         strip_bytes: usize,
         fill: impl Fn(&[u8], usize, &mut [u8]) + Sync,
+        done: &(dyn Fn(Range<usize>) + Sync),
     ) -> Self {
         let row_bytes = w.ty.row_bytes(w.cols);
         assert!(
@@ -46,9 +48,12 @@ impl<const LANES: usize> Strips<LANES> {
             w.cols
         );
         let row_bytes = row_bytes.unwrap_or(0);
-        let data = Block::filled(cpu, w.rows.div_ceil(LANES), strip_bytes, &|s, strip| {
+        let data = Block::filled(cpu, w.rows.div_ceil(LANES), strip_bytes, &|piece, strips| {
             if row_bytes > 0 {
-                fill(&w.data[s * LANES * row_bytes..w.data.len().min((s + 1) * LANES * row_bytes)], row_bytes, strip);
+                let bytes = piece.start * LANES * row_bytes..w.data.len().min(piece.end * LANES * row_bytes);
+                let rows = w.data[bytes.clone()].chunks(LANES * row_bytes);
+                rows.zip(strips.chunks_exact_mut(strip_bytes)).for_each(|(rows, strip)| fill(rows, row_bytes, strip));
+                done(bytes);
             }
         });
         Strips { ty: w.ty, rows: w.rows, cols: w.cols, strip_bytes, data }

@@ -50,5 +50,5 @@ pub(crate) fn open(path: &Path) -> Result<ModelFiles, LoadError> {
     if config.embedding.is_some() {
         weights = weights.without_output();
     }
-    Ok(ModelFiles { config, weights: Box::new(weights) })
+    Ok(ModelFiles { config, weights: Box::new(weights), gguf: Some(file) })
 }

@@ -52,6 +52,13 @@ impl Strings {
         self.ends.push(self.text.len());
     }
 
+    /// String `index`.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&str> {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends.get(before).copied().unwrap_or(0));
+        Some(&self.text[start..*self.ends.get(index)?])
+    }
+
     /// Number of strings.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -68,6 +75,20 @@ impl Strings {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
         let mut start = 0;
         self.ends.iter().map(move |&end| &self.text[std::mem::replace(&mut start, end)..end])
+    }
+}
+
+impl<S: AsRef<str>> Extend<S> for Strings {
+    fn extend<T: IntoIterator<Item = S>>(&mut self, strings: T) {
+        strings.into_iter().for_each(|string| self.push(string.as_ref()));
+    }
+}
+
+impl<S: AsRef<str>> FromIterator<S> for Strings {
+    fn from_iter<T: IntoIterator<Item = S>>(strings: T) -> Self {
+        let mut all = Self::default();
+        all.extend(strings);
+        all
     }
 }
 

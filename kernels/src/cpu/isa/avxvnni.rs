@@ -85,7 +85,7 @@ mod tests {
                     block[at] &= 0xbf;
                 }
             }
-            let w = PackedMatrix::pack(&cpu, MatrixRef { ty, rows, cols: k, data: &data })
+            let w = PackedMatrix::pack(&cpu, MatrixRef { ty, rows, cols: k, data: &data }, &|_| {})
                 .expect("a format that is packed");
             for m in 1..=30 {
                 // Some values stand far out, so that 8-bit groups and 16-bit ones meet.

@@ -6,18 +6,21 @@ use crate::cpu::matmul::MatrixRef;
 use crate::cpu::panel::scales_q45k;
 use crate::cpu::quant::QuantType;
 use crate::cpu::strips::Strips;
+use std::ops::Range;
 
 impl PackedMatrix {
-    /// Packs `w`, on all threads; `None` if its format is multiplied as it is.
+    /// Packs `w`, on all threads; `None` if its format is multiplied as it is. `done` is told which of its bytes are no longer needed, while
+    /// others still are.
     ///
     /// # Panics
     /// If the bytes are not those of a matrix of this shape.
-    pub fn pack(cpu: &Cpu, w: MatrixRef<'_>) -> Option<PackedMatrix> {
+    pub fn pack(cpu: &Cpu, w: MatrixRef<'_>, done: &(dyn Fn(Range<usize>) + Sync)) -> Option<PackedMatrix> {
         let packing = Packing::of(w.ty)?;
         let groups = w.cols / GROUP;
-        let strips = Strips::pack(cpu, w, packing.strip_bytes(groups)?, |rows, row_bytes, strip| {
+        let fill = |rows: &[u8], row_bytes: usize, strip: &mut [u8]| {
             pack_strip(w.ty, packing, groups, rows, row_bytes, strip);
-        });
+        };
+        let strips = Strips::pack(cpu, w, packing.strip_bytes(groups)?, fill, done);
         Some(PackedMatrix { packing, strips })
     }
 }
