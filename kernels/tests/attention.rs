@@ -144,7 +144,7 @@ impl Case {
 
     /// Attention of the last `counts[s]` rows of the first `ends[s]` tokens of each sequence.
     fn run(&self, cpu: &Cpu, ends: &[usize], counts: &[usize]) -> Vec<Vec<f32>> {
-        let Shape { heads, kv_heads, head_dim, block_size, window, softcap, cached } = self.shape;
+        let Shape { heads, head_dim, window, softcap, cached, .. } = self.shape;
         let width = heads * head_dim;
         let mut q = Vec::new();
         let mut seqs = Vec::new();
