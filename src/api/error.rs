@@ -155,7 +155,9 @@ impl ApiError {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_content_encoding"))
             }
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "timeout_error", Some("request_timeout")),
-            Self::BodyTooLarge { .. } | Self::ConversationTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large")),
+            Self::BodyTooLarge { .. } | Self::ConversationTooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large"))
+            }
             Self::Missing { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("missing_required_parameter")),
             Self::WrongType { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("invalid_type")),
             Self::InvalidValue { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("invalid_value")),

@@ -147,10 +147,8 @@ impl ResponseRequest {
     fn lower(mut fields: Fields, app: &AppState, mut earlier: Earlier) -> Result<Self, ApiError> {
         let model = app.named(&mut fields)?;
         refuse(&mut fields)?;
-        let mut settings = settings(&fields);
         let previous = stored(&mut fields, &mut earlier)?;
-        settings.insert("previous_response_id".into(), previous.into());
-        settings.insert("store".into(), earlier.keeps.into());
+        let settings = settings(&fields, previous, earlier.keeps);
         check_size(&settings)?;
         let (input, tools, thinking_budget) = prompt(&mut fields, &model, &mut earlier)?;
         text_format(&mut fields)?;
@@ -169,7 +167,7 @@ impl ResponseRequest {
 }
 
 /// What the answer says about its request: each of the fields as the client gave it, or its default.
-fn settings(fields: &Fields) -> Map<String, Value> {
+fn settings(fields: &Fields, previous: Option<String>, keeps: bool) -> Map<String, Value> {
     let nested = |name: &str, known: &[&str]| {
         let given =
             |field: &&str| (field.to_string(), fields.peek(name).map_or(Value::Null, |value| value[*field].clone()));
@@ -202,7 +200,9 @@ fn settings(fields: &Fields) -> Map<String, Value> {
     let mut settings: Map<String, Value> = defaults.into_iter().map(given).collect();
     settings.insert("text".into(), text.into());
     settings.insert("reasoning".into(), nested("reasoning", &["effort", "summary"]).into());
+    settings.insert("previous_response_id".into(), previous.into());
     settings.insert("service_tier".into(), "default".into());
+    settings.insert("store".into(), keeps.into());
     settings
 }
 

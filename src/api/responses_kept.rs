@@ -366,7 +366,8 @@ pub(crate) async fn input_items(
     }
     if let Some(after) = after {
         let Some(at) = items.iter().position(|item| *item.id == *after) else {
-            return Err(ApiError::ItemNotFound { param: "after".to_owned(), id: shown(&after) });
+            let message = "`after` must be the id of an input item of this response: the `last_id` of the page before.";
+            return Err(ApiError::invalid("after", message));
         };
         items.drain(..=at);
     }

@@ -290,7 +290,11 @@ fn own(body_bytes_max: usize) -> Vec<Operation> {
             ],
             query: &[
                 INCLUDE,
-                ("stream", || json!({"type": "boolean", "enum": [false]}), "Streams are not kept; their responses are."),
+                (
+                    "stream",
+                    || json!({"type": "boolean", "enum": [false]}),
+                    "Streams are not kept; their responses are.",
+                ),
             ],
             ..get("/v1/responses/{id}", "getResponse")
         },
@@ -308,7 +312,6 @@ fn own(body_bytes_max: usize) -> Vec<Operation> {
             answers: json_answer("ResponseItems"),
             errors: vec![
                 gone(),
-                ApiError::ItemNotFound { param: "after".to_owned(), id: "msg_123".to_owned() },
                 ApiError::ResponsesNotKept { id: "resp_123".to_owned() },
                 ApiError::invalid("limit", "`limit` must be between 1 and 100, but 0 was given."),
                 ApiError::Draining,

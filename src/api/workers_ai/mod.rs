@@ -41,10 +41,7 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<AppState>)> {
         ("/client/v4/accounts/{account}/ai/v1/completions", post(completions::create)),
         ("/client/v4/accounts/{account}/ai/v1/embeddings", post(embeddings::create)),
         ("/client/v4/accounts/{account}/ai/v1/responses", post(responses::create)),
-        (
-            "/client/v4/accounts/{account}/ai/v1/responses/{id}",
-            get(responses_kept::get).delete(responses_kept::delete),
-        ),
+        ("/client/v4/accounts/{account}/ai/v1/responses/{id}", get(responses_kept::get).delete(responses_kept::delete)),
         ("/client/v4/accounts/{account}/ai/v1/responses/{id}/input_items", get(responses_kept::input_items)),
         ("/client/v4/accounts/{account}/ai/v1/models", get(models::list)),
     ]
