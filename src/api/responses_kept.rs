@@ -189,8 +189,10 @@ fn complete(item: Value) -> Option<(Option<String>, Value)> {
         _ => None,
     };
     let kind = item.entry("type").or_insert("message".into()).clone();
-    if kind == "message" {
+    if kind == "message" || kind == "function_call" || kind == "function_call_output" {
         item.entry("status").or_insert("completed".into());
+    }
+    if kind == "message" {
         let is_said = item.get("role").is_some_and(|role| role == "assistant");
         if let Some(content) = item.get_mut("content")
             && content.is_string()

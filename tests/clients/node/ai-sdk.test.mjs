@@ -29,7 +29,7 @@ const providers = {
 const common = { temperature: 0, maxOutputTokens: 200, maxRetries: 0 };
 // Where the server keeps no responses, `store: false` is needed: by default later steps only name what earlier ones said.
 const options = { "openai responses": { openai: { store: false } } };
-// What the default provider sent, to see that it did name it.
+// What the provider sent, to see that it did name it.
 const sent = [];
 
 const shirt = z.object({ size: z.enum(["S", "M", "L"]), count: z.number().int().min(1).max(9) });
@@ -92,7 +92,6 @@ for (const [name, languageModel] of Object.entries(providers)) {
         prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
         maxOutputTokens: 60,
       };
-      sent.length = 0;
       let steps;
       let text;
       if (stream) {
@@ -112,9 +111,20 @@ for (const [name, languageModel] of Object.entries(providers)) {
       assert.deepEqual(steps[0].toolCalls.map((call) => call.input), asked);
       assert.deepEqual(steps[0].toolResults[0].output, { number: 4711 });
       assert.ok(text.length > 0);
-      if (name !== "openai-compatible") assert.equal(sent.length, 2);
-      const named = sent.at(-1)?.input?.filter((item) => item.type === "item_reference") ?? [];
-      assert.equal(named.length, name === "openai by default" ? asked.length : 0);
+      // The conversation goes on: by default what was said before is only named.
+      const messages = [{ role: "user", content: request.prompt }, ...steps.at(-1).response.messages];
+      messages.push({ role: "user", content: "Thank you." });
+      const { prompt, prepareStep, ...again } = request;
+      sent.length = 0;
+      const next = await generateText({ ...again, messages, toolChoice: "none" });
+      assert.ok(next.text.length > 0);
+      const named = sent[0]?.input?.filter((item) => item.type === "item_reference") ?? [];
+      assert.equal(named.length, name === "openai by default" ? 1 : 0);
+      if (name === "openai by default") {
+        // The same as saying it.
+        const whole = await generateText({ ...again, messages, toolChoice: "none", providerOptions: { openai: { store: false } } });
+        assert.deepEqual([whole.text, whole.usage.inputTokens], [next.text, next.usage.inputTokens]);
+      }
     });
   }
 
