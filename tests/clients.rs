@@ -13,7 +13,8 @@ const EMBEDDER: &str = "all-minilm-l6-v2";
 /// Another name of the first model, as Workers AI's clients write them.
 const FURTHER_NAME: &str = "@cf/acme/first";
 /// Suites of the Python SDKs for [`TOOL_MODEL`].
-const TOOL_SUITES: [&str; 5] = ["test_tools.py", "test_kept.py", "test_messages.py", "test_agents.py", "test_reviewer.py"];
+const TOOL_SUITES: [&str; 5] =
+    ["test_tools.py", "test_kept.py", "test_messages.py", "test_agents.py", "test_reviewer.py"];
 const GATEWAY_SUITE: &str = "test_litellm.py";
 const HARNESS_SUITE: &str = "test_lm_eval.py";
 

@@ -259,7 +259,8 @@ async fn only_whole_answers_are_kept() {
     assert_eq!(status(&failing, failed).await, 404);
 
     // A client that leaves, and a request in flight whose previous response is deleted.
-    let setup = Setup { gated: true, script: Some("Text"), context_max: 8192, options: keeping(10), ..Setup::default() };
+    let setup =
+        Setup { gated: true, script: Some("Text"), context_max: 8192, options: keeping(10), ..Setup::default() };
     let server = Server::start(setup).await;
     server.gate.allow(500);
     let first = ok(&server, request(json!({"max_output_tokens": 2}))).await;
@@ -278,6 +279,7 @@ async fn only_whole_answers_are_kept() {
     );
     let (left, stream) = begun.remove(0);
     drop(stream);
+    server.state.in_flight().wait_for(|running| *running == 1).await.unwrap();
     server.gate.open();
     let (stays, stream) = begun.remove(0);
     let rest: Vec<_> = stream.collect().await;
@@ -400,9 +402,10 @@ async fn many_clients_at_once_have_their_own_conversations() {
 async fn accounts_of_workers_ai_have_the_same() {
     let server = says("x", keeping(4)).await;
     let path = "/client/v4/accounts/any/ai/v1/responses";
-    let (_, first) = server.ask(path, json!({"input": "Hello"})).await;
+    let (_, first) = server.ask(path, request(json!({}))).await;
     let at = format!("{path}/{}", first["id"].as_str().unwrap());
-    let (status, second) = server.ask(path, json!({"input": "more", "previous_response_id": first["id"]})).await;
+    let (status, second) =
+        server.ask(path, request(json!({"input": "more", "previous_response_id": first["id"]}))).await;
     assert_eq!((status, &second["previous_response_id"], &second["store"]), (200, &first["id"], &json!(true)));
     assert_eq!(server.call("GET", &at, None).await, (200, first.clone()));
     let (_, listed) = server.call("GET", &format!("{at}/input_items"), None).await;
