@@ -167,7 +167,7 @@ fn node_sdks() {
 fn schemathesis() {
     let bin = venv("openapi", "openapi/requirements.txt");
     let suite = root().join("tests/clients/openapi");
-    let server = Server::start(&[MODEL, EMBEDDER, "--context", "256"]);
+    let server = Server::start(&[MODEL, EMBEDDER, "--context", "256", "--responses-store", "100"]);
     let document = format!("{}/openapi.json", server.url);
     run(Command::new(bin.join("python")).arg(suite.join("validate.py")).arg(&document));
     // What it writes goes into the clients' folder.
