@@ -116,6 +116,7 @@ pub(crate) async fn input_tokens(
         let model = app.named(&mut fields)?;
         refuse(&mut fields)?;
         stored(&mut fields, &mut earlier)?;
+        earlier.keeps = false;
         let (input, ..) = prompt(&mut fields, &model, &mut earlier)?;
         text_format(&mut fields)?;
         // Any form of the answer has the same prompt.
