@@ -239,10 +239,10 @@ mod tests {
         assert_eq!(has(&store, "t", &["a", "b", "c", "d"]).len(), 4);
         assert_eq!(bytes(&store), alone + 3 * kept(&[shared.clone()]).cost());
         // Another of its size leaves the first less than it takes, and then they go together.
-        assert!(store.keep("t", "e", kept(&[item("other", 10_000)])));
+        assert!(store.keep("t", "e", kept(&[item("second", 10_000)])));
         assert_eq!(has(&store, "t", &["a", "b", "c", "d", "e"]), ["e"]);
-        assert!(store.item("t", "shared").is_none() && store.item("t", "other").is_some());
-        assert_eq!(bytes(&store), kept(&[item("other", 10_000)]).cost() + item("other", 10_000).cost());
+        assert!(store.item("t", "shared").is_none() && store.item("t", "second").is_some());
+        assert_eq!(bytes(&store), kept(&[item("second", 10_000)]).cost() + item("second", 10_000).cost());
     }
 
     #[test]

@@ -50,6 +50,9 @@ impl Dialect {
     }
 }
 
+/// A parameter of a query: name, what it may be, and what it is for.
+pub(super) type Parameter = (&'static str, fn() -> Value, &'static str);
+
 /// A path with a method.
 #[derive(Clone)]
 pub(super) struct Operation {
@@ -71,8 +74,8 @@ pub(super) struct Operation {
     pub(super) queues: bool,
     /// Headers that are read, beside those that every operation reads.
     pub(super) headers: &'static [&'static str],
-    /// Parameters of the query: name, what it may be, and what it is for.
-    pub(super) query: &'static [(&'static str, fn() -> Value, &'static str)],
+    /// Parameters of the query.
+    pub(super) query: &'static [Parameter],
 }
 
 /// Request headers: name, and what it is for.
@@ -198,8 +201,7 @@ fn told(name: &str, event: &str) -> Vec<(&'static str, Value)> {
 }
 
 /// Of a list in a query, whose name some clients write as `include[]`.
-const INCLUDE: (&str, fn() -> Value, &str) =
-    ("include", || words(INCLUDES), "Accepted: what there is of it is in the answer anyway.");
+const INCLUDE: Parameter = ("include", || words(INCLUDES), "Accepted: what there is of it is in the answer anyway.");
 
 fn gone() -> ApiError {
     ApiError::ResponseNotFound { id: "resp_123".to_owned() }
