@@ -383,7 +383,7 @@ async fn many_clients_at_once_have_their_own_conversations() {
                         .all(|item| item["content"][0]["text"].as_str().unwrap().starts_with(&prefix))
                 );
             }
-            if client % 8 == 0 {
+            if client.is_multiple_of(8) {
                 server.call("DELETE", &at(known.as_ref().unwrap_or(&answer)), None).await;
             }
             known = Some(answer);
