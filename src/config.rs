@@ -186,6 +186,13 @@ pub struct ServeArgs {
     /// Largest request body
     #[arg(long, env = "WICK_BODY_LIMIT", value_name = "SIZE", default_value = "8MiB", value_parser = parse_bytes)]
     pub body_limit: u64,
+    /// Responses of /v1/responses that are kept for `previous_response_id`, item references and retrieval, in this process'
+    /// memory; 0 = none
+    #[arg(long, env = "WICK_RESPONSES_STORE", value_name = "N", default_value = "0")]
+    pub responses_store: usize,
+    /// Memory for kept responses; the least recently used go first
+    #[arg(long, env = "WICK_RESPONSES_MEMORY", value_name = "SIZE", default_value = "64MiB", value_parser = parse_bytes)]
+    pub responses_memory: u64,
     /// Seconds between comments that keep an idle stream open
     #[arg(long, env = "WICK_KEEP_ALIVE", value_name = "SECONDS", default_value = "10", value_parser = clap::value_parser!(u64).range(1..))]
     pub keep_alive: u64,

@@ -13,7 +13,8 @@ const EMBEDDER: &str = "all-minilm-l6-v2";
 /// Another name of the first model, as Workers AI's clients write them.
 const FURTHER_NAME: &str = "@cf/acme/first";
 /// Suites of the Python SDKs for [`TOOL_MODEL`].
-const TOOL_SUITES: [&str; 4] = ["test_tools.py", "test_messages.py", "test_agents.py", "test_reviewer.py"];
+const TOOL_SUITES: [&str; 5] =
+    ["test_tools.py", "test_kept.py", "test_messages.py", "test_agents.py", "test_reviewer.py"];
 const GATEWAY_SUITE: &str = "test_litellm.py";
 const HARNESS_SUITE: &str = "test_lm_eval.py";
 
@@ -112,10 +113,10 @@ fn official_python_sdks() {
     pytest(&[MODEL, EMBEDDER, "--also", FURTHER_NAME], &arguments, &environment);
 }
 
-/// Tools with the official SDKs, the agents SDK with an MCP server, and a code reviewer.
+/// Tools and kept responses with the official SDKs, the agents SDK with an MCP server, and a code reviewer.
 #[test]
 fn python_agents() {
-    pytest(&[TOOL_MODEL], &TOOL_SUITES, &[]);
+    pytest(&[TOOL_MODEL, "--responses-store", "100"], &TOOL_SUITES, &[]);
 }
 
 /// LiteLLM's proxy in front of a wick that wants a key and has a short queue.
@@ -150,7 +151,7 @@ fn node_sdks() {
         std::fs::copy(suite.join(file), work.join(file)).expect("copying the suite");
     }
     run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&work));
-    let server = Server::start(&[MODEL, EMBEDDER]);
+    let server = Server::start(&[MODEL, EMBEDDER, "--responses-store", "100"]);
     // Its own Node, from npm: both SDKs want a newer one than most systems have.
     run(Command::new(work.join("node_modules/.bin/node"))
         .args(["--test", "openai.test.mjs", "ai-sdk.test.mjs"])
@@ -166,7 +167,7 @@ fn node_sdks() {
 fn schemathesis() {
     let bin = venv("openapi", "openapi/requirements.txt");
     let suite = root().join("tests/clients/openapi");
-    let server = Server::start(&[MODEL, EMBEDDER, "--context", "256"]);
+    let server = Server::start(&[MODEL, EMBEDDER, "--context", "256", "--responses-store", "100"]);
     let document = format!("{}/openapi.json", server.url);
     run(Command::new(bin.join("python")).arg(suite.join("validate.py")).arg(&document));
     // What it writes goes into the clients' folder.

@@ -6,6 +6,8 @@ mod custom_grammars;
 mod messages;
 #[path = "wire/responses.rs"]
 mod responses;
+#[path = "wire/responses_kept.rs"]
+mod responses_kept;
 #[path = "wire/sessions.rs"]
 mod sessions;
 mod support;

@@ -35,6 +35,31 @@ pub(crate) struct JsonBody {
 }
 
 impl JsonBody {
+    /// Looks for what the fields name of what the server keeps, beside the async workers if there are many, and claims the
+    /// bytes of what is found as if the body had had them.
+    pub(crate) async fn find<T: Send + 'static>(
+        self,
+        app: &AppState,
+        look: impl FnOnce(&Fields) -> Result<(T, usize), ApiError> + Send + 'static,
+    ) -> Result<(Self, T), ApiError> {
+        let limit = app.options().body_bytes_max;
+        let find = move |mut body: Self, app: &AppState| {
+            let (found, more) = look(&body.fields)?;
+            let bytes = body.claim.bytes.saturating_add(more);
+            if bytes > limit {
+                return Err(ApiError::ConversationTooLarge { bytes, limit });
+            }
+            body.claim.grow(app, bytes)?;
+            body.large = bytes > PARSE_INLINE_MAX;
+            Ok((body, found))
+        };
+        if self.large {
+            let state = app.clone();
+            return app.blocking(move || find(self, &state)).await;
+        }
+        find(self, app)
+    }
+
     /// Turns the fields into what an endpoint needs, beside the async workers if there are many. The claim is to be kept
     /// until the request's text has been tokenized.
     pub(crate) async fn lower<T: Send + 'static>(

@@ -14,6 +14,9 @@ use crate::text::TextError;
 /// When a draining server suggests to come back (by then a load balancer has noticed).
 const DRAINING_RETRY: Duration = Duration::from_secs(5);
 
+/// Why a response or an item is not there.
+const GONE: &str = "it is unknown, was deleted, was not to be kept, or gave way to others";
+
 /// Why a request is answered with an error. Messages name fields and numbers, never prompt text, outputs or keys.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ApiError {
@@ -37,6 +40,10 @@ pub enum ApiError {
     BodyTimeout,
     #[error("The request body is larger than this server's limit of {limit} bytes.")]
     BodyTooLarge { limit: usize },
+    #[error(
+        "The conversation, with what this server keeps of it, has {bytes} bytes, which is more than its limit of {limit}. Send what matters of it in `input`, without `previous_response_id` and item references."
+    )]
+    ConversationTooLarge { bytes: usize, limit: usize },
     #[error("Missing required parameter: `{param}`.")]
     Missing { param: String },
     #[error("`{param}` must be {expected}, but it is {found}.")]
@@ -85,6 +92,14 @@ pub enum ApiError {
         "`{param}` has {size}, but this model reads at most {limit} at once. Shorten it, or have it cut off with `truncate_prompt_tokens` (-1: to that limit)."
     )]
     InputTooLong { param: String, size: String, limit: usize },
+    #[error("Previous response with id '{id}' not found: {GONE}. Send the whole conversation in `input` instead.")]
+    PreviousResponseNotFound { param: String, id: String },
+    #[error("Item with id '{id}' not found: {GONE}. Send the item itself instead.")]
+    ItemNotFound { param: String, id: String },
+    #[error("Response with id '{id}' not found: {GONE}.")]
+    ResponseNotFound { id: String },
+    #[error("Response with id '{id}' not found: this server keeps no responses. Start it with `--responses-store`.")]
+    ResponsesNotKept { id: String },
     #[error("There is no route {method} {path}.")]
     RouteNotFound { method: String, path: String },
     #[error("{method} is not allowed on {path}.")]
@@ -140,7 +155,9 @@ impl ApiError {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_content_encoding"))
             }
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "timeout_error", Some("request_timeout")),
-            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large")),
+            Self::BodyTooLarge { .. } | Self::ConversationTooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("request_too_large"))
+            }
             Self::Missing { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("missing_required_parameter")),
             Self::WrongType { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("invalid_type")),
             Self::InvalidValue { .. } => (StatusCode::BAD_REQUEST, INVALID, Some("invalid_value")),
@@ -160,6 +177,13 @@ impl ApiError {
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
             Self::WrongEndpoint { .. } | Self::NoModel { .. } => {
                 (StatusCode::BAD_REQUEST, INVALID, Some("unsupported_endpoint"))
+            }
+            Self::PreviousResponseNotFound { .. } => {
+                (StatusCode::BAD_REQUEST, INVALID, Some("previous_response_not_found"))
+            }
+            Self::ItemNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, Some("item_not_found")),
+            Self::ResponseNotFound { .. } | Self::ResponsesNotKept { .. } => {
+                (StatusCode::NOT_FOUND, INVALID, Some("response_not_found"))
             }
             Self::RouteNotFound { .. } => (StatusCode::NOT_FOUND, INVALID, Some("route_not_found")),
             Self::MethodNotAllowed { .. } => (StatusCode::METHOD_NOT_ALLOWED, INVALID, Some("method_not_allowed")),
@@ -184,6 +208,8 @@ impl ApiError {
             | Self::Unsupported { param, .. }
             | Self::Schema { param, .. }
             | Self::UnknownParameter { param }
+            | Self::PreviousResponseNotFound { param, .. }
+            | Self::ItemNotFound { param, .. }
             | Self::InputTooLong { param, .. } => Some(param),
             Self::ContextLength { param, .. } | Self::PromptTooLong { param, .. } | Self::Template { param, .. } => {
                 Some(param)

@@ -34,7 +34,9 @@ mod pipeline;
 mod rerank;
 mod responses;
 mod responses_input;
+mod responses_kept;
 mod responses_shape;
+mod responses_store;
 mod stream;
 mod structured;
 mod thoughts;
@@ -44,7 +46,7 @@ mod turns;
 mod types;
 mod workers_ai;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -104,6 +106,10 @@ pub struct ServerOptions {
     pub text_jobs_waiting_max: usize,
     /// Further names of served models: (name, the alias that a model is served by). What is asked for by such a name answers by it.
     pub also: Vec<(String, String)>,
+    /// Responses that are kept for later requests; 0: none, and whoever asks for it is told so.
+    pub responses_max: usize,
+    /// Bytes that they take.
+    pub responses_bytes_max: usize,
 }
 
 impl Default for ServerOptions {
@@ -121,6 +127,8 @@ impl Default for ServerOptions {
             text_jobs_max: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             text_jobs_waiting_max: 1024,
             also: Vec::new(),
+            responses_max: 0,
+            responses_bytes_max: 64 << 20,
         }
     }
 }
@@ -173,6 +181,8 @@ struct Shared {
     text_waiting: Arc<Semaphore>,
     /// What large bodies may take, in units of [`body::CLAIM_UNIT`].
     bodies: Arc<Semaphore>,
+    /// `None`: responses are not kept.
+    responses: Option<responses_kept::Keeper>,
     /// The text of `/openapi.json`.
     openapi: Bytes,
 }
@@ -242,6 +252,10 @@ impl AppState {
                 text_running: Arc::new(Semaphore::new(jobs)),
                 text_waiting: Arc::new(Semaphore::new(jobs + options.text_jobs_waiting_max)),
                 bodies: Arc::new(Semaphore::new(bodies.min(Semaphore::MAX_PERMITS))),
+                responses: (options.responses_max > 0).then(|| {
+                    let store = responses_store::Store::new(options.responses_max, options.responses_bytes_max);
+                    Arc::new(Mutex::new(store))
+                }),
                 openapi: openapi::written(&options),
                 options,
             }),
@@ -293,7 +307,15 @@ impl AppState {
     /// The text of `/metrics`.
     #[must_use]
     pub fn metrics_text(&self) -> String {
+        for (tenant, responses, bytes) in self.keeper().into_iter().flat_map(|keeper| responses_kept::held(keeper)) {
+            self.shared.metrics.kept(&tenant, responses, bytes);
+        }
         self.shared.metrics.text()
+    }
+
+    /// Where responses are kept, if they are.
+    fn keeper(&self) -> Option<&responses_kept::Keeper> {
+        self.shared.responses.as_ref()
     }
 
     fn models(&self) -> &[Arc<Model>] {
@@ -375,6 +397,8 @@ fn routes() -> Vec<(&'static str, MethodRouter<AppState>)> {
         ("/rerank", post(rerank::create)),
         ("/v1/responses", post(responses::create)),
         ("/v1/responses/input_tokens", post(responses::input_tokens)),
+        ("/v1/responses/{id}", get(responses_kept::get).delete(responses_kept::delete)),
+        ("/v1/responses/{id}/input_items", get(responses_kept::input_items)),
         ("/v1/models", get(models::list)),
         ("/v1/models/{*id}", get(models::get)),
         ("/tokenize", post(tokenize::tokenize)),

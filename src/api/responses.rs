@@ -1,4 +1,5 @@
-//! `POST /v1/responses` and `/v1/responses/input_tokens`. Nothing is stored: a request has the whole conversation.
+//! `POST /v1/responses` and `/v1/responses/input_tokens`. A request has the whole conversation, or goes on from a response
+//! that the server keeps (see `responses_kept`).
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use super::fields::{Fields, quoted, type_name};
 use super::gate::RequestContext;
 use super::params::{Common, Truncate, small};
 use super::pipeline::{Event, events};
+use super::responses_kept::{Earlier, Keep};
 use super::responses_shape::Answer;
 use super::stream::{Telling, tell};
 use super::tools::{Form, ToolUse};
@@ -40,12 +42,16 @@ pub(crate) const ELSEWHERE: &[(&str, &str)] = &[
     ("return_token_ids", " here; use /v1/chat/completions"),
 ];
 
-/// Fields for responses that are kept.
+/// Fields for what is kept nowhere.
 pub(crate) const STATEFUL: &[(&str, &str)] = &[
-    ("previous_response_id", ": wick keeps no responses; send the whole conversation in `input`"),
     ("conversation", ": wick keeps no conversations; send the whole conversation in `input`"),
     ("prompt", ": wick keeps no prompts; send its text in `instructions` or `input`"),
 ];
+
+/// Where the server keeps no responses.
+const NOT_KEPT: &str =
+    ": wick keeps no responses unless it is started with `--responses-store`; send the whole conversation in `input`";
+const NOT_STORED: &str = " as true: wick keeps no responses unless it is started with `--responses-store`; send false or leave it out, and send the whole conversation in `input`";
 
 const LOGPROBS: &str = "message.output_text.logprobs";
 
@@ -73,12 +79,13 @@ pub(crate) async fn create(
     Extension(context): Extension<RequestContext>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let (request, claim) = body.lower(&app, ResponseRequest::lower).await?;
-    let ResponseRequest { chat, settings } = request;
+    let (body, earlier) = Earlier::find(&app, &context, body).await?;
+    let (request, claim) = body.lower(&app, |fields, app| ResponseRequest::lower(fields, app, earlier)).await?;
+    let ResponseRequest { chat, settings, keep } = request;
     let (model, logprobs) = (Arc::clone(&chat.model), chat.logprobs.is_some());
     let is_streamed = chat.common.stream.is_some();
     let job = start(&app, &context, chat, claim, "input").await?;
-    let mut answer = Answer::new(model, settings, logprobs, is_streamed);
+    let mut answer = Answer::new(model, settings, logprobs, is_streamed, keep);
     if is_streamed {
         return Ok(tell(job, answer, app.options().keep_alive));
     }
@@ -99,11 +106,18 @@ pub(crate) struct InputTokens {
 }
 
 /// How many tokens the prompt of a response would have.
-pub(crate) async fn input_tokens(State(app): State<AppState>, body: JsonBody) -> Result<Json<InputTokens>, ApiError> {
-    let lower = |mut fields: Fields, app: &AppState| {
+pub(crate) async fn input_tokens(
+    State(app): State<AppState>,
+    Extension(context): Extension<RequestContext>,
+    body: JsonBody,
+) -> Result<Json<InputTokens>, ApiError> {
+    let (body, mut earlier) = Earlier::find(&app, &context, body).await?;
+    let lower = move |mut fields: Fields, app: &AppState| {
         let model = app.named(&mut fields)?;
         refuse(&mut fields)?;
-        let (input, ..) = prompt(&mut fields, &model)?;
+        stored(&mut fields, &mut earlier)?;
+        earlier.keeps = false;
+        let (input, ..) = prompt(&mut fields, &model, &mut earlier)?;
         text_format(&mut fields)?;
         // Any form of the answer has the same prompt.
         fields.take("response_format");
@@ -127,15 +141,17 @@ struct ResponseRequest {
     chat: ChatRequest,
     /// What the answer repeats of it.
     settings: Map<String, Value>,
+    keep: Option<Keep>,
 }
 
 impl ResponseRequest {
-    fn lower(mut fields: Fields, app: &AppState) -> Result<Self, ApiError> {
+    fn lower(mut fields: Fields, app: &AppState, mut earlier: Earlier) -> Result<Self, ApiError> {
         let model = app.named(&mut fields)?;
         refuse(&mut fields)?;
-        let settings = settings(&fields);
+        let previous = stored(&mut fields, &mut earlier)?;
+        let settings = settings(&fields, previous, earlier.keeps);
         check_size(&settings)?;
-        let (input, tools, thinking_budget) = prompt(&mut fields, &model)?;
+        let (input, tools, thinking_budget) = prompt(&mut fields, &model, &mut earlier)?;
         text_format(&mut fields)?;
         let truncate = truncation(&mut fields)?;
         let mut common = Common::take(&mut fields, &model)?;
@@ -147,12 +163,12 @@ impl ResponseRequest {
         fields.finish()?;
         let hide_reasoning = false;
         let chat = ChatRequest { model, input, tools, common, max_tokens, logprobs, thinking_budget, hide_reasoning };
-        Ok(Self { chat, settings })
+        Ok(Self { chat, settings, keep: earlier.into_keep() })
     }
 }
 
 /// What the answer says about its request: each of the fields as the client gave it, or its default.
-fn settings(fields: &Fields) -> Map<String, Value> {
+fn settings(fields: &Fields, previous: Option<String>, keeps: bool) -> Map<String, Value> {
     let nested = |name: &str, known: &[&str]| {
         let given =
             |field: &&str| (field.to_string(), fields.peek(name).map_or(Value::Null, |value| value[*field].clone()));
@@ -185,9 +201,9 @@ fn settings(fields: &Fields) -> Map<String, Value> {
     let mut settings: Map<String, Value> = defaults.into_iter().map(given).collect();
     settings.insert("text".into(), text.into());
     settings.insert("reasoning".into(), nested("reasoning", &["effort", "summary"]).into());
-    settings.insert("previous_response_id".into(), Value::Null);
+    settings.insert("previous_response_id".into(), previous.into());
     settings.insert("service_tier".into(), "default".into());
-    settings.insert("store".into(), false.into());
+    settings.insert("store".into(), keeps.into());
     settings
 }
 
@@ -203,25 +219,38 @@ fn check_size(settings: &Map<String, Value>) -> Result<(), ApiError> {
     }
 }
 
-/// Refuses fields of other endpoints, and what needs responses to be kept or to go on without their client.
+/// Takes `previous_response_id` and `store`, as far as responses are kept. Gives the first, whose response was found.
+fn stored(fields: &mut Fields, earlier: &mut Earlier) -> Result<Option<String>, ApiError> {
+    if !earlier.is_possible() {
+        fields.refuse(&[("previous_response_id", NOT_KEPT)])?;
+        if fields.bool("store")?.unwrap_or(false) {
+            return Err(ApiError::Unsupported { param: fields.path("store"), hint: NOT_STORED });
+        }
+        return Ok(None);
+    }
+    let previous = fields.string("previous_response_id")?;
+    earlier.keeps = fields.bool("store")?.unwrap_or(true);
+    Ok(previous)
+}
+
+/// Refuses fields of other endpoints, and what needs more to be kept than responses, or to go on without its client.
 fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
     fields.refuse(ELSEWHERE.iter().chain(STATEFUL))?;
-    if fields.bool("store")?.unwrap_or(false) {
-        let hint =
-            " as true: wick keeps no responses; send false or leave it out, and send the whole conversation in `input`";
-        return Err(ApiError::Unsupported { param: fields.path("store"), hint });
-    }
     if fields.bool("background")?.unwrap_or(false) {
-        let hint = " as true: wick keeps no responses; wait for the answer, or use `stream`";
+        let hint = " as true: an answer ends with its connection; wait for it, or use `stream`";
         return Err(ApiError::Unsupported { param: fields.path("background"), hint });
     }
     Ok(())
 }
 
 /// What the model sees, and how many tokens it may think.
-fn prompt(fields: &mut Fields, model: &Model) -> Result<(ChatInput, ToolUse, Option<usize>), ApiError> {
+fn prompt(
+    fields: &mut Fields,
+    model: &Model,
+    earlier: &mut Earlier,
+) -> Result<(ChatInput, ToolUse, Option<usize>), ApiError> {
     let tools = ToolUse::take(fields, Form::Flat)?;
-    let messages = responses_input::take(fields)?;
+    let messages = responses_input::take(fields, earlier)?;
     let mut kwargs = template_kwargs(fields)?;
     let bound = reasoning(fields, model, &mut kwargs)?;
     let budget = thoughts::budget(fields, bound, &kwargs, model)?;

@@ -1,4 +1,4 @@
-//! `instructions` and `input` of `/v1/responses` → chat messages, in the form that [`super::messages::lower`] gives them.
+//! `instructions`, kept items and `input` of `/v1/responses` → chat messages, in the form that [`super::messages::lower`] gives them.
 //!
 //! A response's items are finer than a chat's messages: what the assistant thought, said and called in one turn are items of
 //! their own there, and one message here.
@@ -9,25 +9,41 @@ use serde_json::{Map, Value, json};
 use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::messages::{CACHE_HINTS, arguments_of};
+use super::responses_kept::Earlier;
 
 pub(crate) const ROLES: &[&str] = &["user", "assistant", "system", "developer"];
 pub(crate) const STATUSES: &[&str] = &["in_progress", "completed", "incomplete"];
 
-/// Takes `instructions` and `input`.
-pub(crate) fn take(fields: &mut Fields) -> Result<Vec<Value>, ApiError> {
+/// Takes `instructions` and `input`, with the conversation before it, which had instructions of its own.
+pub(crate) fn take(fields: &mut Fields, earlier: &mut Earlier) -> Result<Vec<Value>, ApiError> {
     let mut chat = Conversation::default();
     if let Some(instructions) = fields.string("instructions")? {
         chat.system(instructions);
     }
+    for item in earlier.previous() {
+        chat.item(item)?;
+    }
     let path = fields.path("input");
     match fields.require("input")? {
-        Value::String(text) => chat.push("user", Value::String(text)),
+        Value::String(text) => {
+            if earlier.keeps {
+                earlier.add(json!({"role": "user", "content": text}));
+            }
+            chat.push("user", Value::String(text));
+        }
         Value::Array(items) if items.is_empty() => {
             return Err(ApiError::invalid(&path, format!("`{path}` is empty; give at least one item.")));
         }
         Value::Array(items) => {
             for (index, item) in items.into_iter().enumerate() {
-                chat.item(Fields::at(format!("{path}[{index}]"), item)?)?;
+                let path = format!("{path}[{index}]");
+                if let Some(named) = earlier.referenced(&path, &item)? {
+                    chat.item(named)?;
+                    continue;
+                }
+                let copy = earlier.keeps.then(|| item.clone());
+                chat.item(Fields::at(path, item)?)?;
+                copy.into_iter().for_each(|item| earlier.add(item));
             }
         }
         other => {
@@ -97,7 +113,7 @@ impl Conversation {
             }
             "function_call_output" | "custom_tool_call_output" => self.output(&mut item)?,
             "item_reference" => {
-                let hint = ": wick keeps no items; send the item itself";
+                let hint = ": wick keeps no items unless it is started with `--responses-store`; send the item itself";
                 return Err(ApiError::Unsupported { param: item.path("type"), hint });
             }
             _ => {
@@ -270,7 +286,7 @@ mod tests {
     use super::*;
 
     fn messages(body: Value) -> Value {
-        take(&mut Fields::at(String::new(), body).unwrap()).unwrap().into()
+        take(&mut Fields::at(String::new(), body).unwrap(), &mut Earlier::default()).unwrap().into()
     }
 
     fn call(id: &str) -> Value {

@@ -13,8 +13,9 @@ use super::error::ApiError;
 use super::gate::Tokens;
 use super::logprobs::{self, ChatToken};
 use super::pipeline::Event;
+use super::responses_kept::Keep;
 use super::stream::{self, Telling};
-use super::types::unix_now;
+use super::types::{new_id, unix_now};
 use crate::text::{Segment, Tokenizer};
 
 const IN_PROGRESS: &str = "in_progress";
@@ -32,6 +33,8 @@ pub(crate) struct Answer {
     /// Tokens whose text has not been shown yet.
     pending: Vec<TokenEntry>,
     events: Events,
+    /// Where it goes when it is complete.
+    keep: Option<Keep>,
 }
 
 /// The response object.
@@ -222,12 +225,14 @@ struct Input<'e> {
     input: &'e str,
 }
 
-fn new_id(prefix: &str) -> String {
-    format!("{prefix}_{}", uuid::Uuid::new_v4().simple())
-}
-
 impl Answer {
-    pub(crate) fn new(model: Arc<Model>, settings: Map<String, Value>, logprobs: bool, streamed: bool) -> Self {
+    pub(crate) fn new(
+        model: Arc<Model>,
+        settings: Map<String, Value>,
+        logprobs: bool,
+        streamed: bool,
+        keep: Option<Keep>,
+    ) -> Self {
         let response = Response {
             id: new_id("resp"),
             object: "response",
@@ -243,7 +248,7 @@ impl Answer {
             settings,
         };
         let events = Events { wanted: streamed, sent: 0 };
-        Self { model, logprobs, response, is_open: false, pending: Vec::new(), events }
+        Self { model, logprobs, response, is_open: false, pending: Vec::new(), events, keep }
     }
 
     /// The whole answer, after its last event.
@@ -439,6 +444,10 @@ impl Telling for Answer {
                         self.response.incomplete_details = Some(IncompleteDetails { reason: "max_output_tokens" });
                     }
                     Finish::Stop | Finish::ToolCalls => self.response.completed_at = Some(unix_now()),
+                }
+                // Before the client hears that it is complete: it may name it at once.
+                if let Some(keep) = self.keep.take() {
+                    keep.put(&self.response.id, &self.response, &self.response.output);
                 }
             }
             Event::Failed(_) => unreachable!("failures are told apart"),

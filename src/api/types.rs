@@ -53,6 +53,11 @@ impl From<Tokens> for UsageBody {
     }
 }
 
+/// A new id of `/v1/responses`, as OpenAI writes them.
+pub(crate) fn new_id(prefix: &str) -> String {
+    format!("{prefix}_{}", uuid::Uuid::new_v4().simple())
+}
+
 /// What all chunks of a response, or the one body, have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Envelope {

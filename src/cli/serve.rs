@@ -56,6 +56,8 @@ pub(super) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         body_bytes_max: usize::try_from(args.body_limit).unwrap_or(usize::MAX),
         keep_alive: Duration::from_secs(args.keep_alive),
         also,
+        responses_max: args.responses_store,
+        responses_bytes_max: usize::try_from(args.responses_memory).unwrap_or(usize::MAX),
         ..ServerOptions::default()
     };
     let state = AppState::with_encoders(models, encoders, options);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
@@ -48,6 +49,8 @@ pub(crate) struct Metrics {
     success: Family<Labels, Counter>,
     prompt_tokens: Family<Labels, Counter>,
     generation_tokens: Family<Labels, Counter>,
+    kept_responses: Family<Labels, Gauge>,
+    kept_bytes: Family<Labels, Gauge>,
     histograms: [Histograms; HISTOGRAMS.len()],
 }
 
@@ -124,11 +127,36 @@ impl Metrics {
             registry.register(name, help, family.clone());
             family
         });
-        let version = Family::<Labels, prometheus_client::metrics::gauge::Gauge>::default();
+        let mut gauge = |name: &str, help: &str| {
+            let family = Family::<Labels, Gauge>::default();
+            registry.register(name, help, family.clone());
+            family
+        };
+        let kept_responses = gauge("wick_kept_responses", "Responses kept for later requests (--responses-store)");
+        let kept_bytes = gauge("wick_kept_response_bytes", "Bytes that they take, of --responses-memory");
+        let version = Family::<Labels, Gauge>::default();
         version.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
         registry.register("wick_build_info", "The version of wick", version);
         registry.register_collector(Box::new(EngineCollector { observed }));
-        Self { registry, requests, tenant_tokens, success, prompt_tokens, generation_tokens, histograms }
+        Self {
+            registry,
+            requests,
+            tenant_tokens,
+            success,
+            prompt_tokens,
+            generation_tokens,
+            kept_responses,
+            kept_bytes,
+            histograms,
+        }
+    }
+
+    /// Notes what a tenant has of the kept responses.
+    pub(crate) fn kept(&self, tenant: &str, responses: usize, bytes: usize) {
+        let labels: Labels = vec![("tenant", tenant.to_owned())];
+        for (family, value) in [(&self.kept_responses, responses), (&self.kept_bytes, bytes)] {
+            family.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
     }
 
     /// The handles of one model. Its series exist from now on, with zeros.

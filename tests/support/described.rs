@@ -59,8 +59,9 @@ impl Server {
 fn described<'p>(document: &'p Value, path: &'p str) -> &'p str {
     let path = path.split('?').next().unwrap_or_default();
     let paths = document["paths"].as_object().unwrap();
-    let mut all = paths.keys().map(String::as_str);
-    if paths.contains_key(path) { path } else { all.find(|known| is_of(known, path)).unwrap_or(path) }
+    let of = paths.keys().map(String::as_str).filter(|known| is_of(known, path));
+    // The last part of a template stands for several only where no other template has them.
+    if paths.contains_key(path) { path } else { of.max_by_key(|known| known.split('/').count()).unwrap_or(path) }
 }
 
 /// Whether a path is of this template, whose last part may stand for several.

@@ -204,9 +204,21 @@ impl Server {
     }
 
     pub async fn ask(&self, path: &str, body: Value) -> (u16, Value) {
-        let response = self.post(path, &body).send().await.unwrap();
+        self.answered("post", path, self.post(path, &body)).await
+    }
+
+    /// A request without a body, with a key if there is one.
+    pub async fn call(&self, method: &str, path: &str, key: Option<&str>) -> (u16, Value) {
+        let request = self.client.request(method.parse().unwrap(), format!("{}{path}", self.url));
+        let request = if let Some(key) = key { request.bearer_auth(key) } else { request };
+        self.answered(&method.to_lowercase(), path, request).await
+    }
+
+    /// Sends the request, whose answer must be one that is described.
+    pub async fn answered(&self, method: &str, path: &str, request: reqwest::RequestBuilder) -> (u16, Value) {
+        let response = request.send().await.unwrap();
         let (status, body) = (response.status().as_u16(), response.json().await.unwrap());
-        self.assert_described("post", path, status, &body).await;
+        self.assert_described(method, path, status, &body).await;
         (status, body)
     }
 

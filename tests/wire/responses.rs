@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 use super::support::{MODEL, Server, Setup};
 use super::{CHAT, ok, streamed};
 
-const RESPONSES: &str = "/v1/responses";
-const COUNT: &str = "/v1/responses/input_tokens";
+pub(crate) const RESPONSES: &str = "/v1/responses";
+pub(crate) const COUNT: &str = "/v1/responses/input_tokens";
 
-const CALLS: &str = "<think>\nTwo cities.\n</think>\n\nLooking.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Zürich\"}}\n\
+pub(crate) const CALLS: &str = "<think>\nTwo cities.\n</think>\n\nLooking.\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Zürich\"}}\n\
     </tool_call>\n<tool_call>\n{\"name\": \"patch\", \"arguments\": {\"input\": \"+ a\\n\"}}\n</tool_call>";
 
 async fn says(script: &'static str) -> Server {
@@ -16,14 +16,14 @@ async fn says(script: &'static str) -> Server {
     Server::start(setup).await
 }
 
-fn request(extra: Value) -> Value {
+pub(crate) fn request(extra: Value) -> Value {
     let mut body = json!({"model": MODEL, "input": "Hello", "temperature": 0});
     let Value::Object(extra) = extra else { panic!("extra fields are an object") };
     body.as_object_mut().unwrap().extend(extra);
     body
 }
 
-fn tools() -> Value {
+pub(crate) fn tools() -> Value {
     let city = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
     json!([
         {"type": "function", "name": "weather", "description": "Weather of a city", "parameters": city, "strict": false},
@@ -53,7 +53,7 @@ fn redact(value: &mut Value) {
 }
 
 /// The events of a stream, checked to be well formed.
-fn events(stream: &str) -> Vec<Value> {
+pub(crate) fn events(stream: &str) -> Vec<Value> {
     let event = |(number, event): (usize, &str)| {
         let (name, data) = event.split_once('\n').unwrap();
         let body: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();

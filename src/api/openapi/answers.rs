@@ -9,7 +9,7 @@ use crate::api::chat_shape::{ChatChoice, ChunkChoice};
 use crate::api::completions::CompletionChoice;
 use crate::api::logprobs::ChatToken;
 use crate::api::types::Enveloped;
-use crate::api::{embeddings, models, rerank, responses, responses_shape, tokenize, workers_ai};
+use crate::api::{embeddings, models, rerank, responses, responses_kept, responses_shape, tokenize, workers_ai};
 
 /// Answers and events by the names of their components.
 pub(super) fn components() -> Map<String, Value> {
@@ -32,6 +32,8 @@ pub(super) fn components() -> Map<String, Value> {
     collect::<rerank::Reranked>(&mut types);
     collect::<responses::InputTokens>(&mut types);
     collect::<responses_shape::Response>(&mut types);
+    collect::<responses_kept::ResponseDeleted>(&mut types);
+    collect::<responses_kept::ResponseItems>(&mut types);
     collect::<ChatToken>(&mut types);
     collect::<workers_ai::Envelope<workers_ai::TextResult>>(&mut types);
     collect::<workers_ai::Envelope<workers_ai::Vectors>>(&mut types);

@@ -62,8 +62,18 @@ fn response_prompt() -> Vec<Field> {
     let input = any_of(vec![text(), list_of(item(), 1..=usize::MAX)]);
     fields.extend([
         model("generates"),
-        optional("store", default(only_false(), false), "wick keeps no responses."),
-        optional("background", default(only_false(), false), "wick keeps no responses."),
+        optional(
+            "store",
+            flag(),
+            "Whether the response is kept for later requests: by default where the server keeps responses (`--responses-store`); \
+            `true` is refused elsewhere.",
+        ),
+        optional(
+            "previous_response_id",
+            text(),
+            "The response whose conversation goes on, where the server keeps responses; its instructions do not. Refused elsewhere.",
+        ),
+        optional("background", default(only_false(), false), "An answer ends with its connection."),
         optional("instructions", text(), "A system's message before the input."),
         required("input", input, "A user's text, or the whole conversation as items."),
         template_kwargs(),
@@ -137,6 +147,10 @@ fn item() -> Value {
         typed("custom_tool_call", vec![called(), name(), required("input", text(), "As the model wrote it.")]),
         result("function_call_output"),
         result("custom_tool_call_output"),
+        object(vec![
+            optional("type", words(&["item_reference"]), ""),
+            required("id", text(), "An item of a response that is kept: as if it stood here."),
+        ]),
     ])
 }
 

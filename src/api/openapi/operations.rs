@@ -5,10 +5,12 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::answers::events;
-use super::schema::{any_of, component, text};
+use super::schema::{any_of, component, default, integer, text, words};
 use super::workers_ai::operations as of_accounts;
 use crate::api::auth::Scope;
 use crate::api::notes::SESSIONS;
+use crate::api::responses::INCLUDES;
+use crate::api::responses_kept::{ORDERS, PAGE_DEFAULT, PAGE_MAX};
 use crate::api::workers_ai::{self, Wording};
 use crate::api::{ApiError, anthropic};
 
@@ -48,6 +50,9 @@ impl Dialect {
     }
 }
 
+/// A parameter of a query: name, what it may be, and what it is for.
+pub(super) type Parameter = (&'static str, fn() -> Value, &'static str);
+
 /// A path with a method.
 #[derive(Clone)]
 pub(super) struct Operation {
@@ -69,8 +74,8 @@ pub(super) struct Operation {
     pub(super) queues: bool,
     /// Headers that are read, beside those that every operation reads.
     pub(super) headers: &'static [&'static str],
-    /// Parameters of the query: name, and what it is for.
-    pub(super) query: &'static [(&'static str, &'static str)],
+    /// Parameters of the query.
+    pub(super) query: &'static [Parameter],
 }
 
 /// Request headers: name, and what it is for.
@@ -195,6 +200,24 @@ fn told(name: &str, event: &str) -> Vec<(&'static str, Value)> {
     vec![("application/json", component(name)), ("text/event-stream", events(component(event), true, false))]
 }
 
+/// Of a list in a query, whose name some clients write as `include[]`.
+const INCLUDE: Parameter = ("include", || words(INCLUDES), "Accepted: what there is of it is in the answer anyway.");
+
+fn gone() -> ApiError {
+    ApiError::ResponseNotFound { id: "resp_123".to_owned() }
+}
+
+/// What may go on from a response that is kept.
+fn going_on(mut operation: Operation) -> Operation {
+    let id = || "resp_123".to_owned();
+    operation.errors.extend([
+        ApiError::PreviousResponseNotFound { param: "previous_response_id".to_owned(), id: id() },
+        ApiError::ItemNotFound { param: "input[0].id".to_owned(), id: "msg_123".to_owned() },
+        ApiError::ConversationTooLarge { bytes: 9_000_000, limit: 8 << 20 },
+    ]);
+    operation
+}
+
 /// Every operation.
 pub(super) fn all(body_bytes_max: usize) -> Vec<Operation> {
     let mut all = own(body_bytes_max);
@@ -241,13 +264,67 @@ fn own(body_bytes_max: usize) -> Vec<Operation> {
             summary: "Answers a conversation, in the form of Responses",
             answers: told("Response", "ResponseEvent"),
             queues: true,
-            ..post("/v1/responses", "respond", ("ResponseRequest", json!({"input": "Hello!", "max_output_tokens": 8})))
+            ..going_on(post(
+                "/v1/responses",
+                "respond",
+                ("ResponseRequest", json!({"input": "Hello!", "max_output_tokens": 8})),
+            ))
         },
         Operation {
             tag: "Responses",
             summary: "Counts the tokens of a response's prompt",
             answers: json_answer("InputTokens"),
-            ..post("/v1/responses/input_tokens", "countResponse", ("InputTokensRequest", json!({"input": "Hello!"})))
+            ..going_on(post(
+                "/v1/responses/input_tokens",
+                "countResponse",
+                ("InputTokensRequest", json!({"input": "Hello!"})),
+            ))
+        },
+        Operation {
+            tag: "Responses",
+            summary: "Gives a response that was kept",
+            answers: json_answer("Response"),
+            errors: vec![
+                gone(),
+                ApiError::ResponsesNotKept { id: "resp_123".to_owned() },
+                ApiError::UnknownParameter { param: "starting_after".to_owned() },
+                ApiError::Draining,
+            ],
+            query: &[
+                INCLUDE,
+                (
+                    "stream",
+                    || json!({"type": "boolean", "enum": [false]}),
+                    "Streams are not kept; their responses are.",
+                ),
+            ],
+            ..get("/v1/responses/{id}", "getResponse")
+        },
+        Operation {
+            method: "delete",
+            tag: "Responses",
+            summary: "Forgets a response that was kept",
+            answers: json_answer("ResponseDeleted"),
+            errors: vec![gone(), ApiError::ResponsesNotKept { id: "resp_123".to_owned() }, ApiError::Draining],
+            ..get("/v1/responses/{id}", "deleteResponse")
+        },
+        Operation {
+            tag: "Responses",
+            summary: "Lists the items of the conversation before a response that was kept",
+            answers: json_answer("ResponseItems"),
+            errors: vec![
+                gone(),
+                ApiError::ResponsesNotKept { id: "resp_123".to_owned() },
+                ApiError::invalid("limit", "`limit` must be between 1 and 100, but 0 was given."),
+                ApiError::Draining,
+            ],
+            query: &[
+                INCLUDE,
+                ("limit", || default(integer(1..=PAGE_MAX), PAGE_DEFAULT), "Most items of the page."),
+                ("order", || default(words(ORDERS), "desc"), "`desc`: the last item first."),
+                ("after", text, "The item after which the page begins."),
+            ],
+            ..get("/v1/responses/{id}/input_items", "listInputItems")
         },
         Operation {
             queues: true,
@@ -307,6 +384,7 @@ fn own(body_bytes_max: usize) -> Vec<Operation> {
             answers: json_answer("TokenizerInfo"),
             query: &[(
                 "model",
+                text,
                 "A name that `GET /v1/models` lists. Without it: the first model that generates, or else the first.",
             )],
             errors: vec![
@@ -384,8 +462,8 @@ impl Operation {
         if self.queues {
             parameters.push(header("x-cache-explain"));
         }
-        parameters.extend(self.query.iter().map(|(name, about)| {
-            json!({"name": name, "in": "query", "required": false, "description": about, "schema": text()})
+        parameters.extend(self.query.iter().map(|(name, schema, about)| {
+            json!({"name": name, "in": "query", "required": false, "description": about, "schema": schema()})
         }));
         let names = self.path.split('{').skip(1).filter_map(|rest| rest.split_once('}'));
         parameters.extend(names.map(|(name, _)| {
@@ -450,7 +528,7 @@ fn reason(status: u16) -> &'static str {
         400 => "The request is wrong: the message says what and where.",
         401 => "No API key, or not a valid one.",
         403 => "The key lacks the scope that this route needs.",
-        404 => "No such model, or no such route.",
+        404 => "No such model, response, item or route.",
         405 => "Adapters cannot be added to a model.",
         408 => "The body did not arrive in time.",
         413 => "The request is larger than this server or its model takes.",

@@ -18,13 +18,16 @@ use crate::api::workers_ai::{
     Wording,
 };
 
-/// OpenAI's endpoints that are there for every account: own path, what follows the account, and the operation's id.
-const COPIES: [(&str, &str, &str); 5] = [
-    ("/v1/chat/completions", "/client/v4/accounts/{account}/ai/v1/chat/completions", "workersAiChat"),
-    ("/v1/completions", "/client/v4/accounts/{account}/ai/v1/completions", "workersAiComplete"),
-    ("/v1/embeddings", "/client/v4/accounts/{account}/ai/v1/embeddings", "workersAiEmbed"),
-    ("/v1/responses", "/client/v4/accounts/{account}/ai/v1/responses", "workersAiRespond"),
-    ("/v1/models", "/client/v4/accounts/{account}/ai/v1/models", "workersAiListModels"),
+/// OpenAI's endpoints that are there for every account: the operation without one, the path, and the operation's id.
+const COPIES: [(&str, &str, &str); 8] = [
+    ("chat", "/client/v4/accounts/{account}/ai/v1/chat/completions", "workersAiChat"),
+    ("complete", "/client/v4/accounts/{account}/ai/v1/completions", "workersAiComplete"),
+    ("embed", "/client/v4/accounts/{account}/ai/v1/embeddings", "workersAiEmbed"),
+    ("respond", "/client/v4/accounts/{account}/ai/v1/responses", "workersAiRespond"),
+    ("getResponse", "/client/v4/accounts/{account}/ai/v1/responses/{id}", "workersAiGetResponse"),
+    ("deleteResponse", "/client/v4/accounts/{account}/ai/v1/responses/{id}", "workersAiDeleteResponse"),
+    ("listInputItems", "/client/v4/accounts/{account}/ai/v1/responses/{id}/input_items", "workersAiListInputItems"),
+    ("listModels", "/client/v4/accounts/{account}/ai/v1/models", "workersAiListModels"),
 ];
 const TAG: &str = "Workers AI";
 
@@ -38,12 +41,12 @@ pub(super) fn operations(own: &[Operation], body_bytes_max: usize) -> Vec<Operat
         answers: chunked("WorkersAiAnswer", "WorkersAiTextPiece", "WorkersAiError"),
         dialect: Dialect::WorkersAi(Wording::Native),
         queues: true,
-        query: &[("queueRequest", "`true` is refused: there are no asynchronous batches.")],
+        query: &[("queueRequest", text, "`true` is refused: there are no asynchronous batches.")],
         ..post(path, "workersAiRun", body, body_bytes_max)
     };
     let copies = COPIES.into_iter().flat_map(|(from, path, id)| {
         let dialect = Dialect::WorkersAi(Wording::Both);
-        let of = own.iter().filter(move |operation| operation.path == from);
+        let of = own.iter().filter(move |operation| operation.id == from);
         of.map(move |of| Operation { path, id, tag: TAG, dialect, ..of.clone() })
     });
     let mut all: Vec<Operation> = std::iter::once(run).chain(copies).collect();

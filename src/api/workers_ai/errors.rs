@@ -37,7 +37,7 @@ fn row(error: &ApiError) -> (StatusCode, u32) {
         | ApiError::NotAnObject { .. }
         | ApiError::ContentType
         | ApiError::ContentEncoding { .. } => (StatusCode::BAD_REQUEST, INCOMPLETE),
-        ApiError::BodyTooLarge { .. } => (error.status(), TOO_LARGE),
+        ApiError::BodyTooLarge { .. } | ApiError::ConversationTooLarge { .. } => (error.status(), TOO_LARGE),
         ApiError::BodyTimeout => (error.status(), TIMEOUT),
         ApiError::BodyAborted => (StatusCode::REQUEST_TIMEOUT, ABORTED),
         ApiError::ContextLength { .. }

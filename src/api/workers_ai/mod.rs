@@ -22,7 +22,7 @@ use super::encoders::Purpose;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::gate::RequestContext;
-use super::{AppState, chat, completions, embeddings, models, responses};
+use super::{AppState, chat, completions, embeddings, models, responses, responses_kept};
 
 pub(crate) use answer::{Piece, TextResult};
 pub(crate) use encoders::{NO_EMBEDDING, NO_RERANKING, Ranking, Vectors};
@@ -41,6 +41,8 @@ pub(crate) fn routes() -> Vec<(&'static str, MethodRouter<AppState>)> {
         ("/client/v4/accounts/{account}/ai/v1/completions", post(completions::create)),
         ("/client/v4/accounts/{account}/ai/v1/embeddings", post(embeddings::create)),
         ("/client/v4/accounts/{account}/ai/v1/responses", post(responses::create)),
+        ("/client/v4/accounts/{account}/ai/v1/responses/{id}", get(responses_kept::get).delete(responses_kept::delete)),
+        ("/client/v4/accounts/{account}/ai/v1/responses/{id}/input_items", get(responses_kept::input_items)),
         ("/client/v4/accounts/{account}/ai/v1/models", get(models::list)),
     ]
 }

@@ -11,21 +11,31 @@ const url = (process.env.WICK_URL ?? "http://127.0.0.1:8080").replace(/\/+$/, ""
 const model = process.env.WICK_MODEL ?? "smollm2-135m";
 const embedder = process.env.WICK_EMBEDDER ?? "all-minilm-l6-v2";
 const settings = { baseURL: `${url}/v1`, apiKey: process.env.WICK_API_KEY ?? "none" };
-const openai = createOpenAI(settings);
+const openai = createOpenAI({
+  ...settings,
+  fetch: (to, request) => {
+    sent.push(JSON.parse(request.body));
+    return fetch(to, request);
+  },
+});
 const compatible = createOpenAICompatible({ ...settings, name: "wick", includeUsage: true, supportsStructuredOutputs: true });
 
 const providers = {
   "openai chat": (name) => openai.chat(name),
   "openai responses": (name) => openai.responses(name),
+  "openai by default": (name) => openai(name),
   "openai-compatible": (name) => compatible(name),
 };
-// wick keeps no responses: without `store: false` later steps would only name what earlier ones said.
-const common = { temperature: 0, maxOutputTokens: 200, maxRetries: 0, providerOptions: { openai: { store: false } } };
+const common = { temperature: 0, maxOutputTokens: 200, maxRetries: 0 };
+// Where the server keeps no responses, `store: false` is needed: by default later steps only name what earlier ones said.
+const options = { "openai responses": { openai: { store: false } } };
+// What the provider sent, to see that it did name it.
+const sent = [];
 
 const shirt = z.object({ size: z.enum(["S", "M", "L"]), count: z.number().int().min(1).max(9) });
 
 for (const [name, languageModel] of Object.entries(providers)) {
-  const ask = { ...common, model: languageModel(model) };
+  const ask = { ...common, providerOptions: options[name], model: languageModel(model) };
 
   test(`${name}: generateText`, async () => {
     const result = await generateText({ ...ask, instructions: "Be brief.", prompt: "Name a fruit.", maxOutputTokens: 24 });
@@ -101,6 +111,20 @@ for (const [name, languageModel] of Object.entries(providers)) {
       assert.deepEqual(steps[0].toolCalls.map((call) => call.input), asked);
       assert.deepEqual(steps[0].toolResults[0].output, { number: 4711 });
       assert.ok(text.length > 0);
+      // The conversation goes on: by default what was said before is only named.
+      const messages = [{ role: "user", content: request.prompt }, ...steps.at(-1).response.messages];
+      messages.push({ role: "user", content: "Thank you." });
+      const { prompt, prepareStep, ...again } = request;
+      sent.length = 0;
+      const next = await generateText({ ...again, messages, toolChoice: "none" });
+      assert.ok(next.text.length > 0);
+      const named = sent[0]?.input?.filter((item) => item.type === "item_reference") ?? [];
+      assert.equal(named.length, name === "openai by default" ? 1 : 0);
+      if (name === "openai by default") {
+        // The same as saying it.
+        const whole = await generateText({ ...again, messages, toolChoice: "none", providerOptions: { openai: { store: false } } });
+        assert.deepEqual([whole.text, whole.usage.inputTokens], [next.text, next.usage.inputTokens]);
+      }
     });
   }
 
@@ -137,3 +161,20 @@ for (const [name, embeddingModel] of [
     assert.ok(Math.max(...apart) < 1e-6);
   });
 }
+
+test("openai by default: a conversation goes on from a kept response", async () => {
+  const ask = { ...common, model: openai(model), maxOutputTokens: 24 };
+  const first = await generateText({ ...ask, prompt: "My name is Zoe. Say hello." });
+  const previousResponseId = first.finalStep.providerMetadata.openai.responseId;
+  sent.length = 0;
+  const second = await generateText({ ...ask, prompt: "And now?", providerOptions: { openai: { previousResponseId } } });
+  assert.deepEqual([sent[0].previous_response_id, sent[0].input.length], [previousResponseId, 1]);
+  const messages = [
+    { role: "user", content: "My name is Zoe. Say hello." },
+    { role: "assistant", content: first.text },
+    { role: "user", content: "And now?" },
+  ];
+  assert.equal((await generateText({ ...ask, messages })).text, second.text);
+  const gone = generateText({ ...ask, prompt: "x", providerOptions: { openai: { previousResponseId: "resp_1" } } });
+  await assert.rejects(gone, (error) => APICallError.isInstance(error) && error.statusCode === 400);
+});

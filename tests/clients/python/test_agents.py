@@ -66,6 +66,31 @@ def test_a_run_calls_the_servers_tool(model, dialect):
     assert usage.input_tokens_details.cached_tokens > 0, "each turn begins with the one before"
 
 
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_run_goes_on_from_a_kept_response(model, auto):
+    """With `previous_response_id` the SDK sends what is new alone; with `auto_previous_response_id` within a run, too."""
+
+    async def run():
+        async with warehouse(model, "responses") as agent:
+            first = await agents.Runner.run(agent, ASK, auto_previous_response_id=auto)
+            agent.model_settings.tool_choice = "required"
+            more = "And how many crates of plums?"
+            second = await agents.Runner.run(agent, more, previous_response_id=first.last_response_id)
+            agent.model_settings.tool_choice = "required"
+            whole = [*first.to_input_list(), {"role": "user", "content": more}]
+            agent.model_settings.store = False
+            return first, second, await agents.Runner.run(agent, whole)
+
+    first, second, whole = asyncio.run(run())
+    for result, found in (first, "17"), (second, "52"):
+        assert kinds(result) == ["tool_call_item", "tool_call_output_item", "message_output_item"]
+        assert found in result.final_output
+    assert second.final_output == whole.final_output
+    usage, sent = second.context_wrapper.usage, whole.context_wrapper.usage
+    assert (usage.requests, usage.input_tokens) == (2, sent.input_tokens)
+    assert usage.input_tokens_details.cached_tokens > 0
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_streamed_run_is_the_same(model, dialect):
     async def run():
