@@ -1,7 +1,8 @@
 //! Responses that are kept: conversations that go on by an id, items by reference, retrieval, and what is not there.
 use std::sync::Arc;
 
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 use wick::api::auth::{Scope, generate_key};
@@ -257,37 +258,44 @@ async fn only_whole_answers_are_kept() {
     let failed = &events.last().unwrap()["response"];
     assert_eq!((&failed["status"], &failed["store"]), (&json!("failed"), &json!(true)));
     assert_eq!(status(&failing, failed).await, 404);
+}
 
-    // A client that leaves, and a request in flight whose previous response is deleted.
-    let setup =
-        Setup { gated: true, script: Some("Text"), context_max: 8192, options: keeping(10), ..Setup::default() };
+/// A server that has kept a response, and stands in the first token of one that goes on from it: the one's body, the beginning of the other's, and
+/// the rest of its stream.
+async fn interrupted() -> (Server, Value, Value, impl Stream<Item = reqwest::Result<Bytes>>) {
+    let setup = Setup { gated: true, script: Some("Text"), options: keeping(10), ..Setup::default() };
     let server = Server::start(setup).await;
-    server.gate.allow(500);
+    server.gate.allow(2);
     let first = ok(&server, request(json!({"max_output_tokens": 2}))).await;
-    let body = request(json!({"stream": true, "previous_response_id": first["id"], "input": "x".repeat(2000)}));
-    let mut begun = Vec::new();
-    for _ in 0..2 {
-        let mut stream = server.post(RESPONSES, &body).send().await.unwrap().bytes_stream();
-        let head = String::from_utf8(stream.next().await.unwrap().unwrap().to_vec()).unwrap();
-        let created: Value =
-            serde_json::from_str(head.lines().nth(1).unwrap().strip_prefix("data: ").unwrap()).unwrap();
-        begun.push((created["response"].clone(), stream));
-    }
+    let body = request(json!({"stream": true, "previous_response_id": first["id"], "input": "more"}));
+    let mut stream = server.post(RESPONSES, &body).send().await.unwrap().bytes_stream();
+    let head = String::from_utf8(stream.next().await.unwrap().unwrap().to_vec()).unwrap();
+    let created: Value = serde_json::from_str(head.lines().nth(1).unwrap().strip_prefix("data: ").unwrap()).unwrap();
+    (server, first, created["response"].clone(), stream)
+}
+
+#[tokio::test]
+async fn an_answer_whose_client_left_is_not_kept() {
+    let (server, first, left, stream) = interrupted().await;
+    drop(stream);
+    server.state.in_flight().wait_for(|running| *running == 0).await.unwrap();
+    server.gate.open();
+    assert_eq!((status(&server, &left).await, status(&server, &first).await), (404, 200));
+}
+
+#[tokio::test]
+async fn a_conversation_outlives_what_it_went_on_from() {
+    let (server, first, stays, stream) = interrupted().await;
     assert_eq!(
         server.call("DELETE", &at(&first), None).await.1,
         json!({"id": first["id"], "object": "response", "deleted": true})
     );
-    let (left, stream) = begun.remove(0);
-    drop(stream);
-    server.state.in_flight().wait_for(|running| *running == 1).await.unwrap();
     server.gate.open();
-    let (stays, stream) = begun.remove(0);
     let rest: Vec<_> = stream.collect().await;
     assert!(!rest.is_empty() && rest.iter().all(Result::is_ok));
-    assert_eq!((status(&server, &left).await, status(&server, &first).await), (404, 404));
-    // What goes on from a response has its own hold of the conversation.
+    assert_eq!(status(&server, &first).await, 404);
     assert_eq!(inputs(&server, &stays).await[1], first["output"][0]);
-    let again = server.ask(RESPONSES, body).await;
+    let again = server.ask(RESPONSES, request(json!({"previous_response_id": first["id"], "input": "more"}))).await;
     assert_eq!(refusal(again), (400, "previous_response_id".into(), "previous_response_not_found".into()));
 }
 
