@@ -262,7 +262,7 @@ async fn only_whole_answers_are_kept() {
     let setup =
         Setup { gated: true, script: Some("Text"), context_max: 8192, options: keeping(10), ..Setup::default() };
     let server = Server::start(setup).await;
-    server.gate.allow(500);
+    server.gate.allow(2);
     let first = ok(&server, request(json!({"max_output_tokens": 2}))).await;
     let body = request(json!({"stream": true, "previous_response_id": first["id"], "input": "x".repeat(2000)}));
     let mut begun = Vec::new();
