@@ -231,13 +231,13 @@ mod tests {
     #[test]
     fn bytes_are_bounded_and_what_is_shared_counts_once() {
         let shared = item("shared", 10_000);
-        let alone = kept(&[shared.clone()]).cost() + shared.cost();
+        let alone = kept(std::slice::from_ref(&shared)).cost() + shared.cost();
         let mut store = Store::new(100, 2 * alone - 1);
         for id in ["a", "b", "c", "d"] {
-            assert!(store.keep("t", id, kept(&[shared.clone()])));
+            assert!(store.keep("t", id, kept(std::slice::from_ref(&shared))));
         }
         assert_eq!(has(&store, "t", &["a", "b", "c", "d"]).len(), 4);
-        assert_eq!(bytes(&store), alone + 3 * kept(&[shared.clone()]).cost());
+        assert_eq!(bytes(&store), alone + 3 * kept(std::slice::from_ref(&shared)).cost());
         // Another of its size leaves the first less than it takes, and then they go together.
         assert!(store.keep("t", "e", kept(&[item("second", 10_000)])));
         assert_eq!(has(&store, "t", &["a", "b", "c", "d", "e"]), ["e"]);
@@ -288,7 +288,7 @@ mod tests {
     fn a_deleted_response_leaves_what_others_have() {
         let mut store = Store::new(10, usize::MAX);
         let (first, second) = (item("1", 10), item("2", 10));
-        store.keep("t", "a", kept(&[first.clone()]));
+        store.keep("t", "a", kept(std::slice::from_ref(&first)));
         store.keep("t", "b", kept(&[first.clone(), second.clone(), first.clone()]));
         assert!(store.delete("t", "a") && !store.delete("t", "a"));
         assert_eq!(store.item("t", "1"), Some(first));
