@@ -91,7 +91,7 @@ impl FloatMatrix {
         ty.row_bytes(cols)?.checked_next_multiple_of(unit)?.checked_mul(STRIP)
     }
 
-    /// Packs `w`, on all threads; `None` for block formats. `done` as for [`super::PackedMatrix::pack`].
+    /// Packs `w`, on all threads; `None` for block formats. `done` as for [`crate::PackedMatrix::pack`].
     ///
     /// # Panics
     /// If the bytes are not those of a matrix of this shape.
