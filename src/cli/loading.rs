@@ -317,15 +317,21 @@ impl PlannedModel {
     }
 }
 
+/// Loads weights: what the tokenizer was made of would be in memory beside them, and what they were made of from then on.
+fn alone_in_memory<T>(load: impl FnOnce() -> T) -> T {
+    give_back_freed();
+    let loaded = load();
+    give_back_freed();
+    loaded
+}
+
 impl PlannedEncoder {
     /// Loads the weights and starts the encoder's thread.
     pub(super) async fn start(self) -> anyhow::Result<(EncoderHandle, Arc<TextTools>)> {
         tokio::task::spawn_blocking(move || {
             let started = Instant::now();
             let info = EncoderInfo::from(&self.files.spec);
-            give_back_freed();
-            let model = EncoderModel::load(&self.files, self.cx)?;
-            give_back_freed();
+            let model = alone_in_memory(|| EncoderModel::load(&self.files, self.cx))?;
             tracing::info!(
                 model = %self.alias,
                 runs = %model.describe(),
@@ -351,10 +357,7 @@ impl Planned {
     pub(super) fn load(&self) -> anyhow::Result<ModelRunner> {
         let started = Instant::now();
         let cx = self.runner.context_on(Arc::clone(&self.pool));
-        // What the tokenizer was made of would be in memory beside the weights, and what these were made of from then on.
-        give_back_freed();
-        let runner = ModelRunner::load_in(cx, &self.files, &self.runner)?;
-        give_back_freed();
+        let runner = alone_in_memory(|| ModelRunner::load_in(cx, &self.files, &self.runner))?;
         tracing::info!(
             model = %self.alias,
             runs = %runner.describe(),

@@ -76,6 +76,7 @@ impl KvShape {
 /// K and V of all layers.
 pub struct PagedKv {
     shape: KvShape,
+    dtype: KvDtype,
     k: KvStore,
     v: KvStore,
 }
@@ -123,12 +124,17 @@ impl PagedKv {
                 (None, KvDtype::I8) => bail!("an 8-bit KV cache exists on the CPU only: choose f16"),
             })
         };
-        Ok(Self { shape, k: store()?, v: store()? })
+        Ok(Self { shape, dtype, k: store()?, v: store()? })
     }
 
     #[must_use]
     pub fn shape(&self) -> KvShape {
         self.shape
+    }
+
+    #[must_use]
+    pub fn dtype(&self) -> KvDtype {
+        self.dtype
     }
 
     /// One of its layers.

@@ -1,7 +1,7 @@
 //! Values → tensors → values: runs one step on the device.
 //!
 //! [`ModelRunner`] is the real [`Runner`]; around it stand what it needs before a step can run: which device ([`device`]), how much memory
-//! ([`plan`]), the cache itself ([`kv_cache`]).
+//! ([`plan`]), the shape of the cache ([`kv_cache`]).
 pub mod batch;
 pub mod device;
 pub mod kv_cache;

@@ -7,7 +7,7 @@ use wick_kernels::{Isa, Precision, ThreadPool};
 
 use super::batch::{StepLimits, forward_batch};
 use super::device::Machine;
-use super::kv_cache::paged_kv;
+use super::kv_cache::kv_shape;
 use super::{Logits, Runner, RunnerError};
 use crate::kv::BlockId;
 use crate::model::decoder::Decoder;
@@ -54,7 +54,6 @@ pub struct ModelRunner {
     cx: ExecContext,
     decoder: Decoder,
     kv: PagedKv,
-    kv_dtype: KvDtype,
     limits: StepLimits,
 }
 
@@ -95,6 +94,7 @@ impl ModelRunner {
             return Err(LoadError::Config("the KV cache needs at least one block of at least one token".to_owned()));
         }
         let limits = StepLimits { vocab: spec.vocab, block_size: options.block_size, num_blocks: options.num_blocks };
+        let kv_shape = kv_shape(&spec, options.num_blocks, options.block_size)?;
         let decoder = Decoder::load(spec, weights, &cx)?;
         for (format, matrices) in cx.left_in_place() {
             tracing::info!(
@@ -103,8 +103,8 @@ impl ModelRunner {
                 "no packed kernels for this format or width: read as in the file, which is slower"
             );
         }
-        let kv = paged_kv(&cx, decoder.spec(), options.num_blocks, options.block_size, options.kv_dtype)?;
-        Ok(Self { cx, decoder, kv, kv_dtype: options.kv_dtype, limits })
+        let kv = PagedKv::new(&cx, kv_shape, options.kv_dtype)?;
+        Ok(Self { cx, decoder, kv, limits })
     }
 
     #[must_use]
@@ -115,7 +115,7 @@ impl ModelRunner {
     /// One line for the log: which arithmetic runs, on how many threads, over which KV cache.
     #[must_use]
     pub fn describe(&self) -> String {
-        format!("{}, {} KV", self.cx.describe(), self.kv_dtype)
+        format!("{}, {} KV", self.cx.describe(), self.kv.dtype())
     }
 
     /// One token at position 0 of block 0. Nobody reads what it leaves there: a block is written before it is read.

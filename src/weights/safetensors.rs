@@ -220,7 +220,7 @@ pub(crate) fn is_tied(configured: bool, stored: &BTreeMap<String, Stored>) -> bo
         (a.tensor.dtype, &a.tensor.shape) == (b.tensor.dtype, &b.tensor.shape)
             && a.bytes.as_slice() == b.bytes.as_slice()
     };
-    let both = stored.get(EMBEDDING).zip(stored.get(OUTPUT)).filter(|_| configured);
+    let both = stored.get(EMBEDDING).zip(stored.get(OUTPUT));
     configured
         && both.is_none_or(|(embedding, output)| {
             let same = same(embedding, output);

@@ -1,6 +1,8 @@
 //! The KV cache: K is `[num_blocks, layers, kv_heads, head_dim, block_size]`, V `[num_blocks, layers, kv_heads, block_size, head_dim]`.
 //!
-//! What a sequence has cached lies in a few places of all layers, so that large pages are filled by few sequences ([`crate::Pages`]). A vector register holds one dimension of several keys, or several dimensions of one value: attention never sums across a register.
+//! What a sequence has cached lies in a few places of all layers, so that large pages are filled by few sequences
+//! ([`crate::Pages`]). A vector register holds one dimension of several keys, or several dimensions of one value: attention never sums across
+//! a register.
 
 use super::Cpu;
 use super::attention::span::PIECE as KEYS;
@@ -58,8 +60,8 @@ pub enum KvSlice<'a> {
     /// Half precision: half the memory; values beyond 65504 become infinite.
     F16(&'a [f16]),
     /// Pairs of bfloat16, the first in the low half: K `[num_blocks, layers, kv_heads, head_dim / 2, block_size]` with two dimensions in a
-    /// pair, V `[num_blocks, layers, kv_heads, block_size / 2, head_dim]` with two tokens in a pair. Blocks have a multiple of [`KV_PIECE`] tokens, heads
-    /// one of as many dimensions. Where the instruction set multiplies such pairs ([`crate::Isa::Avx512Bf16`]), attention does, and rounds queries and
+    /// pair, V `[num_blocks, layers, kv_heads, block_size / 2, head_dim]` with two tokens in a pair. Blocks have a multiple of [`KV_PIECE`]
+    /// tokens, heads one of as many dimensions. Where the instruction set multiplies such pairs ([`crate::Isa::Avx512Bf16`]), attention does, and rounds queries and
     /// softmax weights to bfloat16 too.
     Bf16(&'a [u32]),
     /// Integers of -127 to 127 times the scale of their group: 1.125 bytes a value. Where a group has a value that is not finite, all are

@@ -1,7 +1,7 @@
 //! Memory that begins at lines of the cache: for weights, the KV cache, and for what kernels write in between.
 //!
-//! A step reads all weights, and keys and values from everywhere in the cache. With pages of 4 KiB each 64 lines end at a page that, more often than not, no translation is cached for: a
-//! walk through the page tables (in a virtual machine through two of them), and a break in the hardware's prefetching. Where the system
+//! A step reads all weights, and keys and values from everywhere in the cache. With pages of 4 KiB each 64 lines end at a page that, more
+//! often than not, no translation is cached for: a walk through the page tables (in a virtual machine through two of them), and a break in the hardware's prefetching. Where the system
 //! has larger pages for those who ask (Linux), they are asked for: weights come from chunks in which matrices lie one behind the other,
 //! because one alone may be smaller than such a page.
 

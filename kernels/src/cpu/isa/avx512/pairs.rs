@@ -13,6 +13,8 @@ pub static PAIRS: PairKernels = PairKernels { take_query, attend };
 
 /// Registers of sums of a row: with 6 rows, 4 of keys or values and one that is broadcast, 29 of the 32.
 const WIDE: usize = 4;
+/// Pieces of the next span that are asked for beside one of a span: more than one, because a sequence's last span is often short.
+const AHEAD: usize = 2;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
@@ -109,14 +111,15 @@ unsafe fn rows<const R: usize>(b: &mut PairRows<'_>) {
 unsafe fn score<const R: usize, const W: usize>(b: &mut PairRows<'_>, first: usize) {
     let base = b.k.as_ptr();
     let mut keys = [base; W];
-    let (mut ahead, mut more) = ([base; W], [base; W]);
+    let mut ahead = [[base; W]; AHEAD];
     for w in 0..W {
         let own = &b.pieces[first + w];
         keys[w] = base.wrapping_add(own.k);
-        ahead[w] = base.wrapping_add(b.ahead.get(first + w).unwrap_or(own).k);
-        more[w] = base.wrapping_add(b.ahead.get(b.pieces.len() + first + w).unwrap_or(own).k);
+        for n in 0..AHEAD {
+            ahead[n][w] = base.wrapping_add(b.ahead.get(n * b.pieces.len() + first + w).unwrap_or(own).k);
+        }
     }
-    let is_more = b.ahead.len() > b.pieces.len();
+    let asked = b.ahead.len().div_ceil(b.pieces.len()).min(AHEAD);
     // SAFETY: the caller's promise: each piece has `PIECE` readable keys.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); W]; R];
@@ -126,16 +129,12 @@ unsafe fn score<const R: usize, const W: usize>(b: &mut PairRows<'_>, first: usi
                 x[w] = _mm512_loadu_si512(keys[w].cast());
                 keys[w] = keys[w].wrapping_add(b.block_size);
             }
-            if !b.ahead.is_empty() {
-                for w in 0..W {
-                    _mm_prefetch::<_MM_HINT_T1>(ahead[w].cast());
-                    ahead[w] = ahead[w].wrapping_add(b.block_size);
-                }
-            }
-            if is_more {
-                for w in 0..W {
-                    _mm_prefetch::<_MM_HINT_T1>(more[w].cast());
-                    more[w] = more[w].wrapping_add(b.block_size);
+            for n in 0..AHEAD {
+                if n < asked {
+                    for w in 0..W {
+                        _mm_prefetch::<_MM_HINT_T1>(ahead[n][w].cast());
+                        ahead[n][w] = ahead[n][w].wrapping_add(b.block_size);
+                    }
                 }
             }
             for r in 0..R {
@@ -226,8 +225,11 @@ unsafe fn weigh<const N: usize, const W: usize, const PARTLY: bool>(
             }
         }
         for (index, piece) in b.pieces.iter().enumerate() {
-            let ahead = b.ahead.get(index).map_or(0, |ahead| ahead.v.wrapping_sub(piece.v));
-            let more = b.ahead.get(index + b.pieces.len()).map_or(0, |ahead| ahead.v.wrapping_sub(piece.v));
+            let mut ahead = [0; AHEAD];
+            for n in 0..AHEAD {
+                let wanted = b.ahead.get(n * b.pieces.len() + index);
+                ahead[n] = wanted.map_or(0, |wanted| wanted.v.wrapping_sub(piece.v));
+            }
             let start = piece.first / 2;
             let (first, end) = (from.max(start), to.min(start + PIECE / 2));
             let mut values = b.v.as_ptr().wrapping_add(piece.v + first.saturating_sub(start) * width + column);
@@ -243,14 +245,11 @@ unsafe fn weigh<const N: usize, const W: usize, const PARTLY: bool>(
                         x[w] = _mm512_maskz_mov_epi16(mask, x[w]);
                     }
                 }
-                if ahead != 0 {
-                    for w in 0..W {
-                        _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(ahead.wrapping_add(w * PIECE)).cast());
-                    }
-                }
-                if more != 0 {
-                    for w in 0..W {
-                        _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(more.wrapping_add(w * PIECE)).cast());
+                for n in 0..AHEAD {
+                    if ahead[n] != 0 {
+                        for w in 0..W {
+                            _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(ahead[n].wrapping_add(w * PIECE)).cast());
+                        }
                     }
                 }
                 values = values.wrapping_add(width);
