@@ -4,10 +4,11 @@
 //! strings: for 150,000 tokens tens of megabytes, and a third of a second of a server's start. Here a token is a number, and strings are
 //! only looked at while the tables are made.
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::names::Names;
+use super::neighbours::merge;
 
 /// A list of merges and what they are made of.
 pub struct MergeBpe {
@@ -25,17 +26,6 @@ struct Merge {
     rank: u32,
     id: u32,
 }
-
-/// A token of the word: one character at first. `len` 0: merged into its left neighbour.
-#[derive(Clone, Copy)]
-struct Symbol {
-    id: u32,
-    len: usize,
-    prev: usize,
-    next: usize,
-}
-
-const NONE: usize = usize::MAX;
 
 /// Two neighbours as one number.
 fn pair(left: u32, right: u32) -> u64 {
@@ -97,41 +87,11 @@ impl MergeBpe {
             out.push(id);
             return;
         }
-        let mut symbols: Vec<Symbol> = Vec::with_capacity(word.len());
-        for c in word.chars() {
-            if let Some(&id) = self.characters.get(&c) {
-                let at = symbols.len();
-                symbols.push(Symbol { id, len: c.len_utf8(), prev: at.checked_sub(1).unwrap_or(NONE), next: at + 1 });
-            }
-        }
-        let Some(last) = symbols.last_mut() else { return };
-        last.next = NONE;
-
-        // First in the list, then leftmost.
-        let mut queue = BinaryHeap::with_capacity(symbols.len());
-        let candidate = |symbols: &[Symbol], left: usize, right: usize| {
-            let merge = self.merges.get(&pair(symbols[left].id, symbols[right].id))?;
-            Some(Reverse((merge.rank, left, merge.id)))
-        };
-        queue.extend((1..symbols.len()).filter_map(|right| candidate(&symbols, right - 1, right)));
-        while let Some(Reverse((_, at, id))) = queue.pop() {
-            let Symbol { len, prev, next, .. } = symbols[at];
-            // One of the two has been merged since.
-            if len == 0 || next == NONE || candidate(&symbols, at, next).is_none_or(|Reverse((_, _, now))| now != id) {
-                continue;
-            }
-            let right = symbols[next];
-            symbols[at] = Symbol { id, len: len + right.len, prev, next: right.next };
-            symbols[next].len = 0;
-            if prev != NONE {
-                queue.extend(candidate(&symbols, prev, at));
-            }
-            if right.next != NONE {
-                symbols[right.next].prev = at;
-                queue.extend(candidate(&symbols, at, right.next));
-            }
-        }
-        out.extend(symbols.iter().filter(|symbol| symbol.len > 0).map(|symbol| symbol.id));
+        let characters = word.chars().filter_map(|c| self.characters.get(&c).copied());
+        out.extend(merge(characters, |left, right| {
+            let merge = self.merges.get(&pair(left, right))?;
+            Some((Reverse(merge.rank), merge.id))
+        }));
     }
 }
 

@@ -13,6 +13,7 @@ mod hf;
 mod jinja;
 mod merges;
 mod names;
+mod neighbours;
 mod output;
 mod pretokenize;
 mod python;

@@ -3,9 +3,9 @@
 //! Algorithm: SentencePiece's BPE model (`bpe_model.cc`), Kudo and Richardson 2018. No merge list is made from the
 //! scores, so that a vocabulary of 262,144 pieces loads in the time it takes to hash it.
 use std::cmp::Ordering;
-use std::collections::BinaryHeap;
 
 use super::names::Names;
+use super::neighbours::merge;
 use crate::weights::gguf::Strings;
 
 /// What a vocabulary entry may do in encoding.
@@ -28,45 +28,41 @@ pub struct ScoredBpe {
     longest: usize,
 }
 
-/// A part of the text: one character at first, longer after merges. `len` 0: merged into its left neighbour.
-#[derive(Clone, Copy)]
+/// A part of the text: one character at first, longer after merges.
+#[derive(Clone, Copy, PartialEq)]
 struct Symbol {
     start: usize,
     len: usize,
-    prev: usize,
-    next: usize,
 }
 
-const NONE: usize = usize::MAX;
-
-/// Two neighbours whose text is a piece.
-struct Candidate {
-    score: f32,
-    left: usize,
-    right: usize,
-    len: usize,
-}
-
-impl Ord for Candidate {
-    /// Best score first, then leftmost.
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.score.total_cmp(&other.score).then_with(|| other.left.cmp(&self.left))
+impl Symbol {
+    fn of(self, text: &str) -> &str {
+        &text[self.start..self.start + self.len]
     }
 }
 
-impl PartialOrd for Candidate {
+/// A score of a piece; none is NaN.
+struct Score(f32);
+
+impl Ord for Score {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Score {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Candidate {
+impl PartialEq for Score {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl Eq for Candidate {}
+impl Eq for Score {}
 
 impl ScoredBpe {
     /// `pieces[id]` of kind `kinds[id]` with `scores[id]`: one of each per token. Of equal pieces the first counts.
@@ -95,39 +91,15 @@ impl ScoredBpe {
 
     /// Appends the ids of `text`, in which spaces are already U+2581.
     pub fn encode(&self, text: &str, out: &mut Vec<u32>) {
-        let mut symbols: Vec<Symbol> = Vec::with_capacity(text.len());
-        for (index, (start, c)) in text.char_indices().enumerate() {
-            let prev = index.checked_sub(1).unwrap_or(NONE);
-            symbols.push(Symbol { start, len: c.len_utf8(), prev, next: index + 1 });
-        }
-        let Some(last) = symbols.last_mut() else { return };
-        last.next = NONE;
-
-        let mut queue = BinaryHeap::new();
-        for left in 0..symbols.len() - 1 {
-            queue.extend(self.candidate(text, &symbols, left, left + 1));
-        }
-        while let Some(best) = queue.pop() {
-            let (left, right) = (symbols[best.left], symbols[best.right]);
-            // One of the two has been merged since.
-            if left.len == 0 || right.len == 0 || left.len + right.len != best.len || left.next != best.right {
-                continue;
-            }
-            symbols[best.left].len = best.len;
-            symbols[best.left].next = right.next;
-            symbols[best.right].len = 0;
-            if right.next != NONE {
-                symbols[right.next].prev = best.left;
-                queue.extend(self.candidate(text, &symbols, best.left, right.next));
-            }
-            if left.prev != NONE {
-                queue.extend(self.candidate(text, &symbols, left.prev, best.left));
-            }
-        }
-
+        let characters = text.char_indices().map(|(start, c)| Symbol { start, len: c.len_utf8() });
+        let symbols = merge(characters, |left, right| {
+            let whole = Symbol { start: left.start, len: left.len + right.len };
+            let id = (whole.len <= self.longest).then(|| self.ids.id(whole.of(text)))??;
+            Some((Score(self.scores[id as usize]), whole))
+        });
         let mut after_unknown = false;
-        for symbol in symbols.iter().filter(|symbol| symbol.len > 0) {
-            let piece = &text[symbol.start..symbol.start + symbol.len];
+        for symbol in symbols {
+            let piece = symbol.of(text);
             if let Some(id) = self.ids.id(piece) {
                 out.push(id);
                 after_unknown = false;
@@ -140,16 +112,6 @@ impl ScoredBpe {
                 out.push(unknown);
             }
         }
-    }
-
-    fn candidate(&self, text: &str, symbols: &[Symbol], left: usize, right: usize) -> Option<Candidate> {
-        let len = symbols[left].len + symbols[right].len;
-        if len > self.longest {
-            return None;
-        }
-        let start = symbols[left].start;
-        let id = self.ids.id(&text[start..start + len])?;
-        Some(Candidate { score: self.scores[id as usize], left, right, len })
     }
 }
 
