@@ -206,6 +206,9 @@ impl EngineCore {
         let waiting = self.live.values().filter(|seq| seq.generated == 0).count();
         let chunk = self.pace.chunk(self.shared.pending_tokens(), waiting, self.prefill_chunk_max);
         self.scheduler.set_prefill_chunk(chunk);
+        if let Some(rows) = self.pace.fixed_rows() {
+            self.scheduler.set_fixed_rows(rows);
+        }
         let step = self.scheduler.schedule();
         if step.is_empty() {
             // Making room may take a step of its own, but not many in a row.
@@ -216,7 +219,7 @@ impl EngineCore {
         }
         self.empty_steps = 0;
         self.announce(&step);
-        let (decodes, prompt_tokens) = self.parts(&step);
+        let (decodes, guesses, prompt_tokens) = self.parts(&step);
         let begin = Instant::now();
         let outcome = self.compute(&step);
         let failed = outcome.is_err();
@@ -236,7 +239,7 @@ impl EngineCore {
             failed,
         };
         if !failed {
-            self.pace.observe(decodes, prompt_tokens, report.seconds);
+            self.pace.observe(decodes, guesses, prompt_tokens, report.seconds);
         }
         self.stats.steps += 1;
         self.stats.failed_steps += u64::from(failed);
@@ -250,6 +253,8 @@ impl EngineCore {
         tracing::debug!(
             tokens = report.tokens,
             sequences = report.sequences,
+            decodes,
+            guesses,
             sampled,
             preempted = step.preempted.len(),
             seconds = report.seconds,
@@ -273,13 +278,13 @@ impl EngineCore {
         }
     }
 
-    /// The sequences of a step that decode, and the tokens of those that do not yet.
-    fn parts(&self, step: &SchedulerOutput) -> (usize, usize) {
+    /// The sequences of a step that decode, guesses of theirs, and the tokens of those that do not decode yet.
+    fn parts(&self, step: &SchedulerOutput) -> (usize, usize, usize) {
         let decodes =
             |part: &&ScheduledSeq| part.sample && self.live.get(&part.id).is_some_and(|seq| seq.generated > 0);
         let decoding = step.seqs.iter().filter(decodes);
         let (count, tokens) = decoding.fold((0, 0), |(count, tokens), part| (count + 1, tokens + part.tokens.len()));
-        (count, step.total_tokens() - tokens)
+        (count, tokens - count, step.total_tokens() - tokens)
     }
 
     /// Runs the step, with the masks of its grammars beside it, and reads its rows, on the threads of the runner. A panic in

@@ -1,4 +1,5 @@
-//! How much of the waiting prompts a step may compute beside sequences that decode.
+//! What steps cost, learnt from the last ones: how much of the waiting prompts a step may compute beside sequences that decode, and what a
+//! guessed token costs beside them.
 //!
 //! Decoding sequences wait for the whole step, so a prompt's part in it is bounded by time: the step may take a few times
 //! what it takes without the prompt. Where more sequences wait for their first token than decode, it may take that many
@@ -13,13 +14,15 @@ const STEP_SECONDS_MIN: f64 = 0.005;
 const QUEUE_STEPS_MAX: usize = 256;
 /// Fewer prompt tokens are not worth a pass over the weights.
 const CHUNK_MIN: usize = 8;
+/// What a guessed token costs, in tokens of a prompt: it has logits, too. (These are a fifth to a quarter of the products of small models.)
+const GUESS_TOKENS: f64 = 1.25;
 /// Sizes of batches that are told apart: 1, 2 to 3, 4 to 7, and so on.
 const BATCHES: usize = 8;
 
 /// What the last steps say about the next one.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// Seconds of a step that only decodes, by the size of its batch.
+    /// Seconds of a step that only decodes, its guesses taken off, by the size of its batch.
     decode: [Recent; BATCHES],
     /// Seconds that one more prompt token takes.
     prompt_token: Recent,
@@ -28,9 +31,10 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A step took so long with so many decoding sequences and prompt tokens.
-    pub(super) fn observe(&mut self, decodes: usize, prompt_tokens: usize, seconds: f64) {
+    /// A step took so long with so many decoding sequences, guesses of theirs and prompt tokens.
+    pub(super) fn observe(&mut self, decodes: usize, guesses: usize, prompt_tokens: usize, seconds: f64) {
         self.decodes = decodes;
+        let seconds = (seconds - guesses as f64 * self.guess_seconds().unwrap_or(0.0)).max(0.0);
         if prompt_tokens == 0 && decodes > 0 {
             self.decode[batch(decodes)].push(seconds);
         } else if prompt_tokens >= CHUNK_MIN {
@@ -50,6 +54,16 @@ impl Pace {
         // A cast saturates: tokens that take no time may all come.
         let in_time = (seconds / token.max(1e-12)) as usize;
         in_time.max(queued.div_ceil(QUEUE_STEPS_MAX)).max(CHUNK_MIN).min(most)
+    }
+
+    /// What a step costs beside its rows, in rows: reading weights and what is cached. Nothing as long as nothing was learnt.
+    pub(super) fn fixed_rows(&self) -> Option<f32> {
+        let rows = self.decode_seconds(self.decodes)? / self.guess_seconds()?;
+        Some((rows - self.decodes as f64).max(0.0) as f32)
+    }
+
+    fn guess_seconds(&self) -> Option<f64> {
+        self.prompt_token.median().map(|seconds| GUESS_TOKENS * seconds.max(1e-9))
     }
 
     /// What a step takes that decodes so many sequences; where none was seen yet, what the nearest smaller batch took, or
@@ -92,12 +106,12 @@ mod tests {
     fn pace(decode_ms: f64, token_ms: f64) -> Pace {
         let mut pace = Pace::default();
         for _ in 0..5 {
-            pace.observe(8, 100, (decode_ms + 100.0 * token_ms) / 1e3);
-            pace.observe(8, 0, decode_ms / 1e3);
+            pace.observe(8, 0, 100, (decode_ms + 100.0 * token_ms) / 1e3);
+            pace.observe(8, 0, 0, decode_ms / 1e3);
         }
         // What was learnt before the first step without prompts counts that step's time, too.
         for _ in 0..5 {
-            pace.observe(8, 100, (decode_ms + 100.0 * token_ms) / 1e3);
+            pace.observe(8, 0, 100, (decode_ms + 100.0 * token_ms) / 1e3);
         }
         pace
     }
@@ -106,7 +120,7 @@ mod tests {
     fn without_a_measurement_the_bound_is_the_configuration() {
         let mut pace = Pace::default();
         assert_eq!(pace.chunk(5000, 1, 128), 128);
-        pace.observe(8, 0, 0.01);
+        pace.observe(8, 0, 0, 0.01);
         assert_eq!(pace.chunk(5000, 1, 128), 128);
     }
 
@@ -136,19 +150,35 @@ mod tests {
     #[test]
     fn one_step_that_was_held_up_changes_nothing() {
         let mut pace = pace(10.0, 0.25);
-        pace.observe(8, 48, 2.0);
-        pace.observe(8, 0, 1.0);
+        pace.observe(8, 0, 48, 2.0);
+        pace.observe(8, 0, 0, 1.0);
         assert_eq!(pace.chunk(100, 1, 128), 40);
+    }
+
+    #[test]
+    fn the_cost_of_a_step_is_told_in_rows() {
+        assert_eq!(Pace::default().fixed_rows(), None);
+        // 20 ms beside 8 guesses of 1.25 ms.
+        let mut pace = pace(30.0, 1.0);
+        assert_eq!(pace.fixed_rows(), Some(16.0));
+        for _ in 0..5 {
+            pace.observe(8, 6, 0, 0.0275);
+        }
+        assert_eq!(pace.fixed_rows(), Some(8.0), "what guesses took is not the step's");
+        for _ in 0..5 {
+            pace.observe(8, 0, 0, 0.002);
+        }
+        assert_eq!(pace.fixed_rows(), Some(0.0));
     }
 
     #[test]
     fn batches_are_told_apart() {
         let mut pace = pace(10.0, 0.25);
-        pace.observe(32, 0, 0.03);
+        pace.observe(32, 0, 0, 0.03);
         assert_eq!(pace.chunk(100, 1, 256), 120, "the larger batch's own time");
-        pace.observe(16, 20, 0.015);
+        pace.observe(16, 0, 20, 0.015);
         assert_eq!(pace.chunk(100, 1, 256), 40, "the nearest smaller batch's time");
-        pace.observe(1, 20, 0.015);
+        pace.observe(1, 0, 20, 0.015);
         assert_eq!(pace.chunk(100, 1, 256), 40, "the nearest larger one's where there is none");
     }
 }

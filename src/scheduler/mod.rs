@@ -107,6 +107,8 @@ pub struct Scheduler {
     /// Steps planned.
     steps: u64,
     counters: SchedulerCounters,
+    /// What a step costs beside its rows, in rows.
+    fixed_rows: f32,
 }
 
 impl Scheduler {
@@ -137,6 +139,7 @@ impl Scheduler {
             next_age: 0,
             steps: 0,
             counters: SchedulerCounters::default(),
+            fixed_rows: speculate::FIXED_ROWS,
         }
     }
 
@@ -201,6 +204,11 @@ impl Scheduler {
     /// chunks changes no output.
     pub fn set_prefill_chunk(&mut self, tokens: usize) {
         self.config.prefill_chunk_max = tokens.max(1);
+    }
+
+    /// What a step costs beside its rows, in rows, for the steps to come: see `speculate`. Which guesses are computed changes no output.
+    pub fn set_fixed_rows(&mut self, rows: f32) {
+        self.fixed_rows = rows;
     }
 
     /// Takes the step's results: `sampled[i]` belongs to `step.seqs[i]` and is empty where `sample` was not set. Where it

@@ -1,16 +1,17 @@
 //! Which guesses a step computes.
 //!
-//! A step of `r` rows costs about as much as `F + r` rows do where the weights come for free: reading them is the fixed
-//! part `F`, shared by all rows. Its worth is the tokens it is expected to give. So a guess is worth its row if the chance
+//! A step costs as much as some rows of tokens do, `F`, before its first row: reading the weights and the cached keys and values,
+//! which all rows of a sequence share. Its worth is the tokens it is expected to give. So a guess is worth its row if the chance
 //! that it is right is more than the tokens that the step gives per row of cost already:
 //!
 //! ```text
 //! chance > margin · expected tokens / (F + rows)
 //! ```
 //!
-//! With one sequence that is more than 1 in 5. With each further one, and with each further guess, it rises: of eight
-//! sequences 3 in 4 guesses must be right. And from 16 rows on nothing is guessed: there the products are busy, and a row
-//! costs what it costs. Rows of prompts count on neither side: they are there anyway.
+//! With one sequence and a short context that is more than 1 in 5. With each further sequence, and with each further guess, it rises;
+//! with long contexts it falls, since a guess reads what its sequence reads anyway. Rows of prompts count on neither side: they are
+//! there anyway. What `F` is depends on the machine, the model and the contexts: the engine learns it
+//! ([`Scheduler::set_fixed_rows`]).
 //!
 //! Guesses come last and get what is left: rows of the budgets, and free blocks, which are given back after the step
 //! unless the guesses were right. So they displace no prompt and nobody's KV.
@@ -18,14 +19,13 @@ use super::Scheduler;
 use super::SeqId;
 use super::plan::Plan;
 
-/// `F`: the cost of a step's fixed part in rows. On two cores of a Zen 4 with 16-bit activations it was 4 to 7 for
-/// smollm2-135m and about 3 for qwen2.5-coder-0.5b (`wick bench`); too small a figure only makes guesses more cautious.
-const FIXED_ROWS: f32 = 4.0;
-/// What a guess must promise beyond breaking even: the costs are estimates, and rows with long contexts cost more.
+/// `F` as long as nothing was learnt. On two cores of a Zen 4 it is 4 to 7 for smollm2-135m with short contexts and about 3 for
+/// qwen2.5-coder-0.5b (`wick bench`); too small a figure only makes guesses more cautious.
+pub(super) const FIXED_ROWS: f32 = 4.0;
+/// What a guess must promise beyond breaking even: the costs are estimates.
 const MARGIN: f32 = 1.1;
-/// Rows of decodes and guesses in a step, beyond which there are no guesses. (Of qwen2.5-coder-0.5b a row costs the same in
-/// steps of 8 and of 16 rows; with 8 sequences and up to 40 rows, guesses that were all right did not make it faster.)
-const ROWS_MAX: usize = 16;
+/// Rows of decodes and guesses in a step, beyond which there are no guesses: others wait for the step's end.
+pub(super) const ROWS_MAX: usize = 96;
 /// Guesses of one sequence in one step.
 const DRAFT_MAX: usize = 16;
 
@@ -46,7 +46,7 @@ impl Scheduler {
     /// O(decodes × guesses).
     pub(super) fn speculate(&mut self, plan: &mut Plan) {
         let mut tokens = 0.0;
-        let mut rows = FIXED_ROWS;
+        let mut rows = self.fixed_rows;
         let mut decodes = 0;
         let mut bidders = Vec::new();
         for &(id, count) in &plan.parts {

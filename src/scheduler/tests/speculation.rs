@@ -1,5 +1,6 @@
 //! Which guesses are planned, and what becomes of right and wrong ones.
 use super::*;
+use crate::scheduler::speculate::ROWS_MAX;
 
 fn guessing() -> SchedulerConfig {
     SchedulerConfig { speculation: true, logit_rows_max: 64, ..config() }
@@ -132,9 +133,15 @@ fn guesses_take_only_blocks_that_are_free() {
     }
 }
 
-/// Guesses per sequence in a step of `n` sequences whose guesses have all been right.
-fn drafts_in_batch_of(n: u64) -> usize {
-    let mut s = Scheduler::new(SchedulerConfig { num_blocks: 2000, batched_tokens_max: 512, ..guessing() });
+/// Guesses per sequence in a step of `n` sequences whose guesses have all been right, where a step costs `fixed` rows before its first.
+fn drafts_in_batch_of(n: u64, fixed: f32) -> usize {
+    let mut s = Scheduler::new(SchedulerConfig {
+        num_blocks: 2000,
+        batched_tokens_max: 512,
+        logit_rows_max: 512,
+        ..guessing()
+    });
+    s.set_fixed_rows(fixed);
     for id in 0..n {
         s.add(NewSequence { salt: CacheSalt(id), ..new(id, (0..10).chain(0..4), 180) }).unwrap();
     }
@@ -143,9 +150,16 @@ fn drafts_in_batch_of(n: u64) -> usize {
 
 #[test]
 fn the_wider_the_batch_the_fewer_guesses() {
-    let drafts: Vec<usize> = [1, 2, 4, 8, 16].map(drafts_in_batch_of).into();
+    let drafts: Vec<usize> = [1, 2, 4, 8, 40].map(|n| drafts_in_batch_of(n, 4.0)).into();
     assert!(drafts.is_sorted_by(|a, b| a > b), "{drafts:?}");
-    assert!(drafts[0] >= 8 && drafts[3] <= 1 && drafts[4] == 0, "{drafts:?}");
+    assert!(drafts[0] >= 8 && drafts[3] <= 4 && drafts[4] == 0, "{drafts:?}");
+}
+
+#[test]
+fn the_more_a_step_costs_anyway_the_more_guesses() {
+    let drafts: Vec<usize> = [1.0, 4.0, 20.0, 1e9].map(|fixed| drafts_in_batch_of(8, fixed)).into();
+    assert!(drafts.is_sorted() && drafts[0] == 0 && drafts[2] > drafts[1], "{drafts:?}");
+    assert_eq!(8 * (drafts[3] + 1), ROWS_MAX, "{drafts:?}");
 }
 
 #[test]

@@ -150,6 +150,11 @@ impl<'a> GroupSource<'a> {
         let at = (self.first + g) * GROUP;
         self.x.chunks_exact(self.cols).map(move |row| &row[at..at + GROUP])
     }
+
+    /// Group `g`, counted from the first, of a row.
+    pub fn row(&self, g: usize, row: usize) -> &'a [f32] {
+        &self.x[row * self.cols + (self.first + g) * GROUP..][..GROUP]
+    }
 }
 
 /// One tile of a call.

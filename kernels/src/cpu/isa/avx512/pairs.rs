@@ -2,9 +2,9 @@
 
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
-use super::attend::Avx512;
 use crate::cpu::attention::pairs::{PairKernels, PairRows, SPAN_PAIRS};
-use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SPAN, STRIDE, empty_state, soften};
+use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SMALLEST, SPAN, STRIDE, TAYLOR, empty_state};
+use crate::cpu::math;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -83,15 +83,7 @@ unsafe fn rows<const R: usize>(b: &mut PairRows<'_>) {
             score::<R, 1>(b, index);
             index += 1;
         }
-        for r in 0..R {
-            let (low, high) = b.visible[r];
-            if low < high {
-                let scores = &mut b.scores[r * STRIDE..(r + 1) * STRIDE];
-                b.state[r] = soften::<Avx512>(scores, low, high, b.softcap).0;
-                let weights = &mut b.weights[r * SPAN_PAIRS..(r + 1) * SPAN_PAIRS];
-                b.state[R + r] = round_weights(scores, low, high, weights);
-            }
-        }
+        soften::<R>(b, from / PIECE * PIECE, to.next_multiple_of(PIECE));
         // Pairs that all rows see are weighed for all rows at once, those before and behind row by row.
         let low = b.visible.iter().map(|v| v.0).fold(0, usize::max).div_ceil(2);
         let high = b.visible.iter().map(|v| v.1).fold(SPAN, usize::min) / 2;
@@ -163,20 +155,71 @@ unsafe fn multiply_add(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
     unsafe { _mm512_dpbf16_ps(sum, transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) }
 }
 
-/// Rounds the weights of the keys `low..high`; returns their sum, of what is left of them. Those before and behind, in the same registers,
-/// are 0.
+/// Makes weights of the scores of all rows for the keys `from..to`, whole pieces: e^(score - the row's largest), rounded, and the sums of what
+/// is left of them. Keys that a row does not see have the weight 0. All rows side by side: each is a chain of operations that wait for each
+/// other.
+///
+/// # Safety
+/// As for [`attend`]; `from..to` holds all keys that some row sees.
 #[inline(always)]
-unsafe fn round_weights(weights: &[f32], low: usize, high: usize, out: &mut [u32]) -> f32 {
-    // SAFETY: keys of a span.
-    unsafe {
-        let mut sum = _mm512_setzero_ps();
-        for at in (low / PIECE * PIECE..high.next_multiple_of(PIECE)).step_by(PIECE) {
-            let rounded = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(weights.as_ptr().add(at))));
-            _mm256_storeu_si256(out.as_mut_ptr().add(at / 2).cast(), rounded);
-            let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded));
-            sum = _mm512_add_ps(sum, _mm512_castsi512_ps(wide));
+unsafe fn soften<const R: usize>(b: &mut PairRows<'_>, from: usize, to: usize) {
+    for (scores, &(low, high)) in b.scores.chunks_exact_mut(STRIDE).zip(b.visible) {
+        if let Some(cap) = b.softcap {
+            scores[low..high].iter_mut().for_each(|s| *s = cap * math::tanh(*s / cap));
         }
-        _mm512_reduce_add_ps(sum)
+        let (low, high) = if low < high { (low, high) } else { (to, to) };
+        scores[from..low].fill(f32::NEG_INFINITY);
+        scores[high..to].fill(f32::NEG_INFINITY);
+    }
+    let scores = b.scores.as_ptr();
+    let weights: *mut u32 = b.weights.as_mut_ptr();
+    // SAFETY: from..to is inside the rows of scores and of weights.
+    unsafe {
+        let mut max = [_mm512_set1_ps(f32::MIN); R];
+        for at in (from..to).step_by(PIECE) {
+            for r in 0..R {
+                max[r] = _mm512_max_ps(max[r], _mm512_loadu_ps(scores.add(r * STRIDE + at)));
+            }
+        }
+        // A NaN score may or may not end up here: either way its weight is NaN, and so is the row's result.
+        for r in 0..R {
+            b.state[r] = _mm512_reduce_max_ps(max[r]);
+            max[r] = _mm512_set1_ps(b.state[r]);
+        }
+        let mut sums = [_mm512_setzero_ps(); R];
+        for at in (from..to).step_by(PIECE) {
+            for r in 0..R {
+                let weight = exp(_mm512_sub_ps(_mm512_loadu_ps(scores.add(r * STRIDE + at)), max[r]));
+                let rounded = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(weight));
+                _mm256_storeu_si256(weights.add(r * SPAN_PAIRS + at / 2).cast(), rounded);
+                let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded));
+                sums[r] = _mm512_add_ps(sums[r], _mm512_castsi512_ps(wide));
+            }
+        }
+        for r in 0..R {
+            b.state[R + r] = _mm512_reduce_add_ps(sums[r]);
+        }
+    }
+}
+
+/// e^x for x <= 0 to 1e-4, more than is left of it as a bfloat16: x = n ln 2 + r with |r| <= ln 2 / 2, then the Taylor polynomial of degree 4
+/// times 2^n. Exactly 0 below -87; NaN stays.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+unsafe fn exp(x: __m512) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let n = _mm512_roundscale_ps::<8>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
+        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(std::f32::consts::LN_2), x);
+        let mut p = _mm512_set1_ps(TAYLOR[3]);
+        for c in &TAYLOR[4..] {
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
+        }
+        // "Not less than" also holds for NaN.
+        let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(SMALLEST));
+        _mm512_maskz_scalef_ps(kept, p, n)
     }
 }
 
