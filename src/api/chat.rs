@@ -88,19 +88,25 @@ pub(crate) async fn start(
         request;
     let continuing = input.continue_final_message;
     let (of, truncate) = (Arc::clone(&model), common.truncate);
+    // A call that must be made leaves no room for a form.
+    let has_form = common.form.is_some() && matches!(tools.choice, ToolChoice::None | ToolChoice::Auto);
     let encode = move || {
         let text = &of.served.text;
         if truncate == Some(Truncate::Turns) {
             turns::fit(&mut input, &of, max_tokens.unwrap_or(1))?;
         }
-        let rendered = text.render_chat(&input)?;
+        let mut rendered = text.render_chat(&input)?;
         if matches!(truncate, None | Some(Truncate::Turns)) {
             check_length(&of, &rendered.text, field)?;
         }
-        let prompt = text.tokenizer.encode_prompt(&rendered)?;
         let last = input.messages.last().and_then(|message| message["content"].as_str());
         let continued = continuing.then(|| last.unwrap_or_default());
-        Ok((prompt, text.output.thinking(&rendered, continued)))
+        let mut thinking = text.output.thinking(&rendered, continued);
+        if has_form && thinking == Thinking::Open {
+            // The form would be that of the thoughts which the template has begun.
+            thinking = rendered.end_thoughts();
+        }
+        Ok((text.tokenizer.encode_prompt(&rendered)?, thinking))
     };
     let (prompt, thinking) = claim.work(app, encode).await.map_err(|error| error.about_prompt(field))?;
     let thoughts = match (thinking_budget, common.form.is_some().then_some(&tools.choice)) {

@@ -37,6 +37,7 @@ mod responses_input;
 mod responses_kept;
 mod responses_shape;
 mod responses_store;
+mod responses_tools;
 mod stream;
 mod structured;
 mod thoughts;

@@ -42,6 +42,7 @@ pub enum Shape {
 ///
 /// - `user`, `safety_identifier`, `metadata`: who asks and why; wick keeps no records of them.
 /// - `request_id`: vLLM's field; wick's id is the `x-request-id` header's.
+/// - `client_metadata`: what Codex says of itself.
 /// - `store`: wick stores nothing, whatever it says.
 /// - `service_tier`: there is one tier; the response says `default`.
 /// - `prompt_cache_retention`, `prompt_cache_options`: hints for a cache that wick manages itself (per tenant, always on;
@@ -52,6 +53,7 @@ pub const HARMLESS: &[(&str, Shape)] = &[
     ("request_id", Shape::Text),
     ("safety_identifier", Shape::Text),
     ("metadata", Shape::Metadata),
+    ("client_metadata", Shape::Object),
     ("store", Shape::Flag),
     ("service_tier", Shape::OneOf(&["auto", "default", "flex", "scale", "priority", "fast"])),
     ("prompt_cache_retention", Shape::OneOf(&["in_memory", "in-memory", "24h"])),
@@ -78,8 +80,8 @@ pub enum Neutral {
 pub const UNSUPPORTED: &[(&str, Neutral, &str)] = &[
     ("tools", Neutral::EmptyArray, " here; use /v1/chat/completions"),
     ("tool_choice", Neutral::Text("none"), " here, except `none`; use /v1/chat/completions"),
-    ("functions", Neutral::EmptyArray, ""),
-    ("function_call", Neutral::Text("none"), ", except `none`"),
+    ("functions", Neutral::EmptyArray, "; use `tools`"),
+    ("function_call", Neutral::Text("none"), ", except `none`; use `tool_choice`"),
     ("guided_decoding_backend", Neutral::Nothing, ": there is one backend"),
     ("guided_whitespace_pattern", Neutral::Nothing, ": white space is bounded by the server"),
     ("modalities", Neutral::OnlyText, ", except `[\"text\"]`"),

@@ -42,10 +42,14 @@ pub(crate) const ELSEWHERE: &[(&str, &str)] = &[
     ("return_token_ids", " here; use /v1/chat/completions"),
 ];
 
-/// Fields for what is kept nowhere.
-pub(crate) const STATEFUL: &[(&str, &str)] = &[
+/// Fields of what wick does not have.
+pub(crate) const ABSENT: &[(&str, &str)] = &[
     ("conversation", ": wick keeps no conversations; send the whole conversation in `input`"),
     ("prompt", ": wick keeps no prompts; send its text in `instructions` or `input`"),
+    ("context_management", ": send the conversation as the model is to see it; `truncation` drops its oldest turns"),
+    ("background_options", ": an answer ends with its connection"),
+    ("image", ": models here write text only"),
+    ("access_programs", ""),
 ];
 
 /// Where the server keeps no responses.
@@ -83,9 +87,10 @@ pub(crate) async fn create(
     let (request, claim) = body.lower(&app, |fields, app| ResponseRequest::lower(fields, app, earlier)).await?;
     let ResponseRequest { chat, settings, keep } = request;
     let (model, logprobs) = (Arc::clone(&chat.model), chat.logprobs.is_some());
+    let namespaces = Arc::clone(&chat.tools.namespaces);
     let is_streamed = chat.common.stream.is_some();
     let job = start(&app, &context, chat, claim, "input").await?;
-    let mut answer = Answer::new(model, settings, logprobs, is_streamed, keep);
+    let mut answer = Answer::new(model, settings, namespaces, logprobs, is_streamed, keep);
     if is_streamed {
         return Ok(tell(job, answer, app.options().keep_alive));
     }
@@ -156,6 +161,7 @@ impl ResponseRequest {
         let truncate = truncation(&mut fields)?;
         let mut common = Common::take(&mut fields, &model)?;
         common.truncate = truncate;
+        common.ignored.extend(tools.ignored.iter().cloned());
         let max_tokens = fields.count("max_output_tokens", 1..=u32::MAX)?;
         // Counts calls of OpenAI's own tools, which are refused.
         fields.count("max_tool_calls", 1..=u32::MAX)?;
@@ -235,7 +241,7 @@ fn stored(fields: &mut Fields, earlier: &mut Earlier) -> Result<Option<String>, 
 
 /// Refuses fields of other endpoints, and what needs more to be kept than responses, or to go on without its client.
 fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
-    fields.refuse(ELSEWHERE.iter().chain(STATEFUL))?;
+    fields.refuse(ELSEWHERE.iter().chain(ABSENT))?;
     if fields.bool("background")?.unwrap_or(false) {
         let hint = " as true: an answer ends with its connection; wait for it, or use `stream`";
         return Err(ApiError::Unsupported { param: fields.path("background"), hint });
@@ -249,7 +255,7 @@ fn prompt(
     model: &Model,
     earlier: &mut Earlier,
 ) -> Result<(ChatInput, ToolUse, Option<usize>), ApiError> {
-    let tools = ToolUse::take(fields, Form::Flat)?;
+    let tools = ToolUse::take(fields, Form::Responses)?;
     let messages = responses_input::take(fields, earlier)?;
     let mut kwargs = template_kwargs(fields)?;
     let bound = reasoning(fields, model, &mut kwargs)?;

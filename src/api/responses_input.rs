@@ -10,6 +10,7 @@ use super::error::ApiError;
 use super::fields::{Fields, type_name};
 use super::messages::{CACHE_HINTS, arguments_of};
 use super::responses_kept::Earlier;
+use super::responses_tools::{call_hints, full_name};
 
 pub(crate) const ROLES: &[&str] = &["user", "assistant", "system", "developer"];
 pub(crate) const STATUSES: &[&str] = &["in_progress", "completed", "incomplete"];
@@ -161,6 +162,7 @@ impl Conversation {
 
     fn call(&mut self, item: &mut Fields, arguments: Value) -> Result<(), ApiError> {
         let name = item.string("name")?.ok_or_else(|| ApiError::Missing { param: item.path("name") })?;
+        let name = full_name(call_hints(item)?.as_deref(), name);
         let id = call_id(item)?;
         let function = json!({"name": name, "arguments": arguments});
         self.turn().calls.push(json!({"type": "function", "function": function, "id": id}));
@@ -173,7 +175,8 @@ impl Conversation {
         let id = call_id(item)?;
         let path = item.path("output");
         let output = texts(&path, item.require("output")?, &["input_text"])?;
-        let name = item.string("name")?;
+        let namespace = call_hints(item)?;
+        let name = item.string("name")?.map(|name| full_name(namespace.as_deref(), name));
         self.close();
         let Some(at) = self.calls.get(&id) else {
             let param = item.path("call_id");

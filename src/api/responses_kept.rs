@@ -227,8 +227,8 @@ pub(crate) struct Keep {
 }
 
 impl Keep {
-    /// Keeps an answer that is complete: from now on requests may name it.
-    pub(crate) fn put(self, id: &str, response: &impl Serialize, output: &[impl Serialize]) {
+    /// Keeps an answer that is complete: from now on requests may name it. False where it has no place.
+    pub(crate) fn put(self, id: &str, response: &impl Serialize, output: &[impl Serialize]) -> bool {
         let Self { place, mut items } = self;
         let inputs = items.len();
         for item in output {
@@ -239,9 +239,11 @@ impl Keep {
         }
         let body = serde_json::to_string(response).expect("a response that is no JSON is a bug").into();
         let kept = Kept { body, items: items.into(), inputs };
-        if !locked(&place.keeper).keep(place.tenant.label(), id, kept) {
+        let is_kept = locked(&place.keeper).keep(place.tenant.label(), id, kept);
+        if !is_kept {
             tracing::info!(response = id, "not kept: larger than what the store has for it (see --responses-memory)");
         }
+        is_kept
     }
 }
 

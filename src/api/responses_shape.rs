@@ -14,6 +14,7 @@ use super::gate::Tokens;
 use super::logprobs::{self, ChatToken};
 use super::pipeline::Event;
 use super::responses_kept::Keep;
+use super::responses_tools::Namespaces;
 use super::stream::{self, Telling};
 use super::types::{new_id, unix_now};
 use crate::text::{Segment, Tokenizer};
@@ -28,6 +29,8 @@ pub(crate) struct Answer {
     /// The client wants log-probabilities.
     logprobs: bool,
     response: Response,
+    /// Which tools are called by two names.
+    namespaces: Arc<Namespaces>,
     /// The last item may grow.
     is_open: bool,
     /// Tokens whose text has not been shown yet.
@@ -130,11 +133,15 @@ enum Body {
     },
     FunctionCall {
         call_id: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
         name: String,
         arguments: String,
     },
     CustomToolCall {
         call_id: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        namespace: Option<String>,
         name: String,
         input: String,
     },
@@ -229,6 +236,7 @@ impl Answer {
     pub(crate) fn new(
         model: Arc<Model>,
         settings: Map<String, Value>,
+        namespaces: Arc<Namespaces>,
         logprobs: bool,
         streamed: bool,
         keep: Option<Keep>,
@@ -248,7 +256,7 @@ impl Answer {
             settings,
         };
         let events = Events { wanted: streamed, sent: 0 };
-        Self { model, logprobs, response, is_open: false, pending: Vec::new(), events, keep }
+        Self { model, logprobs, response, namespaces, is_open: false, pending: Vec::new(), events, keep }
     }
 
     /// The whole answer, after its last event.
@@ -266,10 +274,11 @@ impl Answer {
                 Segment::Reasoning(text) => self.reasoning(&text, out),
                 Segment::CallBegin { name, custom } => {
                     let call_id: String = new_id("call").chars().take(29).collect();
+                    let (namespace, name) = self.namespaces.split(name);
                     let (prefix, body) = if custom {
-                        ("ctc", Body::CustomToolCall { call_id, name, input: String::new() })
+                        ("ctc", Body::CustomToolCall { call_id, namespace, name, input: String::new() })
                     } else {
-                        ("fc", Body::FunctionCall { call_id, name, arguments: String::new() })
+                        ("fc", Body::FunctionCall { call_id, namespace, name, arguments: String::new() })
                     };
                     self.open(prefix, body, out);
                 }
@@ -447,7 +456,8 @@ impl Telling for Answer {
                 }
                 // Before the client hears that it is complete: it may name it at once.
                 if let Some(keep) = self.keep.take() {
-                    keep.put(&self.response.id, &self.response, &self.response.output);
+                    let is_kept = keep.put(&self.response.id, &self.response, &self.response.output);
+                    self.response.settings.insert("store".into(), is_kept.into());
                 }
             }
             Event::Failed(_) => unreachable!("failures are told apart"),

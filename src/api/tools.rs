@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, quoted, type_name};
+use super::responses_tools::{LEFT_OUT, Namespace, Namespaces, hints};
 use super::structured::Asked;
 use crate::grammar::{GrammarSource, QuoteBudget, json_quoted, json_quoted_regex};
 use crate::text::{OutputFormat, Thinking, Tool, ToolChoice, call_grammar};
@@ -23,8 +24,10 @@ const TYPES: &[&str] = &["string", "number", "integer", "boolean", "object", "ar
 pub(crate) enum Form {
     /// `{"type": "function", "function": {"name": …}}`: chats.
     Nested,
-    /// `{"type": "function", "name": …}`: Responses.
+    /// `{"type": "function", "name": …}`: Workers AI.
     Flat,
+    /// The same, with what is only there: Responses.
+    Responses,
 }
 
 impl Form {
@@ -35,7 +38,7 @@ impl Form {
         kind: &str,
         read: impl FnOnce(&mut Fields) -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        if self == Self::Flat {
+        if self != Self::Nested {
             return read(fields);
         }
         let mut inner = Fields::at(fields.path(kind), fields.require(kind)?)?;
@@ -55,18 +58,23 @@ pub(crate) struct ToolUse {
     pub(crate) choice: ToolChoice,
     /// More than one call may be made.
     pub(crate) parallel: bool,
+    /// Which of them stand in namespaces.
+    pub(crate) namespaces: Arc<Namespaces>,
+    /// Fields with tools that the model is not shown: they could do nothing.
+    pub(crate) ignored: Vec<String>,
 }
 
 impl ToolUse {
     /// Takes `tools`, `tool_choice` and `parallel_tool_calls`.
     pub(crate) fn take(fields: &mut Fields, form: Form) -> Result<Self, ApiError> {
-        let (mut tools, places) = tools(fields, form)?;
+        let (all, namespaces, ignored) = tools(fields, form)?;
+        let (mut tools, places) = all.tools();
         let param = fields.path("tool_choice");
         let choice = match fields.take("tool_choice") {
             None if tools.is_empty() => ToolChoice::None,
             None => ToolChoice::Auto,
             // Clients of Responses send it always.
-            Some(auto) if form == Form::Flat && tools.is_empty() && auto == "auto" => ToolChoice::None,
+            Some(auto) if form == Form::Responses && tools.is_empty() && auto == "auto" => ToolChoice::None,
             Some(value) => choice(&param, value, form, &mut tools)?,
         };
         if tools.is_empty() && choice != ToolChoice::None {
@@ -78,7 +86,8 @@ impl ToolUse {
             tools.clear();
         }
         let parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
-        Ok(Self { tools: tools.into(), places: Arc::new(places), choice, parallel })
+        let namespaces = Arc::new(namespaces);
+        Ok(Self { tools: tools.into(), places: Arc::new(places), choice, parallel, namespaces, ignored })
     }
 
     /// The tools that may be called: a named one alone.
@@ -150,6 +159,7 @@ impl ToolUse {
 
 /// Tools of different names, as many as may be.
 pub(crate) struct Distinct {
+    param: String,
     places: HashMap<String, String>,
     tools: Vec<Tool>,
 }
@@ -157,11 +167,20 @@ pub(crate) struct Distinct {
 impl Distinct {
     /// For the `count` tools that the field `param` holds.
     pub(crate) fn new(param: &str, count: usize) -> Result<Self, ApiError> {
+        let all =
+            Self { param: param.to_owned(), places: HashMap::new(), tools: Vec::with_capacity(count.min(TOOLS_MAX)) };
+        all.reserve(count)?;
+        Ok(all)
+    }
+
+    /// Refuses so many more tools if they are too many.
+    fn reserve(&self, more: usize) -> Result<(), ApiError> {
+        let count = self.tools.len() + more;
         if count > TOOLS_MAX {
-            let message = format!("`{param}` must have at most {TOOLS_MAX} tools, but {count} were given.");
-            return Err(ApiError::invalid(param, message));
+            let message = format!("`{}` must have at most {TOOLS_MAX} tools, but {count} were given.", self.param);
+            return Err(ApiError::invalid(&self.param, message));
         }
-        Ok(Self { places: HashMap::new(), tools: Vec::with_capacity(count) })
+        Ok(())
     }
 
     /// Adds a tool, whose name stands at `name_param`, and its schema or grammar at `place`.
@@ -180,23 +199,41 @@ impl Distinct {
     }
 }
 
-fn tools(fields: &mut Fields, form: Form) -> Result<(Vec<Tool>, HashMap<String, String>), ApiError> {
+fn tools(fields: &mut Fields, form: Form) -> Result<(Distinct, Namespaces, Vec<String>), ApiError> {
     let param = fields.path("tools");
     let items = fields.array("tools")?.unwrap_or_default();
     let mut all = Distinct::new(&param, items.len())?;
+    let (mut namespaces, mut ignored) = (Namespaces::default(), Vec::new());
     let mut budget = QuoteBudget::default();
     for (index, item) in items.into_iter().enumerate() {
         let path = format!("{param}[{index}]");
-        let tool = tool(path.clone(), item, form, &mut budget)?;
-        let (kind, place) = match (form, tool.custom) {
-            (Form::Flat, true) => ("", "format.definition"),
-            (Form::Flat, false) => ("", "parameters"),
-            (Form::Nested, true) => (".custom", "format.grammar.definition"),
-            (Form::Nested, false) => (".function", "parameters"),
-        };
-        all.add(tool, format!("{path}{kind}.name"), format!("{path}{kind}.{place}"))?;
+        match item["type"].as_str().filter(|_| form == Form::Responses) {
+            Some("namespace") => {
+                let (namespace, within) = Namespace::take(path, item)?;
+                all.reserve(within.len())?;
+                for (index, (path, item)) in within.into_iter().enumerate() {
+                    let tool = namespace.around(tool(path.clone(), item, form, &mut budget)?, index);
+                    namespaces.add(&tool, &namespace);
+                    place(&mut all, tool, &path, form)?;
+                }
+            }
+            Some(LEFT_OUT) => ignored.push(path),
+            _ => place(&mut all, tool(path.clone(), item, form, &mut budget)?, &path, form)?,
+        }
     }
-    Ok(all.tools())
+    all.reserve(0)?;
+    Ok((all, namespaces, ignored))
+}
+
+/// Adds the tool that stands at `path`.
+fn place(all: &mut Distinct, tool: Tool, path: &str, form: Form) -> Result<(), ApiError> {
+    let (kind, place) = match (form, tool.custom) {
+        (Form::Nested, true) => (".custom", "format.grammar.definition"),
+        (Form::Nested, false) => (".function", "parameters"),
+        (_, true) => ("", "format.definition"),
+        (_, false) => ("", "parameters"),
+    };
+    all.add(tool, format!("{path}{kind}.name"), format!("{path}{kind}.{place}"))
 }
 
 fn tool(path: String, item: Value, form: Form, budget: &mut QuoteBudget) -> Result<Tool, ApiError> {
@@ -206,9 +243,15 @@ fn tool(path: String, item: Value, form: Form, budget: &mut QuoteBudget) -> Resu
         "function" => form.within(&mut fields, &kind, function)?,
         "custom" => form.within(&mut fields, &kind, |inner| custom(inner, form, budget))?,
         _ => {
-            return Err(ApiError::Unsupported { param: fields.path("type"), hint: ", except `function` and `custom`" });
+            return Err(ApiError::Unsupported {
+                param: fields.path("type"),
+                hint: ", except `function` and `custom`: tools run at the client, not here",
+            });
         }
     };
+    if form == Form::Responses {
+        hints(&mut fields)?;
+    }
     // A hint about caching, as on messages.
     fields.take("cache_control");
     fields.finish()?;

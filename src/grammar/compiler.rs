@@ -170,7 +170,12 @@ fn one_of(choices: &[String]) -> String {
 
 /// llguidance's message as an error of ours.
 fn explain(message: &str) -> GrammarError {
-    let reason: String = message.lines().next().unwrap_or_default().chars().take(REASON_MAX).collect();
+    let mut lines = message.lines();
+    let first = lines.next().unwrap_or_default();
+    // The first line says of a regular expression only that it is wrong.
+    let fault = lines.rev().find_map(|line| line.trim().strip_prefix("error: "));
+    let reason: String = fault.map_or(first.to_owned(), |fault| format!("{first} {fault}"));
+    let reason: String = reason.chars().take(REASON_MAX).collect();
     if reason.starts_with("panic") {
         tracing::error!(panic = reason, "compiling a grammar panicked");
         return GrammarError::invalid("compiling it failed unexpectedly; simplify it");

@@ -67,6 +67,14 @@ pub struct RenderedPrompt {
 }
 
 impl RenderedPrompt {
+    /// Ends the thoughts that the prompt has begun, as templates do that leave them out: the answer comes next.
+    pub fn end_thoughts(&mut self) -> Thinking {
+        self.text.push('\n');
+        self.text.push_str(THOUGHT_MARKS.1);
+        self.text.push_str("\n\n");
+        Thinking::Never
+    }
+
     /// The text without guards, as the reference renders it.
     #[must_use]
     pub fn plain(&self) -> String {

@@ -213,7 +213,17 @@ async fn errors_have_anthropics_shape_and_name_its_fields() {
         (json!({"max_tokens": null}), "max_tokens"),
         (json!({"max_tokens": 0}), "max_tokens"),
         (json!({"messages": []}), "messages"),
-        (json!({"messages": [{"role": "system", "content": "x"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "system", "content": [{"type": "image"}]}]}), "messages[0].content[0]"),
+        (
+            json!({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}),
+            "context_management.edits[0].type",
+        ),
+        (
+            json!({"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}),
+            "context_management.edits[0].keep",
+        ),
+        (json!({"options": {"rejectIfBusy": 1}}), "options.rejectIfBusy"),
         (json!({"messages": image}), "messages[0].content[0]"),
         (json!({"messages": lost}), "messages[0].content[0].tool_use_id"),
         (json!({"tools": [{"type": "bash_20250124", "name": "bash"}]}), "tools[0].type"),
@@ -247,4 +257,39 @@ async fn an_overloaded_server_says_so_as_anthropics_does() {
     server.state.drain();
     let (status, body) = answer(&server, MESSAGES, request(json!({}))).await;
     assert_eq!((status, &body["error"]["type"]), (529, &json!("overloaded_error")));
+}
+
+/// As Claude Code sends it: a system's words in the middle, and an edit of the conversation that changes nothing.
+#[tokio::test]
+async fn systems_speak_at_the_beginning_and_later() {
+    let server = says("x").await;
+    let (user, system) = (
+        |text: &str| json!({"role": "user", "content": text}),
+        |text: Value| json!({"role": "system", "content": text}),
+    );
+    let blocks = json!([{"type": "text", "text": "Later.", "cache_control": {"type": "ephemeral"}}]);
+    let messages = json!([system("Second.".into()), user("a"), system(blocks), user("b")]);
+    let edits = json!({"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]});
+    let extra = json!({"system": "First.", "messages": messages, "context_management": edits});
+    let usage = ok(&server, request(extra)).await["usage"].clone();
+    let texts = json!([{"type": "text", "text": "First."}, {"type": "text", "text": "Second."}]);
+    let chat = json!({"messages": [system(texts), user("a"), system("Later.".into()), user("b")]});
+    let (_, tokens) = server.ask("/tokenize", chat).await;
+    assert_eq!(usage["input_tokens"], tokens["count"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_may_refuse_to_wait() {
+    let server = Server::start(Setup { gated: true, ..Setup::default() }).await;
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "n": 64, "max_tokens": 2});
+    let all_places = tokio::spawn(server.post("/v1/chat/completions", &chat).send());
+    while !server.gate.is_blocked() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    let unless_busy = request(json!({"options": {"rejectIfBusy": true}, "max_tokens": 2}));
+    let (status, busy) = answer(&server, MESSAGES, unless_busy.clone()).await;
+    assert_eq!((status, &busy["error"]["type"]), (529, &json!("overloaded_error")));
+    server.gate.open();
+    assert_eq!(all_places.await.unwrap().unwrap().status(), 200);
+    ok(&server, unless_busy).await;
 }

@@ -297,6 +297,55 @@ async fn an_answers_items_are_taken_back() {
     ok(&server, RESPONSES, request(json!({"tools": tools(), "input": input}))).await;
 }
 
+/// As Codex sends it: tools in namespaces, and a search that a model need not use.
+#[tokio::test]
+async fn tools_in_namespaces_are_called_by_two_names() {
+    let server = says(
+        "<tool_call>\n{\"name\": \"geo.weather\", \"arguments\": {\"city\": \"Bern\"}}\n</tool_call>\n\
+         <tool_call>\n{\"name\": \"patch\", \"arguments\": {\"input\": \"+\"}}\n</tool_call>",
+    )
+    .await;
+    let within = json!([tools()[0], {"type": "custom", "name": "patch", "async": false}]);
+    let geo = json!({"type": "namespace", "name": "geo", "description": "Places.", "tools": within});
+    let search = json!({"type": "web_search", "external_web_access": true, "search_context_size": "low"});
+    let hinted = json!({"type": "custom", "name": "patch", "defer_loading": false, "allowed_callers": ["direct"]});
+    let body = request(json!({"tools": [geo, search, hinted], "client_metadata": {"turn": "x".repeat(1000)}}));
+    let response = server.post(RESPONSES, &body).send().await.unwrap();
+    let ignored = response.headers()["x-ignored-params"].to_str().unwrap().to_owned();
+    assert_eq!(ignored, "client_metadata, tools[1]");
+    let output = response.json::<Value>().await.unwrap()["output"].take();
+    assert_eq!((&output[0]["namespace"], &output[0]["name"]), (&json!("geo"), &json!("weather")));
+    assert_eq!((output[1].get("namespace"), &output[1]["name"]), (None, &json!("patch")));
+    let mut streamed_body = body.clone();
+    streamed_body["stream"] = true.into();
+    let told = events(&streamed(&server, RESPONSES, streamed_body).await);
+    assert_eq!(folded(&told)[0]["namespace"], "geo");
+    // The model sees one name, the namespace's words with its first tool, and what it called before by the same name.
+    let mut input = vec![json!({"role": "user", "content": "Hello"})];
+    input.extend(output.as_array().unwrap().iter().cloned());
+    input.push(json!({"type": "function_call_output", "call_id": output[0]["call_id"], "output": "17",
+        "namespace": "geo", "name": "weather", "caller": {"type": "direct"}}));
+    let count = async |path: &str, body: Value| server.ask(path, body).await.1;
+    let tools = body["tools"].clone();
+    let counted = count(COUNT, json!({"input": input, "tools": tools})).await;
+    let function = json!({"name": "geo.weather", "description": "Places.\n\nWeather of a city", "parameters": within[0]["parameters"]});
+    let custom = |name: &str| json!({"type": "custom", "custom": {"name": name}});
+    let call = |id: &Value, name: &str, arguments: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+    let calls = [
+        call(&output[0]["call_id"], "geo.weather", "{\"city\": \"Bern\"}"),
+        call(&output[1]["call_id"], "patch", "{\"input\": \"+\"}"),
+    ];
+    let chat = json!({
+        "tools": [{"type": "function", "function": function}, custom("geo.patch"), custom("patch")],
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": null, "tool_calls": calls},
+            {"role": "tool", "tool_call_id": output[0]["call_id"], "content": "17", "name": "geo.weather"},
+        ],
+    });
+    assert_eq!(counted["input_tokens"], count("/tokenize", chat).await["count"], "{counted}");
+}
+
 #[tokio::test]
 async fn efforts_and_truncation_change_the_prompt() {
     let server = says("x").await;
@@ -357,9 +406,13 @@ async fn refused_responses() {
         {"input": [call, {"type": "function_call_output", "call_id": "a", "output": [{"type": "input_image"}]}]},
         {"input": [{"type": "reasoning", "summary": "x"}]}, {"input": [{"type": "reasoning", "summary": [{"type": "output_text", "text": "x"}]}]},
         {"instructions": ["x"]}, {"store": true}, {"background": true}, {"previous_response_id": "resp_1"}, {"conversation": "conv_1"}, {"prompt": {"id": "x"}},
-        {"tools": [{"type": "web_search"}]}, {"tools": [{"type": "function"}]}, {"tools": [{"type": "function", "name": "a b"}]},
+        {"tools": [{"type": "file_search"}]}, {"tools": [{"type": "web_search"}], "tool_choice": "required"}, {"tools": [{"type": "function"}]}, {"tools": [{"type": "function", "name": "a b"}]},
         {"tools": [{"type": "function", "name": "a"}, {"type": "custom", "name": "a"}]}, {"tools": [{"type": "function", "function": {"name": "a"}}]},
         {"tools": [{"type": "function", "name": "a", "parameters": {"type": "array"}}]},
+        {"tools": [{"type": "function", "name": "a", "async": true}]}, {"tools": [{"type": "function", "name": "a", "allowed_callers": ["programmatic"]}]},
+        {"tools": [{"type": "namespace", "name": "n"}]}, {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "namespace", "name": "m", "tools": []}]}]},
+        {"tools": [{"type": "namespace", "name": "n", "tools": vec![call.clone(); 129]}]}, {"tools": [{"type": "function", "name": "n.a"}, {"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "a"}]}]},
+        {"input": [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}", "caller": {"type": "program"}}]}, {"context_management": []},
         {"tools": tools(), "tool_choice": {"type": "function", "name": "none"}}, {"tools": tools(), "tool_choice": {"type": "web_search"}},
         {"tools": tools(), "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, {"tool_choice": "any"}, {"tool_choice": "required"},
         {"text": {"format": schema}}, {"text": {"format": {"type": "json_schema", "schema": {}}}},

@@ -344,7 +344,9 @@ async fn what_is_too_large_is_served_and_not_kept() {
     let small = ok(&server, auto(json!({"input": [text(7000)]}))).await;
     let long: Vec<Value> = (0..4).map(|_| text(6000)).collect();
     let large = ok(&server, auto(json!({ "input": long }))).await;
-    assert_eq!((&large["store"], status(&server, &large).await), (&json!(true), 404));
+    assert_eq!((&large["store"], status(&server, &large).await), (&json!(false), 404));
+    let told = events(&streamed(&server, RESPONSES, auto(json!({"input": long, "stream": true}))).await);
+    assert_eq!(told.last().unwrap()["response"]["store"], false);
     // It has pushed nothing out.
     assert_eq!(status(&server, &small).await, 200);
     let metrics = server.state.metrics_text();

@@ -129,3 +129,28 @@ async fn budgets_that_cannot_be_kept_are_refused() {
     let completion = json!({"model": MODEL, "prompt": "x", "thinking_budget": 4});
     assert_eq!(refused(&thinking, COMPLETIONS, completion).await, "thinking_budget");
 }
+
+/// Some templates begin the model's thoughts: what has the form is the answer, and not them.
+#[tokio::test]
+async fn an_answer_that_must_have_a_form_comes_after_open_thoughts() {
+    let server = says(THOUGHT, false).await;
+    let open = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "<think>\nI"}]);
+    let schema = json!({"type": "json_schema", "json_schema": {"name": "s", "schema": {"const": "yes"}}});
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    for (extra, text) in [
+        (json!({"guided_choice": ["yes"]}), "yes"),
+        (json!({"response_format": schema}), "\"yes\""),
+        (json!({"response_format": schema, "tools": tools, "tool_choice": "none"}), "\"yes\""),
+        (json!({"guided_regex": "y{3}", "thinking_budget": 4}), "yyy"),
+    ] {
+        let mut body = chat(json!({"messages": open, "continue_final_message": true, "max_tokens": 30}));
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let answer = ok(&server, CHAT, body).await;
+        assert_eq!(parts(&answer), (Value::Null, json!(text)), "{extra}");
+        assert_eq!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"], 0);
+    }
+    // Whether there are tools that may be called or not: calls come after the thoughts' end, too.
+    let both = json!({"messages": open, "continue_final_message": true, "max_tokens": 60, "tools": tools, "response_format": schema});
+    let answer = ok(&server, CHAT, chat(both)).await;
+    assert_eq!(answer["choices"][0]["message"].get("reasoning_content"), None);
+}

@@ -22,7 +22,7 @@ use super::stream::tell;
 use answer::Answer;
 
 pub(crate) use errors::{body, reshape, status};
-pub(crate) use request::{EFFORTS, UNSUPPORTED};
+pub(crate) use request::{EFFORTS, KEEP_THOUGHTS, UNSUPPORTED};
 
 /// Whether errors on this path are to be told in Anthropic's words.
 pub(crate) fn speaks(path: &str) -> bool {

@@ -14,11 +14,13 @@ use crate::text::{ChatInput, Tool, ToolChoice};
 /// Fields of features that wick does not have.
 pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
     ("container", ""),
-    ("context_management", ""),
     ("mcp_servers", ": call MCP servers from the client, as tools"),
     ("inference_geo", ""),
     ("diagnostics", ""),
 ];
+
+/// The edit of a conversation that has no effect here, where it keeps `all`.
+pub(crate) const KEEP_THOUGHTS: &str = "clear_thinking_20251015";
 
 /// Fields that have no effect here.
 const HARMLESS: [&str; 5] = ["metadata", "service_tier", "speed", "user_profile_id", "cache_control"];
@@ -72,6 +74,7 @@ fn rest(mut fields: Fields) -> Result<Vec<String>, ApiError> {
     let asking = |name: &&&str| fields.peek(name).is_some_and(|value| value != "auto");
     let ignored = HARMLESS.iter().filter(asking).map(|name| fields.path(name)).collect();
     fields.refuse(UNSUPPORTED)?;
+    context_management(&mut fields)?;
     if let Some(metadata) = fields.take("metadata") {
         let mut metadata = Fields::at(fields.path("metadata"), metadata)?;
         metadata.string("user_id")?;
@@ -84,6 +87,27 @@ fn rest(mut fields: Fields) -> Result<Vec<String>, ApiError> {
     fields.take("cache_control");
     fields.finish()?;
     Ok(ignored)
+}
+
+/// `context_management`: wick edits no conversation. What asks for nothing is taken: Claude Code has all thoughts kept, always.
+fn context_management(fields: &mut Fields) -> Result<(), ApiError> {
+    let Some(management) = fields.take("context_management") else { return Ok(()) };
+    let mut management = Fields::at(fields.path("context_management"), management)?;
+    let path = management.path("edits");
+    for (index, edit) in management.array("edits")?.unwrap_or_default().into_iter().enumerate() {
+        let mut edit = Fields::at(format!("{path}[{index}]"), edit)?;
+        if edit.string("type")?.ok_or_else(|| ApiError::Missing { param: edit.path("type") })? != KEEP_THOUGHTS {
+            let hint =
+                ", except `clear_thinking_20251015` that keeps `all`: send the conversation as the model is to see it";
+            return Err(ApiError::Unsupported { param: edit.path("type"), hint });
+        }
+        if edit.take("keep").is_none_or(|keep| keep != "all") {
+            let hint = ", except `all`: send the conversation as the model is to see it";
+            return Err(ApiError::Unsupported { param: edit.path("keep"), hint });
+        }
+        edit.finish()?;
+    }
+    management.finish()
 }
 
 /// Sampling, stop strings and streaming, under the names that chat has for them.
@@ -104,6 +128,9 @@ fn common(fields: &mut Fields, model: &Model) -> Result<Common, ApiError> {
     }
     chat.insert("stream".into(), fields.bool("stream")?.unwrap_or(false).into());
     let mut chat = Fields::made(chat);
+    if let Some(options) = fields.take("options") {
+        chat.put("options", options, fields.path("options"));
+    }
     output_config(fields, &mut chat)?;
     Common::take(&mut chat, model).map_err(|error| match error {
         // The only one of them that has another name, and was not checked above.
@@ -148,11 +175,9 @@ fn output_config(fields: &mut Fields, chat: &mut Fields) -> Result<(), ApiError>
 fn input(fields: &mut Fields) -> Result<(ChatInput, ToolUse), ApiError> {
     let tools = tool_use(fields)?;
     let mut messages = Vec::new();
-    if let Some(system) = fields.take("system") {
-        let text = blocks(fields.path("system"), system)?.into_iter().enumerate();
+    if let Some(given) = fields.take("system") {
         let path = fields.path("system");
-        let text = text.map(|(i, block)| text_block(format!("{path}[{i}]"), block)).collect::<Result<Vec<_>, _>>()?;
-        messages.push(json!({"role": "system", "content": text}));
+        add_system(&mut messages, system(&path, blocks(path.clone(), given)?)?);
     }
     let path = fields.path("messages");
     let items = fields.array("messages")?.ok_or_else(|| ApiError::Missing { param: path.clone() })?;
@@ -163,16 +188,16 @@ fn input(fields: &mut Fields) -> Result<(ChatInput, ToolUse), ApiError> {
     let mut last_is_answer = false;
     for (index, item) in items.into_iter().enumerate() {
         let mut message = Fields::at(format!("{path}[{index}]"), item)?;
-        let role = message.choice("role", &["user", "assistant"])?;
+        let role = message.choice("role", &["user", "assistant", "system"])?;
         let role = role.ok_or_else(|| ApiError::Missing { param: message.path("role") })?;
         let content = message.path("content");
         let given = blocks(content.clone(), message.require("content")?)?;
         message.finish()?;
         last_is_answer = role == "assistant";
-        if last_is_answer {
-            messages.push(assistant(&content, given, &mut calls)?);
-        } else {
-            user(&content, given, &mut calls, &mut messages)?;
+        match role {
+            "assistant" => messages.push(assistant(&content, given, &mut calls)?),
+            "system" => add_system(&mut messages, system(&content, given)?),
+            _ => user(&content, given, &mut calls, &mut messages)?,
         }
     }
     let shown = tools.for_template();
@@ -185,6 +210,23 @@ fn input(fields: &mut Fields) -> Result<(ChatInput, ToolUse), ApiError> {
         kwargs: Map::new(),
     };
     Ok((input, tools))
+}
+
+/// A system's text, of which a conversation may have more after its beginning.
+fn system(path: &str, given: Vec<Value>) -> Result<Vec<Value>, ApiError> {
+    given.into_iter().enumerate().map(|(i, block)| text_block(format!("{path}[{i}]"), block)).collect()
+}
+
+/// Systems' messages at the beginning are one: most templates know but one there.
+fn add_system(messages: &mut Vec<Value>, texts: Vec<Value>) {
+    if let [Value::Object(first)] = messages.as_mut_slice()
+        && first["role"] == "system"
+        && let Some(Value::Array(before)) = first.get_mut("content")
+    {
+        before.extend(texts);
+    } else {
+        messages.push(json!({"role": "system", "content": texts}));
+    }
 }
 
 /// Content: a text stands for one block of it.
@@ -392,7 +434,8 @@ fn tool_use(fields: &mut Fields) -> Result<ToolUse, ApiError> {
     if choice == ToolChoice::None {
         all.clear();
     }
-    Ok(ToolUse { tools: all.into(), places: Arc::new(places), choice, parallel })
+    let (namespaces, ignored) = (Arc::default(), Vec::new());
+    Ok(ToolUse { tools: all.into(), places: Arc::new(places), choice, parallel, namespaces, ignored })
 }
 
 /// `thinking`: what of it the model's template can say. Gives the budget of thoughts.

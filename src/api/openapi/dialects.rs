@@ -2,18 +2,18 @@
 use serde_json::{Value, json};
 
 use super::generation::{
-    cache_hints, model, options, reasoning_budget, refused, schema_name, shared, template_kwargs, thinking_budgets,
-    tool_name, tools,
+    cache_hints, is_waited_for, model, options, reasoning_budget, refused, schema_name, shared, template_kwargs,
+    thinking_budgets, tool_name, tools,
 };
 use super::schema::{
     Field, any_of, anything, count, default, flag, integer, list, list_of, map, number, object, one_of, optional,
     required, some_text, text, token, with, words,
 };
-use crate::api::anthropic::{EFFORTS as MESSAGE_EFFORTS, UNSUPPORTED as MESSAGE_UNSUPPORTED};
+use crate::api::anthropic::{EFFORTS as MESSAGE_EFFORTS, KEEP_THOUGHTS, UNSUPPORTED as MESSAGE_UNSUPPORTED};
 use crate::api::chat::EFFORTS;
 use crate::api::encoders::INPUTS_MAX;
 use crate::api::params::STOPS_MAX;
-use crate::api::responses::{ELSEWHERE, INCLUDES, STATEFUL, SUMMARIES};
+use crate::api::responses::{ABSENT, ELSEWHERE, INCLUDES, SUMMARIES};
 use crate::api::responses_input::{ROLES, STATUSES};
 use crate::api::tools::{Form, TOOLS_MAX};
 
@@ -44,8 +44,8 @@ pub(super) fn response_count() -> Value {
 
 /// What a response's prompt is made of, and what is refused beside it.
 fn response_prompt() -> Vec<Field> {
-    let mut fields: Vec<Field> = ELSEWHERE.iter().chain(STATEFUL).map(|(name, hint)| refused(name, hint)).collect();
-    fields.extend(tools(Form::Flat));
+    let mut fields: Vec<Field> = ELSEWHERE.iter().chain(ABSENT).map(|(name, hint)| refused(name, hint)).collect();
+    fields.extend(tools(Form::Responses));
     fields.extend(thinking_budgets());
     let reasoning = object(vec![
         reasoning_budget(),
@@ -128,10 +128,21 @@ fn item() -> Value {
     };
     let parts = |kind: &str| list(part(kind));
     let called = || required("call_id", text(), "The call's id.");
-    let name = || required("name", text(), "The tool's name.");
+    let whose = || {
+        let caller = object(vec![required("type", words(&["direct"]), "The model itself.")]);
+        let namespace = optional("namespace", text(), "The tool's namespace.");
+        [namespace, optional("caller", caller, EARLIER), is_waited_for()]
+    };
+    let call = |kind: &str, input: Field| {
+        let mut fields = vec![called(), required("name", text(), "The tool's name."), input];
+        fields.extend(whose());
+        typed(kind, fields)
+    };
     let result = |kind: &str| {
         let output = required("output", texts(&["input_text"]), "What the tool says.");
-        typed(kind, vec![called(), output, optional("name", text(), "The tool's name.")])
+        let mut fields = vec![called(), output, optional("name", text(), "The tool's name.")];
+        fields.extend(whose());
+        typed(kind, fields)
     };
     any_of(vec![
         message(optional("type", words(&["message"]), "")),
@@ -143,8 +154,8 @@ fn item() -> Value {
                 optional("encrypted_content", text(), "Nobody but its maker can read it; ignored."),
             ],
         ),
-        typed("function_call", vec![called(), name(), required("arguments", text(), "JSON, as the model wrote it.")]),
-        typed("custom_tool_call", vec![called(), name(), required("input", text(), "As the model wrote it.")]),
+        call("function_call", required("arguments", text(), "JSON, as the model wrote it.")),
+        call("custom_tool_call", required("input", text(), "As the model wrote it.")),
         result("function_call_output"),
         result("custom_tool_call_output"),
         object(vec![
@@ -211,6 +222,8 @@ pub(super) fn messages(counting: bool) -> Value {
         optional("output_config", config, "The answer's form, and the effort for it."),
         optional("tools", list_of(message_tool(), 0..=TOOLS_MAX), "What the model may call."),
         optional("tool_choice", message_tool_choice(), "Whether it may, must, or which one it must call."),
+        optional("context_management", context_management(), "Conversations are not edited here."),
+        options(),
         optional("metadata", metadata, "Ignored."),
         optional("service_tier", words(&["auto", "standard_only"]), "There is one tier."),
         optional("speed", words(&["standard"]), "There is one speed."),
@@ -218,6 +231,14 @@ pub(super) fn messages(counting: bool) -> Value {
         optional("cache_control", anything(), HINT),
     ]);
     object(fields)
+}
+
+fn context_management() -> Value {
+    let edit = object(vec![
+        required("type", words(&[KEEP_THOUGHTS]), ""),
+        required("keep", words(&["all"]), "All thoughts stay in the conversation."),
+    ]);
+    object(vec![optional("edits", list(edit), "Only those that change nothing.")])
 }
 
 fn thinking() -> Value {
@@ -286,6 +307,7 @@ fn message() -> Value {
         ])
     };
     one_of(vec![
+        turn("system", vec![text_block()]),
         turn("user", vec![text_block(), block("tool_result", result)]),
         turn("assistant", vec![text_block(), block("thinking", thoughts), sealed, block("tool_use", call)]),
     ])

@@ -3,12 +3,13 @@ use serde_json::{Value, json};
 
 use super::schema::{
     Field, any_of, anything, count, default, flag, integer, list, list_of, map, null, number, object, one_of, optional,
-    required, some_text, text, text_of, token, words,
+    required, some_text, text, text_of, token, with, words,
 };
 use crate::api::chat::EFFORTS;
 use crate::api::completions::{BEST_OF_MAX, LOGPROBS_MAX, MAX_TOKENS_DEFAULT};
 use crate::api::messages::CACHE_HINTS;
 use crate::api::params::{HARMLESS, N_MAX, Neutral, SHORT_TEXT_MAX, STOP_IDS_MAX, STOPS_MAX, Shape, UNSUPPORTED};
+use crate::api::responses_tools::{HINTS, LEFT_OUT};
 use crate::api::structured::{CHOICES_MAX, NAME_MAX};
 use crate::api::tools::{self, Form, TOOLS_MAX};
 
@@ -466,8 +467,11 @@ pub(super) fn tool_name() -> Field {
 
 /// `tools`, `tool_choice` and `parallel_tool_calls`.
 pub(super) fn tools(form: Form) -> Vec<Field> {
-    let tool = one_of(vec![tool(form, "function"), tool(form, "custom")]);
-    tool_fields(list_of(tool, 0..=TOOLS_MAX), tool_choice(form))
+    let mut kinds = vec![tool(form, "function"), tool(form, "custom")];
+    if form == Form::Responses {
+        kinds.extend([namespace(list(one_of(kinds.clone()))), left_out()]);
+    }
+    tool_fields(list_of(one_of(kinds), 0..=TOOLS_MAX), tool_choice(form))
 }
 
 /// The same, of these tools and choices.
@@ -508,7 +512,33 @@ fn custom(form: Form) -> Vec<Field> {
 /// A tool's definition.
 pub(super) fn tool(form: Form, kind: &str) -> Value {
     let about = if kind == "custom" { custom(form) } else { function() };
-    placed(form, kind, about, vec![tool_hint()])
+    let mut beside = vec![tool_hint()];
+    if form == Form::Responses {
+        let callers = json!({"type": "array", "contains": {"const": "direct"}});
+        beside.extend([is_waited_for(), optional("allowed_callers", callers, "Only the model itself calls tools.")]);
+        beside.extend(HINTS.map(|name| optional(name, anything(), "A hint; ignored.")));
+    }
+    placed(form, kind, about, beside)
+}
+
+pub(super) fn is_waited_for() -> Field {
+    optional("async", json!({"type": "boolean", "enum": [false]}), "A model waits for the results of its calls.")
+}
+
+/// Tools that belong together.
+fn namespace(tools: Value) -> Value {
+    object(vec![
+        required("type", words(&["namespace"]), ""),
+        tool_name(),
+        optional("description", text(), "What its tools are for, for the model."),
+        required("tools", tools, "Calls of them have the `namespace` beside the `name`."),
+    ])
+}
+
+/// A tool that the model is not shown.
+fn left_out() -> Value {
+    let tool = object(vec![required("type", words(&[LEFT_OUT]), "Has no effect: `x-ignored-params` names it.")]);
+    with(tool, "additionalProperties", true)
 }
 
 pub(super) fn tool_hint() -> Field {
@@ -544,7 +574,7 @@ fn placed(form: Form, kind: &str, about: Vec<Field>, mut beside: Vec<Field>) -> 
     beside.push(required("type", words(&[kind]), ""));
     match form {
         Form::Nested => beside.push(required(kind, object(about), "")),
-        Form::Flat => beside.extend(about),
+        Form::Flat | Form::Responses => beside.extend(about),
     }
     object(beside)
 }

@@ -255,8 +255,12 @@ fn bodies(path: &str) -> Vec<Value> {
         ]
     };
     let flat_format = json!({"type": "grammar", "syntax": "regex", "definition": "[a-z]+"});
-    let flat = json!([{"type": "function", "name": "f"}, {"type": "custom", "name": "c", "format": flat_format}]);
-    let allowed_flat = json!({"type": "allowed_tools", "mode": "auto", "tools": flat});
+    let flat = json!([
+        {"type": "function", "name": "f"}, {"type": "custom", "name": "c", "format": flat_format},
+        {"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "f"}, {"type": "custom", "name": "c", "format": flat_format}]},
+        {"type": "web_search"},
+    ]);
+    let allowed_flat = json!({"type": "allowed_tools", "mode": "auto", "tools": [flat[0], flat[1]]});
     let item = |kind: &str, more: Value| {
         let mut item = json!({ "type": kind });
         item.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -269,7 +273,7 @@ fn bodies(path: &str) -> Vec<Value> {
             "reasoning",
             json!({"summary": [{"type": "summary_text", "text": "x"}], "content": [{"type": "reasoning_text", "text": "x"}]})
         ),
-        item("function_call", json!({"call_id": "1", "name": "f", "arguments": "{}"})),
+        item("function_call", json!({"call_id": "1", "name": "f", "arguments": "{}", "caller": {"type": "direct"}})),
         item("function_call_output", json!({"call_id": "1", "output": [{"type": "input_text", "text": "x"}]})),
         item("custom_tool_call", json!({"call_id": "2", "name": "c", "input": "x"})),
         item("custom_tool_call_output", json!({"call_id": "2", "output": "x"})),
@@ -312,12 +316,14 @@ fn bodies(path: &str) -> Vec<Value> {
                 {"role": "user", "content": [text]},
                 {"role": "assistant", "content": said},
                 {"role": "user", "content": results},
+                {"role": "system", "content": [text]},
             ]);
+            let edits = json!([{"type": "clear_thinking_20251015", "keep": "all"}]);
             let format = json!({"type": "json_schema", "schema": {"type": "object"}});
             vec![
                 json!({"system": [text], "messages": messages, "max_tokens": 2, "thinking": {"type": "enabled"}, "metadata": {},
                 "tools": [{"name": "f", "input_schema": {"type": "object"}}], "tool_choice": {"type": "tool", "name": "f"},
-                "output_config": {"format": format}}),
+                "output_config": {"format": format}, "options": options, "context_management": {"edits": edits}}),
             ]
         }
         "/v1/embeddings" => vec![json!({"input": "x", "options": options})],
@@ -329,7 +335,7 @@ fn bodies(path: &str) -> Vec<Value> {
             let mut all = chats();
             all.extend([
                 json!({"messages": messages, "tools": [function, flat[1]], "tool_choice": flat[0]}),
-                json!({"messages": messages, "tools": flat, "tool_choice": allowed_flat}),
+                json!({"messages": messages, "tools": [flat[0], flat[1]], "tool_choice": allowed_flat}),
                 json!({"messages": messages, "reasoning": {"effort": "low"}, "stream": true, "stream_options": {}, "options": options,
                     "structured_outputs": {"json": {"type": "object"}}, "max_tokens": 2}),
                 json!({"prompt": "x", "response_format": schema, "max_tokens": 2}),
