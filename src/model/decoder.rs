@@ -80,7 +80,8 @@ impl Decoder {
     }
 
     /// Computes the batch, writes its keys and values to `kv` and returns the logits of `batch.logit_rows` on the
-    /// host, `[logit_rows, vocab]` row after row (of a model that embeds the normed rows, `[logit_rows, hidden]`). After the last layer's attention only those rows are computed.
+    /// host, `[logit_rows, vocab]` row after row (of a model that embeds the normed rows, `[logit_rows, hidden]`). Of the last layer only the keys and values
+    /// are computed for the other rows.
     ///
     /// # Errors
     /// The batch does not fit the model or the cache, or the device failed. The cache then holds garbage in the batch's slots.
@@ -95,14 +96,19 @@ impl Decoder {
         for (i, layer) in self.layers.iter().enumerate() {
             let normed;
             (residual, normed) = add_and_norm(cx, residual, pending.take(), &layer.attention_norm)?;
-            let mut attended = layer.attention.forward(cx, normed, batch, &rotations[layer.rope], kv.layer(i))?;
+            let mut q = layer.attention.project(cx, normed, batch, &rotations[layer.rope], kv.layer(i))?;
+            let mut wanted = None;
             if i + 1 == self.layers.len() {
                 if batch.logit_rows.is_empty() {
                     return Ok(Vec::new());
                 }
-                attended = ops::gather_rows(cx, attended, &batch.logit_rows)?;
-                residual = ops::gather_rows(cx, residual, &batch.logit_rows)?;
+                if batch.logit_rows.len() < batch.total_tokens() {
+                    q = ops::gather_rows(cx, q, &batch.logit_rows)?;
+                    residual = ops::gather_rows(cx, residual, &batch.logit_rows)?;
+                    wanted = Some(batch.wanted()?);
+                }
             }
+            let attended = layer.attention.attend(cx, q, wanted.as_ref().unwrap_or(batch), &kv.layer(i))?;
             let out;
             (residual, out) = layer.feed_forward(cx, residual, attended)?;
             pending = Some(out);

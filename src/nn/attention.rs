@@ -59,11 +59,11 @@ impl Attention {
         })
     }
 
-    /// Writes the step's keys and values, then attends: `x` `[tokens, hidden]`, not shared → `[tokens, hidden]`.
+    /// Writes the step's keys and values; gives its queries: `x` `[tokens, hidden]`, not shared → `[tokens, heads · head_dim]`.
     ///
     /// # Errors
     /// As the ops it calls.
-    pub fn forward(
+    pub fn project(
         &self,
         cx: &ExecContext,
         x: Tensor,
@@ -74,9 +74,17 @@ impl Attention {
         let [q, k, v] = Linear::forward_group(cx, [&self.q, &self.k, &self.v], x)?;
         let norms = self.qk_norm.as_ref().map(|(q, k)| (q.of_heads(), k.of_heads()));
         let (q, k) = ops::rotate_heads(cx, (q, k), self.head_dim, norms, rotation)?;
-        // The whole batch is written before anyone attends: sequences of one step may share blocks that one of them is filling.
         ops::write_kv(cx, k, v, &batch.slots, &mut kv)?;
-        let attended = ops::paged_attention(cx, q, &kv, self.params, batch)?;
+        Ok(q)
+    }
+
+    /// Attention of the queries of the batch's rows, whose keys and values must have been written, all of them: sequences of one step may share
+    /// blocks that one of them is filling. → `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// As the ops it calls.
+    pub fn attend(&self, cx: &ExecContext, q: Tensor, batch: &ForwardBatch, kv: &LayerKv<'_>) -> Result<Tensor> {
+        let attended = ops::paged_attention(cx, q, kv, self.params, batch)?;
         self.o.forward(cx, attended)
     }
 }
