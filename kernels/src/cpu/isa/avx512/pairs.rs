@@ -2,8 +2,9 @@
 
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
+use super::attend::Avx512;
 use crate::cpu::attention::pairs::{PairKernels, PairRows, SPAN_PAIRS};
-use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SMALLEST, SPAN, STRIDE, TAYLOR, empty_state};
+use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SPAN, STRIDE, Vector, empty_state};
 use crate::cpu::math;
 use std::arch::x86_64::*;
 use std::mem::transmute;
@@ -189,7 +190,7 @@ unsafe fn soften<const R: usize>(b: &mut PairRows<'_>, from: usize, to: usize) {
         let mut sums = [_mm512_setzero_ps(); R];
         for at in (from..to).step_by(PIECE) {
             for r in 0..R {
-                let weight = exp(_mm512_sub_ps(_mm512_loadu_ps(scores.add(r * STRIDE + at)), max[r]));
+                let weight = Avx512::exp(_mm512_sub_ps(_mm512_loadu_ps(scores.add(r * STRIDE + at)), max[r]));
                 let rounded = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(weight));
                 _mm256_storeu_si256(weights.add(r * SPAN_PAIRS + at / 2).cast(), rounded);
                 let wide = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(rounded));
@@ -199,27 +200,6 @@ unsafe fn soften<const R: usize>(b: &mut PairRows<'_>, from: usize, to: usize) {
         for r in 0..R {
             b.state[R + r] = _mm512_reduce_add_ps(sums[r]);
         }
-    }
-}
-
-/// e^x for x <= 0 to 1e-4, more than is left of it as a bfloat16: x = n ln 2 + r with |r| <= ln 2 / 2, then the Taylor polynomial of degree 4
-/// times 2^n. Exactly 0 below -87; NaN stays.
-///
-/// # Safety
-/// AVX-512 F.
-#[inline(always)]
-unsafe fn exp(x: __m512) -> __m512 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let n = _mm512_roundscale_ps::<8>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
-        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(std::f32::consts::LN_2), x);
-        let mut p = _mm512_set1_ps(TAYLOR[3]);
-        for c in &TAYLOR[4..] {
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
-        }
-        // "Not less than" also holds for NaN.
-        let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(SMALLEST));
-        _mm512_maskz_scalef_ps(kept, p, n)
     }
 }
 
