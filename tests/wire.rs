@@ -378,7 +378,7 @@ async fn harmless_parameters_are_accepted() {
 /// One line per refused request: its extra fields → status, `param`, `code`, message.
 #[tokio::test]
 async fn refused_parameters() {
-    let server = server().await;
+    let server = Server::start(Setup { template: Some("gemma3.jinja"), ..Setup::default() }).await;
     let chat_cases = json!([
         {"tool_choice": "auto"}, {"tool_choice": {"type": "function"}},
         {"functions": [{"name": "f"}]}, {"function_call": "auto"}, {"guided_json": []},
@@ -406,7 +406,7 @@ async fn refused_parameters() {
         {"messages": []}, {"messages": "hi"}, {"messages": null}, {"messages": [{"role": "king", "content": "x"}]},
         {"messages": [{"role": "user"}]}, {"messages": [{"role": "user", "content": "x", "extra": 1}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        {"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "late"}]},
+        {"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "out of turn"}]},
         {"messages": [{"role": "user", "content": "x".repeat(600)}]},
     ]);
     let completion_cases = json!([

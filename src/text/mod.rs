@@ -136,9 +136,9 @@ impl TextTools {
         let ends = template::turn_ends(&sources, tokenizer.added_tokens());
         tokenizer.add_stop_ids(ends);
         let control = tokenizer.added_tokens().iter().filter(|token| token.special).map(|token| token.content.clone());
-        let output = OutputFormat::of(&sources, &tokenizer);
-        let template = ChatTemplate::new(sources, variables, control, template::system_clock())
+        let template = ChatTemplate::new(sources.clone(), variables, control, template::system_clock())
             .map_err(|reason| TextError::load(origin, format!("chat template: {reason}")))?;
+        let output = OutputFormat::of(&sources, &template, &tokenizer);
         Ok(Self { tokenizer: tokenizer.into(), template: Some(template), output })
     }
 

@@ -271,9 +271,16 @@ async fn systems_speak_at_the_beginning_and_later() {
     let messages = json!([system("Second.".into()), user("a"), system(blocks), user("b")]);
     let edits = json!({"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]});
     let extra = json!({"system": "First.", "messages": messages, "context_management": edits});
-    let usage = ok(&server, request(extra)).await["usage"].clone();
+    let usage = ok(&server, request(extra.clone())).await["usage"].clone();
     let texts = json!([{"type": "text", "text": "First."}, {"type": "text", "text": "Second."}]);
     let chat = json!({"messages": [system(texts), user("a"), system("Later.".into()), user("b")]});
+    let (_, tokens) = server.ask("/tokenize", chat).await;
+    assert_eq!(usage["input_tokens"], tokens["count"]);
+    // A template that refuses them there: they are the user's.
+    let setup = Setup { template: Some("gemma3.jinja"), ..Setup::default() };
+    let server = Server::start(setup).await;
+    let usage = ok(&server, request(extra)).await["usage"].clone();
+    let chat = json!({"messages": [system("First.\nSecond.".into()), user("a\n\nLater.\n\nb")]});
     let (_, tokens) = server.ask("/tokenize", chat).await;
     assert_eq!(usage["input_tokens"], tokens["count"]);
 }

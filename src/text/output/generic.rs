@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
+use super::systems;
 use crate::text::ChatInput;
 
 /// Rewrites a chat with tools into one without.
@@ -52,7 +53,7 @@ fn explain(messages: &mut Vec<Value>, text: &str) {
 }
 
 /// Calls as the text that the model would have written, and results as the user's words: consecutive ones in one message,
-/// because many templates want user and assistant to take turns.
+/// with what the user says next, because many templates want user and assistant to take turns.
 fn plain_rounds(messages: Vec<Value>) -> Vec<Value> {
     let mut names: HashMap<String, String> = HashMap::new();
     let mut out: Vec<Value> = Vec::with_capacity(messages.len());
@@ -68,6 +69,8 @@ fn plain_rounds(messages: Vec<Value>) -> Vec<Value> {
                 }
                 None => out.push(json!({"role": "user", "content": format!("Results of the tools:\n{line}")})),
             }
+        } else if let Some(last) = out.last_mut().filter(|_| after_result && message["role"] == "user") {
+            last["content"] = systems::joined(last, &message).into();
         } else {
             if let Some(fields) = message.as_object_mut()
                 && let Some(Value::Array(calls)) = fields.remove("tool_calls")
@@ -105,7 +108,8 @@ fn result(message: &Value, names: &HashMap<String, String>) -> String {
     format!("{name}: {}", text_of(message.get("content")))
 }
 
-fn text_of(content: Option<&Value>) -> String {
+/// Content as one text.
+pub(super) fn text_of(content: Option<&Value>) -> String {
     match content {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => {

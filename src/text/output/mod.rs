@@ -15,12 +15,13 @@ mod call;
 mod generic;
 mod grammar;
 mod parser;
+mod systems;
 #[cfg(test)]
 mod tests;
 
 use serde_json::{Map, Value, json};
 
-use super::template::TemplateSource;
+use super::template::{ChatTemplate, TemplateSource};
 use super::{ChatInput, RenderedPrompt, Tokenizer};
 
 pub use grammar::call_grammar;
@@ -89,12 +90,14 @@ pub struct OutputFormat {
     pub thinking_switch: bool,
     /// The template reads `reasoning_effort`.
     pub effort: bool,
+    /// The template shows systems' messages wherever they stand.
+    pub late_systems: bool,
     /// Markers that are control tokens: their text must be shown to the parser.
     markers: Vec<(&'static str, u32)>,
 }
 
 impl OutputFormat {
-    pub(super) fn of(sources: &[TemplateSource], tokenizer: &Tokenizer) -> Self {
+    pub(super) fn of(sources: &[TemplateSource], template: &ChatTemplate, tokenizer: &Tokenizer) -> Self {
         // A template of its own for tools says how calls are written.
         let named = |name: &str| sources.iter().find(|source| source.name == name).map(|source| source.text.as_str());
         let main = named("tool_use").or_else(|| named("default")).unwrap_or_default();
@@ -116,6 +119,7 @@ impl OutputFormat {
             thinks: has(THINK_END),
             thinking_switch: has("enable_thinking"),
             effort: has("reasoning_effort"),
+            late_systems: systems::are_shown_late(template),
             markers: texts.into_iter().filter_map(control).collect(),
         }
     }
@@ -148,13 +152,16 @@ impl OutputFormat {
         }
     }
 
-    /// Brings tools and earlier calls into the form that the model's template takes.
+    /// Brings tools, earlier calls and systems' messages into the form that the model's template takes.
     pub(super) fn prepare(&self, input: &mut ChatInput) {
         match self.calls {
             CallFormat::Generic => generic::prepare(input),
             CallFormat::Mistral => input.messages.iter_mut().for_each(short_ids),
             CallFormat::Llama => input.messages = one_call_each(std::mem::take(&mut input.messages)),
             CallFormat::Hermes => {}
+        }
+        if !self.late_systems {
+            systems::prepare(&mut input.messages);
         }
     }
 }

@@ -347,6 +347,60 @@ fn source(name: &str) -> TextTools {
     TextTools::load(&root.join("fixtures/tiny-tokenizer"), Some(&template)).unwrap()
 }
 
+/// Agents send them after the user's message. Templates that have no place for them refuse the chat otherwise.
+#[test]
+fn late_systems_are_users_where_the_template_takes_none() {
+    let say = |role: &str, text: &str| json!({"role": role, "content": text});
+    let first = json!([{"type": "text", "text": "First"}, {"type": "text", "text": "and more."}]);
+    let messages = vec![
+        json!({"role": "system", "content": first}),
+        say("system", "Second."),
+        say("user", "a"),
+        say("system", "Later."),
+        say("user", "b"),
+        say("assistant", "c"),
+        say("system", "Last."),
+    ];
+    let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
+    let render = |name: &str| source(name).render_chat(&input).unwrap().plain();
+    let gemma = "<start_of_turn>user\nFirst\nand more.\n\nSecond.\n\na\n\nLater.\n\nb<end_of_turn>\n\
+        <start_of_turn>model\nc<end_of_turn>\n<start_of_turn>user\nLast.<end_of_turn>\n<start_of_turn>model\n";
+    assert_eq!(render("gemma3.jinja"), gemma);
+    let mistral = "[INST] a\n\nLater.\n\nb[/INST] c<|im_end|>[INST] First\nand more.\n\nSecond.\n\nLast.[/INST]";
+    assert_eq!(render("mistral-v0.3.jinja"), mistral);
+    // It prints a `bos_token`, which the fixture lacks.
+    let mut with_bos = input.clone();
+    with_bos.kwargs.insert("bos_token".into(), "<s>".into());
+    let llama = "<s>[INST] <<SYS>>\nFirst\nand more.\n\nSecond.\n<</SYS>>\n\na\n\nLater.\n\nb [/INST] c <|im_end|>\
+        <s>[INST] Last. [/INST]";
+    assert_eq!(source("llama2.jinja").render_chat(&with_bos).unwrap().plain(), llama);
+    // Where the template takes them, they stay what they are.
+    for (name, turn) in
+        [("qwen3.jinja", "system\nLater.<|im_end|>"), ("llama3.1.jinja", "system<|end_header_id|>\n\nLater.")]
+    {
+        let text = render(name);
+        assert!(source(name).output.late_systems && text.contains(turn), "{name}: {text}");
+    }
+}
+
+/// Between a tool's results and what the user says next, too.
+#[test]
+fn late_systems_come_after_results() {
+    let mut input = rounds();
+    let say = |role: &str, text: &str| json!({"role": role, "content": text});
+    input.messages.splice(4..4, [say("system", "Be quick.")]);
+    let render = |name: &str, input: &ChatInput| source(name).render_chat(input).unwrap().plain();
+    let gemma = "user\nResults of the tools:\nweather: sun\nweather: rain\n\nBe quick.<end_of_turn>";
+    let text = render("gemma3.jinja", &input);
+    assert!(text.contains(gemma), "{text}");
+    let text = render("mistral-v0.3.jinja", &input);
+    assert!(text.contains("{\"content\": rain\n\nBe quick., \"call_id\": \"0000000c2\"}"), "{text}");
+    // What the user says after a result needs no system to be taken in.
+    input.messages[4] = say("user", "Hurry.");
+    let text = render("gemma3.jinja", &input);
+    assert!(text.contains(&gemma.replace("Be quick.", "Hurry.")), "{text}");
+}
+
 #[test]
 fn formats_are_read_from_the_template() {
     for (name, calls, thinks) in [
