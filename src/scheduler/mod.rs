@@ -207,8 +207,9 @@ impl Scheduler {
     }
 
     /// What a step costs beside its rows, in rows, for the steps to come: see `speculate`. Which guesses are computed changes no output.
+    /// Fewer than a step of one sequence is known to cost are not believed.
     pub fn set_fixed_rows(&mut self, rows: f32) {
-        self.fixed_rows = rows;
+        self.fixed_rows = rows.max(speculate::FIXED_ROWS);
     }
 
     /// Takes the step's results: `sampled[i]` belongs to `step.seqs[i]` and is empty where `sample` was not set. Where it
