@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use insta::{assert_json_snapshot, assert_snapshot};
 use serde_json::{Value, json};
-use support::{ANSWER, IM_END, MODEL, Server, Setup, chat, chunks, completion, redact, transcript};
+use support::{IM_END, MODEL, Server, Setup, chat, chunks, completion, redact, transcript};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
