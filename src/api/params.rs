@@ -171,6 +171,8 @@ pub(crate) struct Common {
     /// Fields that asked for something and have no effect.
     pub(crate) ignored: Vec<String>,
     pub(crate) truncate: Option<Truncate>,
+    /// An answer may be shorter than its limit of tokens where the context ends before.
+    pub(crate) ends_with_context: bool,
     pub(crate) return_token_ids: bool,
     /// Refused where it would have to wait for others.
     pub(crate) unless_busy: bool,
@@ -209,6 +211,7 @@ impl Common {
             cache_key: fields.string("prompt_cache_key")?,
             ignored,
             truncate: truncate(fields, model.context_max)?,
+            ends_with_context: false,
             return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
             unless_busy: unless_busy(fields)?,
             form: structured::take(fields)?,

@@ -165,7 +165,9 @@ pub(crate) fn admit(app: &AppState, context: &RequestContext, plan: Plan) -> Res
             };
             prompt.drain(..prompt.len().saturating_sub(keep));
         }
-        let max_new_tokens = room(&model, prompt.len(), max_tokens, prompt_field)?;
+        let at_least = if common.ends_with_context { max_tokens.map(|most| most.min(1)) } else { max_tokens };
+        let room = room(&model, prompt.len(), at_least, prompt_field)?;
+        let max_new_tokens = max_tokens.unwrap_or(room).max(1).min(room);
         let prompt: Arc<[u32]> = prompt.into();
         let seed = common.seed.unwrap_or_else(random_seed);
         for index in 0..per_prompt {
@@ -239,17 +241,17 @@ pub(crate) fn check_length(model: &Model, text: &str, param: &'static str) -> Re
     Ok(())
 }
 
-/// How many tokens may be generated after a prompt of this length.
-fn room(model: &Model, prompt: usize, max_tokens: Option<usize>, param: &'static str) -> Result<usize, ApiError> {
+/// How many tokens the context holds after a prompt of this length, `at_least` so many or else an error.
+fn room(model: &Model, prompt: usize, at_least: Option<usize>, param: &'static str) -> Result<usize, ApiError> {
     let context_max = model.context_max;
     if prompt == 0 {
         return Err(ApiError::invalid(param, format!("`{param}` has no tokens; give at least one.")));
     }
-    let completion = max_tokens.unwrap_or(1);
+    let completion = at_least.unwrap_or(1);
     if prompt.saturating_add(completion) > context_max {
         return Err(ApiError::ContextLength { param, context_max, prompt, completion });
     }
-    Ok(max_tokens.unwrap_or(context_max - prompt).max(1))
+    Ok((context_max - prompt).max(1))
 }
 
 fn random_seed() -> u64 {

@@ -179,6 +179,24 @@ async fn stops_are_told_apart() {
 }
 
 #[tokio::test]
+async fn an_answer_ends_with_the_context_and_says_so() {
+    let setup = Setup { script: Some("word ".repeat(100).leak()), context_max: 200, ..Setup::default() };
+    let server = Server::start(setup).await;
+    let endless = |extra: Value| {
+        let mut body = request(json!({"max_tokens": 32_000}));
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        body
+    };
+    let message = ok(&server, endless(json!({}))).await;
+    assert_eq!(message["stop_reason"], "model_context_window_exceeded");
+    let usage = &message["usage"];
+    assert_eq!(usage["input_tokens"].as_u64().unwrap() + usage["output_tokens"].as_u64().unwrap(), 200);
+    let long = json!({"messages": [{"role": "user", "content": "long ".repeat(100)}]});
+    let (status, error) = answer(&server, "/v1/messages", endless(long)).await;
+    assert_eq!((status, &error["error"]["type"]), (400, &json!("invalid_request_error")));
+}
+
+#[tokio::test]
 async fn several_rounds_with_tools_count_what_they_generate_from() {
     let server = says("fine").await;
     let rounds = json!([

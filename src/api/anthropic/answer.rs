@@ -68,13 +68,23 @@ pub(super) struct Answer {
     /// The last block is not complete.
     open: bool,
     tokens: Tokens,
+    /// What was asked for.
+    max_tokens: Option<usize>,
     end: Option<(Finish, Option<String>)>,
 }
 
 impl Answer {
-    pub(super) fn new(model: &str) -> Self {
+    pub(super) fn new(model: &str, max_tokens: Option<usize>) -> Self {
         let id = format!("msg_{}", uuid::Uuid::new_v4().simple());
-        Self { id, model: model.to_owned(), blocks: Vec::new(), open: false, tokens: Tokens::default(), end: None }
+        Self {
+            id,
+            model: model.to_owned(),
+            blocks: Vec::new(),
+            open: false,
+            tokens: Tokens::default(),
+            max_tokens,
+            end: None,
+        }
     }
 
     /// Takes an event that is no failure.
@@ -161,6 +171,9 @@ impl Answer {
             Some((Finish::Stop, Some(stop))) => ("stop_sequence".into(), stop.as_str().into()),
             Some((Finish::Stop, None)) => ("end_turn".into(), Value::Null),
             Some((Finish::ToolCalls, _)) => ("tool_use".into(), Value::Null),
+            Some((Finish::Length, _)) if self.max_tokens.is_some_and(|most| self.tokens.completion < most) => {
+                ("model_context_window_exceeded".into(), Value::Null)
+            }
             Some((Finish::Length, _)) => ("max_tokens".into(), Value::Null),
         }
     }
@@ -197,7 +210,7 @@ mod tests {
         let (thought, text) = (|t: &str| Segment::Reasoning(t.into()), |t: &str| Segment::Content(t.into()));
         let call = || Segment::CallBegin { name: "f".into(), custom: false };
         let arguments = |t: &str| Segment::CallArguments(t.into());
-        let mut answer = Answer::new("m");
+        let mut answer = Answer::new("m", None);
         answer.take(delta(&[thought("a"), thought("b")]));
         answer.take(delta(&[text("c")]));
         answer.take(delta(&[text("d"), call(), arguments("{\"x\"")]));

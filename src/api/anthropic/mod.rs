@@ -37,12 +37,12 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let (request, claim) = body.lower(&app, request::lower).await?;
     let model = request.model.served.alias.clone();
-    let streaming = request.common.stream.is_some();
+    let (streaming, max_tokens) = (request.common.stream.is_some(), request.max_tokens);
     let job = start(&app, &context, request, claim, "messages").await?;
     if streaming {
-        return Ok(tell(job, stream::Story::new(&model), app.options().keep_alive));
+        return Ok(tell(job, stream::Story::new(&model, max_tokens), app.options().keep_alive));
     }
-    let mut answer = Answer::new(&model);
+    let mut answer = Answer::new(&model, max_tokens);
     let mut events = pin!(events(job));
     while let Some(event) = events.next().await {
         if let Event::Failed(error) = event {

@@ -38,6 +38,8 @@ pub(super) fn lower(mut fields: Fields, app: &AppState) -> Result<ChatRequest, A
     effort(&fields, &model, &mut input.kwargs);
     let mut common = common(&mut fields, &model)?;
     common.ignored.extend(rest(fields)?);
+    // Clients ask for all that a model can say, without knowing how long their prompt is: `Answer::stop` tells them.
+    common.ends_with_context = true;
     Ok(ChatRequest {
         model,
         input,

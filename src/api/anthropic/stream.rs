@@ -13,8 +13,8 @@ pub(super) struct Story {
 }
 
 impl Story {
-    pub(super) fn new(model: &str) -> Self {
-        Self { answer: Answer::new(model) }
+    pub(super) fn new(model: &str, max_tokens: Option<usize>) -> Self {
+        Self { answer: Answer::new(model, max_tokens) }
     }
 }
 

@@ -120,7 +120,8 @@ fn message_error() -> Value {
     error
 }
 
-const STOP_REASONS: [&str; 4] = ["end_turn", "max_tokens", "stop_sequence", "tool_use"];
+const STOP_REASONS: [&str; 5] =
+    ["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"];
 
 fn message_usage() -> Value {
     object(vec![
