@@ -159,7 +159,6 @@ impl ToolUse {
 
 /// Tools of different names, as many as may be.
 pub(crate) struct Distinct {
-    param: String,
     places: HashMap<String, String>,
     tools: Vec<Tool>,
 }
@@ -167,20 +166,11 @@ pub(crate) struct Distinct {
 impl Distinct {
     /// For the `count` tools that the field `param` holds.
     pub(crate) fn new(param: &str, count: usize) -> Result<Self, ApiError> {
-        let all =
-            Self { param: param.to_owned(), places: HashMap::new(), tools: Vec::with_capacity(count.min(TOOLS_MAX)) };
-        all.reserve(count)?;
-        Ok(all)
-    }
-
-    /// Refuses so many more tools if they are too many.
-    fn reserve(&self, more: usize) -> Result<(), ApiError> {
-        let count = self.tools.len() + more;
         if count > TOOLS_MAX {
-            let message = format!("`{}` must have at most {TOOLS_MAX} tools, but {count} were given.", self.param);
-            return Err(ApiError::invalid(&self.param, message));
+            let message = format!("`{param}` must have at most {TOOLS_MAX} tools, but {count} were given.");
+            return Err(ApiError::invalid(param, message));
         }
-        Ok(())
+        Ok(Self { places: HashMap::new(), tools: Vec::with_capacity(count) })
     }
 
     /// Adds a tool, whose name stands at `name_param`, and its schema or grammar at `place`.
@@ -202,7 +192,9 @@ impl Distinct {
 fn tools(fields: &mut Fields, form: Form) -> Result<(Distinct, Namespaces, Vec<String>), ApiError> {
     let param = fields.path("tools");
     let items = fields.array("tools")?.unwrap_or_default();
-    let mut all = Distinct::new(&param, items.len())?;
+    // Of a namespace those within count.
+    let count = |item: &Value| item["tools"].as_array().filter(|_| form == Form::Responses).map_or(1, Vec::len);
+    let mut all = Distinct::new(&param, items.iter().map(count).sum())?;
     let (mut namespaces, mut ignored) = (Namespaces::default(), Vec::new());
     let mut budget = QuoteBudget::default();
     for (index, item) in items.into_iter().enumerate() {
@@ -210,7 +202,6 @@ fn tools(fields: &mut Fields, form: Form) -> Result<(Distinct, Namespaces, Vec<S
         match item["type"].as_str().filter(|_| form == Form::Responses) {
             Some("namespace") => {
                 let (namespace, within) = Namespace::take(path, item)?;
-                all.reserve(within.len())?;
                 for (index, (path, item)) in within.into_iter().enumerate() {
                     let tool = namespace.around(tool(path.clone(), item, form, &mut budget)?, index);
                     namespaces.add(&tool, &namespace);
@@ -221,7 +212,6 @@ fn tools(fields: &mut Fields, form: Form) -> Result<(Distinct, Namespaces, Vec<S
             _ => place(&mut all, tool(path.clone(), item, form, &mut budget)?, &path, form)?,
         }
     }
-    all.reserve(0)?;
     Ok((all, namespaces, ignored))
 }
 

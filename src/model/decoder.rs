@@ -80,8 +80,8 @@ impl Decoder {
     }
 
     /// Computes the batch, writes its keys and values to `kv` and returns the logits of `batch.logit_rows` on the
-    /// host, `[logit_rows, vocab]` row after row (of a model that embeds the normed rows, `[logit_rows, hidden]`). Of the last layer only the keys and values
-    /// are computed for the other rows.
+    /// host, `[logit_rows, vocab]` row after row (of a model that embeds the normed rows, `[logit_rows, hidden]`). Of
+    /// other rows the last layer computes keys and values alone.
     ///
     /// # Errors
     /// The batch does not fit the model or the cache, or the device failed. The cache then holds garbage in the batch's slots.

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::systems;
 use crate::text::ChatInput;
 
 /// Rewrites a chat with tools into one without.
@@ -70,7 +69,7 @@ fn plain_rounds(messages: Vec<Value>) -> Vec<Value> {
                 None => out.push(json!({"role": "user", "content": format!("Results of the tools:\n{line}")})),
             }
         } else if let Some(last) = out.last_mut().filter(|_| after_result && message["role"] == "user") {
-            last["content"] = systems::joined(last, &message).into();
+            last["content"] = joined(last, &message).into();
         } else {
             if let Some(fields) = message.as_object_mut()
                 && let Some(Value::Array(calls)) = fields.remove("tool_calls")
@@ -117,4 +116,10 @@ pub(super) fn text_of(content: Option<&Value>) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// What two messages say.
+pub(super) fn joined(first: &Value, second: &Value) -> String {
+    let texts = [first, second].map(|message| text_of(message.get("content")));
+    texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n\n")
 }

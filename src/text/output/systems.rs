@@ -1,7 +1,7 @@
 //! Systems' messages after a conversation's beginning, for templates that have no place for them there: agents send them.
 use serde_json::{Value, json};
 
-use super::generic::text_of;
+use super::generic::{joined, text_of};
 use crate::text::{ChatInput, ChatTemplate};
 
 /// Whether a template shows what a system says after the user.
@@ -45,10 +45,4 @@ pub(super) fn prepare(messages: &mut Vec<Value>) {
         out.push(message);
     }
     *messages = out;
-}
-
-/// What two messages say.
-pub(super) fn joined(first: &Value, second: &Value) -> String {
-    let texts = [first, second].map(|message| text_of(message.get("content")));
-    texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n\n")
 }

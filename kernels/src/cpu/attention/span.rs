@@ -172,7 +172,7 @@ unsafe fn rows<V: Vector, const R: usize, const W: usize>(b: &mut SpanRows<'_>) 
             let (low, high) = b.visible[r];
             if low < high {
                 (b.state[r], b.state[R + r]) =
-                    soften::<V>(&mut b.scores[r * STRIDE..(r + 1) * STRIDE], low, high, b.softcap);
+                    soften::<V>(&mut b.scores[r * STRIDE..(r + 1) * STRIDE], (low, high), b.softcap);
             }
         }
         match b.kv.v {
@@ -263,26 +263,26 @@ unsafe fn score<V: Vector, T: Element, const R: usize, const W: usize>(
     }
 }
 
+/// Caps the scores that a row sees, and makes those of `from..to` that it does not see minus infinity: their weight is exactly 0, so that the
+/// row's sum does not depend on where its vectors begin and end.
+#[inline(always)]
+pub(crate) fn blind(scores: &mut [f32], (low, high): Visible, from: usize, to: usize, softcap: Option<f32>) {
+    let (low, high) = if low < high { (low, high) } else { (to, to) };
+    if let Some(cap) = softcap {
+        scores[low..high].iter_mut().for_each(|s| *s = cap * math::tanh(*s / cap));
+    }
+    scores[from..low].fill(f32::NEG_INFINITY);
+    scores[high..to].fill(f32::NEG_INFINITY);
+}
+
 /// Turns the scores of the keys `low..high` of one row into weights, e^(score - maximum), and returns the maximum and the weights' sum.
 ///
 /// # Safety
 /// The processor has the instruction set of `V`; `scores` has [`STRIDE`] floats, and `low < high <= SPAN`.
 #[inline(always)]
-pub(crate) unsafe fn soften<V: Vector>(
-    scores: &mut [f32],
-    low: usize,
-    high: usize,
-    softcap: Option<f32>,
-) -> (f32, f32) {
+unsafe fn soften<V: Vector>(scores: &mut [f32], (low, high): Visible, softcap: Option<f32>) -> (f32, f32) {
     let (from, to) = (low / PIECE * PIECE, high.next_multiple_of(PIECE));
-    if let Some(cap) = softcap {
-        for s in &mut scores[from..to] {
-            *s = cap * math::tanh(*s / cap);
-        }
-    }
-    // Their weight is exactly 0: the sum of a row does not depend on where its vectors begin and end.
-    scores[from..low].fill(f32::NEG_INFINITY);
-    scores[high..to].fill(f32::NEG_INFINITY);
+    blind(scores, (low, high), from, to, softcap);
     let s = scores.as_mut_ptr();
     // SAFETY: from..to is inside the row.
     unsafe {

@@ -147,8 +147,8 @@ pub struct GroupSource<'a> {
 impl<'a> GroupSource<'a> {
     /// Group `g`, counted from the first, of each row.
     pub fn rows(&self, g: usize) -> impl Iterator<Item = &'a [f32]> + Clone + use<'a> {
-        let at = (self.first + g) * GROUP;
-        self.x.chunks_exact(self.cols).map(move |row| &row[at..at + GROUP])
+        let source = *self;
+        (0..self.x.len() / self.cols).map(move |row| source.row(g, row))
     }
 
     /// Group `g`, counted from the first, of a row.

@@ -32,8 +32,8 @@ pub fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
         while rest != 0 {
             let row = rest.trailing_zeros() as usize;
             rest &= rest - 1;
-            let x = source.row(g, row).first_chunk().expect("a group of fewer values is a bug");
-            sums.set(row, fine_row(x, scales.inverses[row], &mut high_rows[row], &mut low_rows[row]));
+            let (high, low) = (&mut high_rows[row], &mut low_rows[row]);
+            sums.set(row, fine_row(source.row(g, row), scales.inverses[row], high, low));
         }
         // Rows that the source does not have are zeros.
         high_rows[rows..].as_flattened_mut().fill(0);
@@ -163,7 +163,7 @@ fn coarse_row(source: &GroupSource<'_>, g: usize, row: usize, scales: &Scales, h
 /// Rounds a row's 32 values of a group to 16 bits; the sums of both halves are one sum, of all.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn fine_row(x: &[f32; GROUP], inverse: f32, high: &mut [u8; GROUP], low: &mut [u8; GROUP]) -> [i32; 2] {
+fn fine_row(x: &[f32], inverse: f32, high: &mut [u8; GROUP], low: &mut [u8; GROUP]) -> [i32; 2] {
     let lanes = if inverse > 0.0 { 0xffff } else { 0 };
     let q = load(x).map(|x| _mm512_maskz_cvtps_epi32(lanes, _mm512_mul_ps(x, _mm512_set1_ps(inverse))));
     store(bytes(q.map(|q| _mm512_srai_epi32::<8>(_mm512_add_epi32(q, _mm512_set1_epi32(128))))), high);

@@ -4,8 +4,7 @@
 
 use super::attend::Avx512;
 use crate::cpu::attention::pairs::{PairKernels, PairRows, SPAN_PAIRS};
-use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SPAN, STRIDE, Vector, empty_state};
-use crate::cpu::math;
+use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SPAN, STRIDE, Vector, blind, empty_state};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -164,13 +163,8 @@ unsafe fn multiply_add(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
 /// As for [`attend`]; `from..to` holds all keys that some row sees.
 #[inline(always)]
 unsafe fn soften<const R: usize>(b: &mut PairRows<'_>, from: usize, to: usize) {
-    for (scores, &(low, high)) in b.scores.chunks_exact_mut(STRIDE).zip(b.visible) {
-        if let Some(cap) = b.softcap {
-            scores[low..high].iter_mut().for_each(|s| *s = cap * math::tanh(*s / cap));
-        }
-        let (low, high) = if low < high { (low, high) } else { (to, to) };
-        scores[from..low].fill(f32::NEG_INFINITY);
-        scores[high..to].fill(f32::NEG_INFINITY);
+    for (scores, &visible) in b.scores.chunks_exact_mut(STRIDE).zip(b.visible) {
+        blind(scores, visible, from, to, b.softcap);
     }
     let scores = b.scores.as_ptr();
     let weights: *mut u32 = b.weights.as_mut_ptr();
