@@ -22,8 +22,10 @@ const BATCHES: usize = 8;
 /// What the last steps say about the next one.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// Seconds of a step that only decodes, its guesses taken off, by the size of its batch.
-    decode: [Recent; BATCHES],
+    /// Seconds of a step that only decodes.
+    decode: Batches,
+    /// The same without its guesses.
+    bare: Batches,
     /// Seconds that one more prompt token takes.
     prompt_token: Recent,
     /// Decoding sequences of the last step.
@@ -34,19 +36,20 @@ impl Pace {
     /// A step took so long with so many decoding sequences, guesses of theirs and prompt tokens.
     pub(super) fn observe(&mut self, decodes: usize, guesses: usize, prompt_tokens: usize, seconds: f64) {
         self.decodes = decodes;
-        let seconds = (seconds - guesses as f64 * self.guess_seconds().unwrap_or(0.0)).max(0.0);
+        let bare = (seconds - guesses as f64 * self.guess_seconds().unwrap_or(0.0)).max(0.0);
         if prompt_tokens == 0 && decodes > 0 {
-            self.decode[batch(decodes)].push(seconds);
+            self.decode.push(decodes, seconds);
+            self.bare.push(decodes, bare);
         } else if prompt_tokens >= CHUNK_MIN {
-            let without = self.decode_seconds(decodes).unwrap_or(0.0).min(seconds);
-            self.prompt_token.push((seconds - without) / prompt_tokens as f64);
+            let without = self.bare.seconds(decodes).unwrap_or(0.0).min(bare);
+            self.prompt_token.push((bare - without) / prompt_tokens as f64);
         }
     }
 
     /// Prompt tokens for the next step if sequences decode in it: at most `most`, and that as long as nothing was learnt.
     /// `queued`: prompt tokens that wait; `waiting`: sequences that have no token yet.
     pub(super) fn chunk(&self, queued: usize, waiting: usize, most: usize) -> usize {
-        let (Some(step), Some(token)) = (self.decode_seconds(self.decodes), self.prompt_token.median()) else {
+        let (Some(step), Some(token)) = (self.decode.seconds(self.decodes), self.prompt_token.median()) else {
             return most;
         };
         let stretch = STRETCH_MAX * (waiting as f64 / self.decodes.max(1) as f64).max(1.0);
@@ -58,18 +61,28 @@ impl Pace {
 
     /// What a step costs beside its rows, in rows: reading weights and what is cached. Nothing as long as nothing was learnt.
     pub(super) fn fixed_rows(&self) -> Option<f32> {
-        let rows = self.decode_seconds(self.decodes)? / self.guess_seconds()?;
+        let rows = self.bare.seconds(self.decodes)? / self.guess_seconds()?;
         Some((rows - self.decodes as f64).max(0.0) as f32)
     }
 
     fn guess_seconds(&self) -> Option<f64> {
         self.prompt_token.median().map(|seconds| GUESS_TOKENS * seconds.max(1e-9))
     }
+}
+
+/// Seconds of steps by the size of their batch.
+#[derive(Debug, Default)]
+struct Batches([Recent; BATCHES]);
+
+impl Batches {
+    fn push(&mut self, decodes: usize, seconds: f64) {
+        self.0[batch(decodes)].push(seconds);
+    }
 
     /// What a step takes that decodes so many sequences; where none was seen yet, what the nearest smaller batch took, or
     /// else the nearest larger one.
-    fn decode_seconds(&self, decodes: usize) -> Option<f64> {
-        let (smaller, larger) = self.decode.split_at(batch(decodes) + 1);
+    fn seconds(&self, decodes: usize) -> Option<f64> {
+        let (smaller, larger) = self.0.split_at(batch(decodes) + 1);
         smaller.iter().rev().chain(larger).find_map(Recent::median)
     }
 }
@@ -165,6 +178,8 @@ mod tests {
             pace.observe(8, 6, 0, 0.0275);
         }
         assert_eq!(pace.fixed_rows(), Some(8.0), "what guesses took is not the step's");
+        // 27.5 ms more, of 1 ms a token: who decodes waits for the guesses anyway.
+        assert_eq!(pace.chunk(100, 1, 128), 27);
         for _ in 0..5 {
             pace.observe(8, 0, 0, 0.002);
         }
