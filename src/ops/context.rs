@@ -60,9 +60,10 @@ impl CpuKernels {
     /// allocated: fresh memory of a step's size would cost the system's zeroed pages every time.
     pub(super) fn buffer(&self, len: usize) -> Vec<f32> {
         let mut buffers = self.buffers.borrow_mut();
-        let fitting = (0..buffers.len()).filter(|&i| buffers[i].capacity() >= len);
-        let smallest = fitting.min_by_key(|&i| buffers[i].capacity());
-        with_len(smallest.map(|i| buffers.swap_remove(i)).unwrap_or_default(), len)
+        // Of just this length, as the last step's were: those need not be filled up. Else the one that nobody has wanted for longest.
+        let same = buffers.iter().position(|buffer| buffer.len() == len);
+        let fitting = same.or_else(|| buffers.iter().position(|buffer| buffer.capacity() >= len));
+        with_len(fitting.map(|i| buffers.remove(i)).unwrap_or_default(), len)
     }
 
     /// The same for logits.
@@ -77,7 +78,7 @@ impl CpuKernels {
         if buffers.len() > BUFFERS_MAX
             && let Some(smallest) = (0..buffers.len()).min_by_key(|&i| buffers[i].capacity())
         {
-            buffers.swap_remove(smallest);
+            buffers.remove(smallest);
         }
     }
 

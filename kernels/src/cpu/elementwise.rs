@@ -77,7 +77,10 @@ pub fn gated_activation(cpu: &Cpu, act: Activation, gate: &[f32], up: &[f32], ou
     let table = cpu.isa.table();
     let len = out.len();
     let out = SharedSlice::new(out);
-    cpu.for_pieces(len, PIECE / 2, &|start, end| {
+    // In whole vectors.
+    const WIDTH: usize = 64;
+    cpu.for_pieces(len.div_ceil(WIDTH), PIECE / 2 / WIDTH, &|start, end| {
+        let (start, end) = (start * WIDTH, len.min(end * WIDTH));
         // SAFETY: pieces are disjoint; the table is this processor's.
         unsafe { (table.gated)(act, &gate[start..end], &up[start..end], out.slice(start, end - start)) }
     });

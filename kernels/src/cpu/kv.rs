@@ -6,7 +6,6 @@
 
 use super::Cpu;
 use super::attention::span::PIECE as KEYS;
-use super::elementwise::PIECE;
 use super::math::ROUND;
 use super::shared::SharedSlice;
 use half::f16;
@@ -313,6 +312,9 @@ impl<'a> Target<'a> {
     }
 }
 
+/// Values that a task of [`write_kv`] has at least: a key is stored to many lines, none of which is in a cache.
+const STORED: usize = 1024;
+
 /// Stores the keys and values of some tokens, both `[tokens, kv_heads, head_dim]`; token `t` goes to slot `slots[t]`, which is
 /// `block * block_size + offset in the block`. If two tokens name one slot, the later wins.
 ///
@@ -348,17 +350,21 @@ pub fn write_kv(
         panic!("write_kv: slot {slot} is outside a cache of {capacity} tokens");
     }
     // Heads, not tokens, are spread over threads: two tokens of one slot then stay in order.
-    let piece = (PIECE / (slots.len() * head_dim).max(1)).max(1);
-    cpu.for_pieces(kv_heads, piece, &|start, end| {
-        for (t, &slot) in slots.iter().enumerate() {
-            let (b, offset) = (slot as usize / block_size, slot as usize % block_size);
-            for head in start..end {
+    let piece = STORED / (slots.len() * head_dim).max(1);
+    cpu.for_pieces(2 * kv_heads, piece, &|start, end| {
+        for item in start..end {
+            let (head, keys) = (item / 2, item % 2 == 0);
+            for (t, &slot) in slots.iter().enumerate() {
+                let (b, offset) = (slot as usize / block_size, slot as usize % block_size);
                 let from = t * width + head * head_dim;
                 let place = Place { head_block: layout.head_block(b, head), offset, block_size };
-                // SAFETY: a head's part of the cache is touched by the one piece that holds the head.
+                // SAFETY: a head's keys (or values) in the cache are touched by the one piece that holds them.
                 unsafe {
-                    k_cache.store_key(place, &k[from..from + head_dim]);
-                    v_cache.store_value(place, &v[from..from + head_dim]);
+                    if keys {
+                        k_cache.store_key(place, &k[from..from + head_dim]);
+                    } else {
+                        v_cache.store_value(place, &v[from..from + head_dim]);
+                    }
                 }
             }
         }

@@ -23,6 +23,7 @@ mod strips;
 use dispatch::Isa;
 use pool::ThreadPool;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The processor as the kernels see it. Created once, passed to every kernel.
 #[derive(Debug)]
@@ -34,17 +35,42 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Runs `body(start, end)` over `0..items` in pieces of about `piece` items (the last may be shorter). Small work stays on the
-    /// calling thread. Bodies must not depend on how the range is cut.
+    /// Runs `body(start, end)` over `0..items` in pieces of about `piece` items, all nearly equal. Small work stays on the calling thread.
+    /// Bodies must not depend on how the range is cut.
     pub(crate) fn for_pieces(&self, items: usize, piece: usize, body: &(dyn Fn(usize, usize) + Sync)) {
-        let piece = piece.max(1);
-        let pieces = items.div_ceil(piece);
-        if pieces <= 1 {
-            if items > 0 {
-                body(0, items);
-            }
+        let pieces = items.div_ceil(piece.max(1));
+        self.for_each(pieces, &|_, i| body(items * i / pieces, items * (i + 1) / pieces));
+    }
+
+    /// Runs `body(lane, item)` for each of `0..items`, once, where `lane` is the thread's number. Each thread has its own share, in order:
+    /// what follows upon another in memory, and the same part of the items in one region as in the next. When it has done its own it takes
+    /// from the others'.
+    pub(crate) fn for_each(&self, items: usize, body: &(dyn Fn(usize, usize) + Sync)) {
+        let lanes = self.pool.threads().min(items);
+        if lanes <= 1 {
+            (0..items).for_each(|item| body(0, item));
             return;
         }
-        self.pool.run(pieces, &|i| body(i * piece, ((i + 1) * piece).min(items)));
+        let shares: Vec<Share> = (0..lanes)
+            .map(|lane| Share { next: AtomicUsize::new(items * lane / lanes), end: items * (lane + 1) / lanes })
+            .collect();
+        self.pool.run(lanes, &|lane| {
+            for share in shares[lane..].iter().chain(&shares[..lane]) {
+                loop {
+                    let item = share.next.fetch_add(1, Ordering::Relaxed);
+                    if item >= share.end {
+                        break;
+                    }
+                    body(lane, item);
+                }
+            }
+        });
     }
+}
+
+/// A thread's share of a region's items, in a cache line of its own.
+#[repr(align(64))]
+struct Share {
+    next: AtomicUsize,
+    end: usize,
 }

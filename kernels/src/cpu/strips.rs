@@ -9,11 +9,12 @@ use super::quant::QuantType;
 use super::shared::{Rows, SharedSlice};
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
 /// (1 MiB on Zen 4, where this was tuned) beside a tile.
 const TICKET_BYTES: usize = 128 * 1024;
+/// Rows that are few: all of them fit into a core's first-level cache, or nearly.
+const FEW_ROWS: usize = 32;
 
 /// A weight matrix as strips of `LANES` rows; owns its bytes. The last strip of a matrix whose rows are no multiple of `LANES` is filled with
 /// zeros.
@@ -117,37 +118,32 @@ impl<const LANES: usize> fmt::Debug for Strips<LANES> {
     }
 }
 
-/// Runs `body(lane, i, strips)` for all strips of all `matrices`, each once: `lane` is the thread's number, `i` the matrix's.
+/// Runs `body(lane, i, strips)` for all strips of all `matrices`, each once: `lane` is the thread's number, `i` the matrix's. A thread reads
+/// strips in the order of memory, but for those that it takes from another. `rows` is how many rows of activations they are multiplied with.
 pub fn for_tickets<const LANES: usize>(
     cpu: &Cpu,
     matrices: &[&Strips<LANES>],
+    rows: usize,
     body: &(dyn Fn(usize, usize, Range<usize>) + Sync),
 ) {
-    let threads = cpu.pool.threads();
+    // A late thread should not hold up the region by much. Many rows are walked anew for each ticket.
+    let least = if rows <= FEW_ROWS { 16 } else { 8 } * cpu.pool.threads();
     let mut tickets = 0;
     // For each matrix the strips of a ticket, and the number of its first.
     let plans: Vec<(usize, usize)> = matrices
         .iter()
         .map(|matrix| {
-            // At least 4 tickets a thread, so that a late thread does not hold up the region by much.
             let by_cache = TICKET_BYTES / matrix.strip_bytes.max(1);
-            let strips = by_cache.min(matrix.count().div_ceil(4 * threads)).max(1);
+            let strips = by_cache.min(matrix.count().div_ceil(least)).max(1);
             let first = tickets;
             tickets += matrix.count().div_ceil(strips);
             (strips, first)
         })
         .collect();
-    let next = AtomicUsize::new(0);
-    cpu.pool.run(threads.min(tickets), &|lane| {
-        loop {
-            let ticket = next.fetch_add(1, Ordering::Relaxed);
-            if ticket >= tickets {
-                break;
-            }
-            let i = plans.partition_point(|&(_, first)| first <= ticket) - 1;
-            let (strips, first) = plans[i];
-            let start = (ticket - first) * strips;
-            body(lane, i, start..(start + strips).min(matrices[i].count()));
-        }
+    cpu.for_each(tickets, &|lane, ticket| {
+        let i = plans.partition_point(|&(_, first)| first <= ticket) - 1;
+        let (strips, first) = plans[i];
+        let start = (ticket - first) * strips;
+        body(lane, i, start..(start + strips).min(matrices[i].count()));
     });
 }

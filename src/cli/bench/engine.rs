@@ -1,6 +1,6 @@
 //! The engine alone: scheduler, runner and sampler in a loop, without HTTP, channels or text.
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -80,6 +80,10 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2].max(1e-9)
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One round: until every sequence has its first token, and from then to the last token.
 fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64) -> anyhow::Result<Times> {
     anyhow::ensure!(
@@ -95,7 +99,7 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
     let mut samplers = Vec::new();
     for id in 0..case.batch {
         let prompt: Arc<[u32]> = (0..prompt_tokens(case)).map(|_| (rng.next_u64() % vocab) as u32).collect();
-        samplers.push(Sampler::new(params.clone(), &prompt));
+        samplers.push(Mutex::new(Sampler::new(params.clone(), &prompt)));
         scheduler.add(NewSequence {
             id: SeqId(id as u64),
             prompt,
@@ -113,17 +117,19 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
         anyhow::ensure!(step.preempted.is_empty(), "the KV cache is too small for this batch: raise --kv-memory");
         let mut logits = runner.execute(&step)?;
         let mut rows = logits.rows_mut();
-        let sampled: Vec<Vec<u32>> = step
-            .seqs
-            .iter()
-            .map(|s| {
-                let Some(row) = rows.next().filter(|_| s.sample) else { return Vec::new() };
-                let id = s.id.0 as usize;
-                let token = samplers[id].sample(row, generated[id], &[]);
-                generated[id] += 1;
-                vec![token.id]
-            })
-            .collect();
+        let rows: Vec<_> = step.seqs.iter().map(|s| Mutex::new(rows.next().filter(|_| s.sample))).collect();
+        let drawn: Vec<_> = rows.iter().map(|_| OnceLock::new()).collect();
+        // As the engine does: each sequence on any thread.
+        runner.spread(rows.len(), &|at| {
+            let Some(row) = lock(&rows[at]).take() else { return };
+            let id = step.seqs[at].id.0 as usize;
+            let token = lock(&samplers[id]).sample(row, generated[id], &[]).id;
+            drawn[at].get_or_init(|| token);
+        });
+        let sampled: Vec<Vec<u32>> = drawn.into_iter().map(|token| token.into_inner().into_iter().collect()).collect();
+        for (scheduled, token) in step.seqs.iter().zip(&sampled) {
+            generated[scheduled.id.0 as usize] += token.len();
+        }
         runner.recycle(logits);
         scheduler.commit(&step, &sampled);
         if prefilled.is_none() && generated.iter().all(|&g| g > 0) {

@@ -173,7 +173,8 @@ fn multiply(
         _ => kernels.dot,
     };
     let strips: Vec<&Strips<STRIP>> = ws.iter().map(|w| &w.strips).collect();
-    for_tickets(cpu, &strips, &|lane, i, range| {
+    let rows = tiles.iter().map(|tile| tile.rows).sum();
+    for_tickets(cpu, &strips, rows, &|lane, i, range| {
         let (matrix, out) = (ws[i], outs[i]);
         let row_words = form.words(matrix.cols()).next_multiple_of(CHUNK);
         let product = |strip: &FloatStrip<'_>, s: usize, tile: &Tile| {

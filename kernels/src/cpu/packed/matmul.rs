@@ -8,6 +8,7 @@ use crate::cpu::memory::Lines;
 use crate::cpu::product;
 use crate::cpu::shared::SharedSlice;
 use crate::cpu::strips::{Strips, for_tickets};
+use std::ops::Range;
 
 /// Bytes of activations of one parallel region, low bytes left out: they are walked once for each ticket, so they should stay in a core's
 /// second-level cache too.
@@ -105,13 +106,12 @@ pub(super) fn quantize_tiles(
     };
     let runs = groups.div_ceil(run);
     let run = groups.div_ceil(runs);
-    let tile_limits = |plan: &TilePlan| {
-        // SAFETY: rows belong to one tile, and a tile's limits are written by one piece.
-        let limits = unsafe { limits.slice(plan.first_row, plan.rows) };
-        for (row, limit) in limits.iter_mut().enumerate() {
-            let x = &x[(plan.first_row + row) * cols..][..cols];
+    let set_limits = |rows: Range<usize>| {
+        // SAFETY: rows belong to one tile, and a row's limit is written by one piece.
+        let limits = unsafe { limits.slice(rows.start, rows.len()) };
+        for (row, limit) in rows.zip(&mut *limits) {
             // SAFETY: the table is this processor's.
-            *limit = precision.fine_above() * unsafe { (kernels.root_mean_square)(x) };
+            *limit = precision.fine_above() * unsafe { (kernels.root_mean_square)(&x[row * cols..][..cols]) };
         }
         &*limits
     };
@@ -130,12 +130,14 @@ pub(super) fn quantize_tiles(
     if runs == 1 {
         let tiles_per_piece = QUANTIZE_PIECE.div_ceil(plans[0].height * cols);
         cpu.for_pieces(plans.len(), tiles_per_piece, &|start, end| {
-            plans[start..end].iter().for_each(|plan| quantize_run(plan, tile_limits(plan), 0));
+            for plan in &plans[start..end] {
+                quantize_run(plan, set_limits(plan.first_row..plan.first_row + plan.rows), 0);
+            }
         });
     } else {
-        for plan in &*plans {
-            tile_limits(plan);
-        }
+        cpu.for_pieces(x.len() / cols, QUANTIZE_PIECE.div_ceil(cols), &|start, end| {
+            set_limits(start..end);
+        });
         // SAFETY: nothing writes the limits any more.
         let limits = unsafe { &*limits.slice(0, x.len() / cols) };
         cpu.for_pieces(plans.len() * runs, 1, &|start, end| {
@@ -158,7 +160,8 @@ fn multiply(
 ) {
     let acts = scratch.acts.bytes();
     let strips: Vec<&Strips<LANES>> = ws.iter().map(|w| &w.strips).collect();
-    for_tickets(cpu, &strips, &|_, i, range| {
+    let rows = scratch.tiles.iter().map(|tile| tile.rows).sum();
+    for_tickets(cpu, &strips, rows, &|_, i, range| {
         let (matrix, groups) = (ws[i], ws[i].cols() / GROUP);
         for tile in &scratch.tiles {
             let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
