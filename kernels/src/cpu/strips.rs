@@ -13,8 +13,11 @@ use std::ops::Range;
 /// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
 /// (1 MiB on Zen 4, where this was tuned) beside a tile.
 const TICKET_BYTES: usize = 128 * 1024;
-/// Rows that are few: all of them fit into a core's first-level cache, or nearly.
-const FEW_ROWS: usize = 32;
+/// Tiles that a thread goes through for each ticket where there are many: enough that reading the weights again for the next ones costs little
+/// beside the products, and few enough to stay in the second-level cache with what is made of them.
+const BLOCK_TILES: usize = 4;
+/// Tiles that are few: they fit into a core's first-level cache, or nearly.
+const FEW_TILES: usize = 3;
 
 /// A weight matrix as strips of `LANES` rows; owns its bytes. The last strip of a matrix whose rows are no multiple of `LANES` is filled with
 /// zeros.
@@ -118,16 +121,18 @@ impl<const LANES: usize> fmt::Debug for Strips<LANES> {
     }
 }
 
-/// Runs `body(lane, i, strips)` for all strips of all `matrices`, each once: `lane` is the thread's number, `i` the matrix's. A thread reads
-/// strips in the order of memory, but for those that it takes from another. `rows` is how many rows of activations they are multiplied with.
+/// Runs `body(lane, i, strips, tiles)` for all strips of all `matrices` with all of `tiles` tiles of activations, each pair once: `lane` is the
+/// thread's number, `i` the matrix's. Many tiles are cut into blocks, which threads share out first: then most products are read, by what
+/// follows, on the core that wrote them. Of few tiles each thread has all, and reads its strips in the order of memory.
 pub fn for_tickets<const LANES: usize>(
     cpu: &Cpu,
     matrices: &[&Strips<LANES>],
-    rows: usize,
-    body: &(dyn Fn(usize, usize, Range<usize>) + Sync),
+    tiles: usize,
+    body: &(dyn Fn(usize, usize, Range<usize>, Range<usize>) + Sync),
 ) {
-    // A late thread should not hold up the region by much. Many rows are walked anew for each ticket.
-    let least = if rows <= FEW_ROWS { 16 } else { 8 } * cpu.pool.threads();
+    let blocks = (tiles / BLOCK_TILES).max(1);
+    // A late thread should not hold up the region by much. Many tiles are walked anew for each ticket.
+    let least = if tiles <= FEW_TILES { 16 } else { 8 } * cpu.pool.threads();
     let mut tickets = 0;
     // For each matrix the strips of a ticket, and the number of its first.
     let plans: Vec<(usize, usize)> = matrices
@@ -140,10 +145,12 @@ pub fn for_tickets<const LANES: usize>(
             (strips, first)
         })
         .collect();
-    cpu.for_each(tickets, &|lane, ticket| {
+    cpu.for_each(blocks * tickets, &|lane, item| {
+        let (block, ticket) = (item / tickets, item % tickets);
         let i = plans.partition_point(|&(_, first)| first <= ticket) - 1;
         let (strips, first) = plans[i];
         let start = (ticket - first) * strips;
-        body(lane, i, start..(start + strips).min(matrices[i].count()));
+        let strips = start..(start + strips).min(matrices[i].count());
+        body(lane, i, strips, tiles * block / blocks..tiles * (block + 1) / blocks);
     });
 }

@@ -173,9 +173,8 @@ fn multiply(
         _ => kernels.dot,
     };
     let strips: Vec<&Strips<STRIP>> = ws.iter().map(|w| &w.strips).collect();
-    let rows = tiles.iter().map(|tile| tile.rows).sum();
-    for_tickets(cpu, &strips, rows, &|lane, i, range| {
-        let (matrix, out) = (ws[i], outs[i]);
+    for_tickets(cpu, &strips, tiles.len(), &|lane, i, range, taken| {
+        let (matrix, out, tiles) = (ws[i], outs[i], &tiles[taken]);
         let row_words = form.words(matrix.cols()).next_multiple_of(CHUNK);
         let product = |strip: &FloatStrip<'_>, s: usize, tile: &Tile| {
             let words = &words[tile.at..tile.at + tile.height * row_words];

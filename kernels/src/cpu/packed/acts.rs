@@ -46,8 +46,8 @@ impl Precision {
 pub fn first_tile(rows: usize) -> (usize, usize) {
     let taken = match rows {
         _ if rows <= WIDEST_TILE => rows,
-        // A tile of one to three rows unpacks weights for little: two middling ones do better.
-        _ if rows - WIDEST_TILE < 4 => rows.div_ceil(2),
+        // A tile of one to four rows unpacks weights for little: two middling ones do better.
+        _ if rows - WIDEST_TILE <= 4 => rows.div_ceil(2),
         _ => WIDEST_TILE,
     };
     let height = HEIGHTS.into_iter().find(|&height| height >= taken).unwrap_or(WIDEST_TILE);

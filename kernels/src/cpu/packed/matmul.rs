@@ -160,10 +160,9 @@ fn multiply(
 ) {
     let acts = scratch.acts.bytes();
     let strips: Vec<&Strips<LANES>> = ws.iter().map(|w| &w.strips).collect();
-    let rows = scratch.tiles.iter().map(|tile| tile.rows).sum();
-    for_tickets(cpu, &strips, rows, &|_, i, range| {
+    for_tickets(cpu, &strips, scratch.tiles.len(), &|_, i, range, tiles| {
         let (matrix, groups) = (ws[i], ws[i].cols() / GROUP);
-        for tile in &scratch.tiles {
+        for tile in &scratch.tiles[tiles] {
             let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
             let acts = ActTile::new(tile.height, groups, bytes);
             let rows = (first_row + tile.first_row, tile.rows, tile.height);
