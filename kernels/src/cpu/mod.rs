@@ -39,6 +39,8 @@ impl Cpu {
     /// Bodies must not depend on how the range is cut.
     pub(crate) fn for_pieces(&self, items: usize, piece: usize, body: &(dyn Fn(usize, usize) + Sync)) {
         let pieces = items.div_ceil(piece.max(1));
+        // As many for each thread: their shares are equal then, and the same in regions over the same rows.
+        let pieces = if pieces > 1 { pieces.next_multiple_of(self.pool.threads()).min(items) } else { pieces };
         self.for_each(pieces, &|_, i| body(items * i / pieces, items * (i + 1) / pieces));
     }
 

@@ -25,7 +25,7 @@ mod pack;
 mod refine;
 
 pub use acts::{
-    ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, first_tile, group_bytes,
+    ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, blocks, cut, group_bytes,
     low_bytes,
 };
 #[cfg(all(test, target_arch = "x86_64"))]

@@ -4,7 +4,7 @@
 use super::Cpu;
 use super::matmul::MatrixRef;
 use super::memory::Block;
-use super::packed::WIDEST_TILE;
+use super::packed::{WIDEST_TILE, blocks};
 use super::quant::QuantType;
 use super::shared::{Rows, SharedSlice};
 use std::fmt;
@@ -13,9 +13,6 @@ use std::ops::Range;
 /// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
 /// (1 MiB on Zen 4, where this was tuned) beside a tile.
 const TICKET_BYTES: usize = 128 * 1024;
-/// Tiles that a thread goes through for each ticket where there are many: enough that reading the weights again for the next ones costs little
-/// beside the products, and few enough to stay in the second-level cache with what is made of them.
-const BLOCK_TILES: usize = 4;
 /// Tiles that are few: they fit into a core's first-level cache, or nearly.
 const FEW_TILES: usize = 3;
 
@@ -130,7 +127,7 @@ pub fn for_tickets<const LANES: usize>(
     tiles: usize,
     body: &(dyn Fn(usize, usize, Range<usize>, Range<usize>) + Sync),
 ) {
-    let blocks = (tiles / BLOCK_TILES).max(1);
+    let blocks = blocks(tiles, cpu.pool.threads());
     // A late thread should not hold up the region by much. Many tiles are walked anew for each ticket.
     let least = if tiles <= FEW_TILES { 16 } else { 8 } * cpu.pool.threads();
     let mut tickets = 0;

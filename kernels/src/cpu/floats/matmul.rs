@@ -3,7 +3,7 @@
 use super::{CHUNK, FloatDot, FloatMatrix, FloatStrip, FloatTile, STRIP};
 use crate::cpu::Cpu;
 use crate::cpu::memory::Lines;
-use crate::cpu::packed::{Precision, WIDEST_TILE, first_tile};
+use crate::cpu::packed::{Precision, WIDEST_TILE, cut};
 use crate::cpu::product;
 use crate::cpu::quant::QuantType;
 use crate::cpu::shared::SharedSlice;
@@ -97,7 +97,8 @@ pub fn float_matmul(
         let chunk = (CHUNK_BYTES / (4 * form.words(cols)) / WIDEST_TILE).max(4) * WIDEST_TILE;
         for start in (0..m).step_by(chunk) {
             let x = &x[start * cols..(start + chunk).min(m) * cols];
-            cut(x.len() / cols, form.words(cols).next_multiple_of(CHUNK), &mut scratch.tiles);
+            let row_words = form.words(cols).next_multiple_of(CHUNK);
+            plan(x.len() / cols, row_words, cpu.pool.threads(), &mut scratch.tiles);
             prepare(cpu, form, x, cols, &mut scratch.words, &scratch.tiles);
             multiply(cpu, form, &ws, &outs, scratch, start);
         }
@@ -105,13 +106,11 @@ pub fn float_matmul(
 }
 
 /// Cuts `rows` rows of `row_words` words into tiles.
-fn cut(rows: usize, row_words: usize, tiles: &mut Vec<Tile>) {
+fn plan(rows: usize, row_words: usize, threads: usize, tiles: &mut Vec<Tile>) {
     tiles.clear();
-    let (mut first_row, mut at) = (0, 0);
-    while first_row < rows {
-        let (taken, height) = first_tile(rows - first_row);
-        tiles.push(Tile { first_row, rows: taken, height, at });
-        first_row += taken;
+    let mut at = 0;
+    for (first_row, rows, height) in cut(rows, threads) {
+        tiles.push(Tile { first_row, rows, height, at });
         at += height * row_words;
     }
 }

@@ -4,6 +4,7 @@
 //! sums: everything a kernel needs for a group lies at a fixed distance from one pointer that only moves forward.
 
 use super::GROUP;
+use std::ops::RangeInclusive;
 
 /// How finely activations are rounded, with one scale for each 32 values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,16 +43,36 @@ impl Precision {
     }
 }
 
-/// Where the first tile of `rows` rows ends, and its height.
-pub fn first_tile(rows: usize) -> (usize, usize) {
-    let taken = match rows {
-        _ if rows <= WIDEST_TILE => rows,
-        // A tile of one to four rows unpacks weights for little: two middling ones do better.
-        _ if rows - WIDEST_TILE <= 4 => rows.div_ceil(2),
-        _ => WIDEST_TILE,
-    };
-    let height = HEIGHTS.into_iter().find(|&height| height >= taken).unwrap_or(WIDEST_TILE);
-    (taken, height)
+/// Most threads for which the rows of a few tiles are shared out, as those of many are: each block of tiles reads the weights once more.
+const APART_THREADS: usize = 4;
+/// Rows that become four tiles then, and so two blocks: enough that both can read all weights and still wait for products, not for memory.
+const APART: RangeInclusive<usize> = 25..=32;
+
+/// Cuts `rows` rows into tiles for `threads` threads: the first row of each, its rows, and its height.
+pub fn cut(rows: usize, threads: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+    let even = ((2..=APART_THREADS).contains(&threads) && APART.contains(&rows)).then(|| rows.div_ceil(4));
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let left = rows - first;
+        let taken = match left {
+            0 => return None,
+            _ if even.is_some() => even?.min(left),
+            _ if left <= WIDEST_TILE => left,
+            // A tile of one to four rows unpacks weights for little: two middling ones do better.
+            _ if left - WIDEST_TILE <= 4 => left.div_ceil(2),
+            _ => WIDEST_TILE,
+        };
+        let height = HEIGHTS.into_iter().find(|&height| height >= taken).unwrap_or(WIDEST_TILE);
+        first += taken;
+        Some((first - taken, taken, height))
+    })
+}
+
+/// Blocks of consecutive tiles that threads share out: enough tiles in each that reading the weights again for the next costs little beside the
+/// products, and few enough to stay in the second-level cache with what is made of them.
+pub fn blocks(tiles: usize, threads: usize) -> usize {
+    let few = if (2..=APART_THREADS).contains(&threads) { (tiles / 2).min(2) } else { 1 };
+    if threads > 1 { (tiles / 4).max(few).max(1) } else { 1 }
 }
 
 /// Bytes of one group of a tile: for each row its high bytes; scales, `scale * sum`, and three exact sums times -8: of the group and of its
@@ -173,13 +194,11 @@ pub const fn tile_bytes(height: usize, groups: usize) -> usize {
 }
 
 /// Cuts `m` rows of `groups` groups into tiles, whose bytes follow each other.
-pub fn tiles(m: usize, groups: usize, plans: &mut Vec<TilePlan>) {
+pub fn tiles(m: usize, groups: usize, threads: usize, plans: &mut Vec<TilePlan>) {
     plans.clear();
-    let (mut first_row, mut at) = (0, 0);
-    while first_row < m {
-        let (rows, height) = first_tile(m - first_row);
+    let mut at = 0;
+    for (first_row, rows, height) in cut(m, threads) {
         plans.push(TilePlan { first_row, rows, height, at });
-        first_row += rows;
         at += tile_bytes(height, groups);
     }
 }
@@ -191,8 +210,9 @@ mod tests {
     #[test]
     fn tiles_cover_every_row_once() {
         let mut plans = Vec::new();
-        for m in 0..70 {
-            tiles(m, 3, &mut plans);
+        for (m, threads) in (0..70).flat_map(|m| [1, 2, 64].map(|threads| (m, threads))) {
+            tiles(m, 3, threads, &mut plans);
+            assert!(blocks(plans.len(), threads) <= plans.len().max(1));
             let (mut row, mut bytes) = (0, 0);
             for plan in &plans {
                 assert_eq!((plan.first_row, plan.at), (row, bytes));

@@ -73,7 +73,7 @@ pub(crate) fn matmul_with(
     for start in (0..m).step_by(chunk) {
         let rows = start..(start + chunk).min(m);
         let x = &x[rows.start * k..rows.end * k];
-        tiles(rows.len(), k / GROUP, &mut scratch.tiles);
+        tiles(rows.len(), k / GROUP, cpu.pool.threads(), &mut scratch.tiles);
         quantize_tiles(cpu, kernels, x, k, precision, scratch);
         multiply(cpu, kernels, ws, scratch, start, &outs);
     }
