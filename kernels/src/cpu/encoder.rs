@@ -10,7 +10,6 @@ use super::Cpu;
 use super::elementwise::PIECE;
 use super::math;
 use super::shared::SharedSlice;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Values that are summed side by side: the order of a sum is the same in all instruction sets.
@@ -182,25 +181,19 @@ pub fn full_attention(cpu: &Cpu, args: &FullAttentionArgs<'_>, out: &mut [f32], 
     if lanes.len() < cpu.pool.threads() {
         lanes.resize_with(cpu.pool.threads(), Mutex::default);
     }
-    let (out, next) = (SharedSlice::new(out), AtomicUsize::new(0));
-    cpu.pool.run(cpu.pool.threads().min(tasks), &|lane| {
+    let out = SharedSlice::new(out);
+    cpu.for_each(tasks, &|lane, task| {
         let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                break;
-            }
-            let (seq, head) = (task / args.heads, task % args.heads);
-            let (start, keys) = (starts[seq], args.lengths[seq]);
-            let mut work = lane.fill(args, start, keys, head);
-            // SAFETY: the table is this processor's.
-            unsafe { (table.encoder.attend)(&mut work) }
-            let padded = args.head_dim.next_multiple_of(WIDTH);
-            for (r, row) in work.out.chunks_exact(padded).take(keys).enumerate() {
-                let at = (start + r) * width + head * args.head_dim;
-                // SAFETY: a head of a row belongs to one task.
-                unsafe { out.slice(at, args.head_dim) }.copy_from_slice(&row[..args.head_dim]);
-            }
+        let (seq, head) = (task / args.heads, task % args.heads);
+        let (start, keys) = (starts[seq], args.lengths[seq]);
+        let mut work = lane.fill(args, start, keys, head);
+        // SAFETY: the table is this processor's.
+        unsafe { (table.encoder.attend)(&mut work) }
+        let padded = args.head_dim.next_multiple_of(WIDTH);
+        for (r, row) in work.out.chunks_exact(padded).take(keys).enumerate() {
+            let at = (start + r) * width + head * args.head_dim;
+            // SAFETY: a head of a row belongs to one task.
+            unsafe { out.slice(at, args.head_dim) }.copy_from_slice(&row[..args.head_dim]);
         }
     });
 }

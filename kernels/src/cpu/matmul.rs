@@ -13,7 +13,6 @@ use super::panel::{ActPanel, PANEL, WeightPanel};
 use super::product;
 use super::quant::{QuantType, dequantize};
 use super::shared::SharedSlice;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes of weights that one ticket of a product with few rows reads. Tuned on a Zen 3 with 2 cores.
@@ -161,20 +160,13 @@ impl Batch<'_> {
                 Plan { matrix, row_bytes, rows_per_ticket, first }
             })
             .collect();
-        let next = AtomicUsize::new(0);
-        cpu.pool.run(threads.min(tickets), &|lane| {
+        cpu.for_each(tickets, &|lane, ticket| {
             let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                let ticket = next.fetch_add(1, Ordering::Relaxed);
-                if ticket >= tickets {
-                    break;
-                }
-                let i = plans.partition_point(|plan| plan.first <= ticket) - 1;
-                let plan = &plans[i];
-                let start = (ticket - plan.first) * plan.rows_per_ticket;
-                let end = (start + plan.rows_per_ticket).min(plan.matrix.rows);
-                self.ticket(plan, start, end, &outs[i], &mut lane);
-            }
+            let i = plans.partition_point(|plan| plan.first <= ticket) - 1;
+            let plan = &plans[i];
+            let start = (ticket - plan.first) * plan.rows_per_ticket;
+            let end = (start + plan.rows_per_ticket).min(plan.matrix.rows);
+            self.ticket(plan, start, end, &outs[i], &mut lane);
         });
     }
 

@@ -25,8 +25,8 @@ mod pack;
 mod refine;
 
 pub use acts::{
-    ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, blocks, cut, group_bytes,
-    low_bytes,
+    APART_THREADS, ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, cut,
+    group_bytes, low_bytes,
 };
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use matmul::matmul_with;

@@ -4,7 +4,7 @@
 use super::Cpu;
 use super::matmul::MatrixRef;
 use super::memory::Block;
-use super::packed::{WIDEST_TILE, blocks};
+use super::packed::{APART_THREADS, WIDEST_TILE};
 use super::quant::QuantType;
 use super::shared::{Rows, SharedSlice};
 use std::fmt;
@@ -115,6 +115,16 @@ impl<const LANES: usize> Strips<LANES> {
 impl<const LANES: usize> fmt::Debug for Strips<LANES> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} x {}", self.ty.name(), self.rows, self.cols)
+    }
+}
+
+/// Blocks of consecutive tiles that threads share out: enough tiles in each that reading the weights again for the next costs little beside the
+/// products, and few enough to stay in the second-level cache with what is made of them. One thread shares nothing out.
+pub fn blocks(tiles: usize, threads: usize) -> usize {
+    match threads {
+        1 => 1,
+        2..=APART_THREADS => (tiles / 4).max((tiles / 2).clamp(1, 2)),
+        _ => (tiles / 4).max(1),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The engine alone: scheduler, runner and sampler in a loop, without HTTP, channels or text.
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -117,18 +117,19 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
         anyhow::ensure!(step.preempted.is_empty(), "the KV cache is too small for this batch: raise --kv-memory");
         let mut logits = runner.execute(&step)?;
         let mut rows = logits.rows_mut();
-        let rows: Vec<_> = step.seqs.iter().map(|s| Mutex::new(rows.next().filter(|_| s.sample))).collect();
-        let drawn: Vec<_> = rows.iter().map(|_| OnceLock::new()).collect();
-        // As the engine does: each sequence on any thread.
-        runner.spread(rows.len(), &|at| {
-            let Some(row) = lock(&rows[at]).take() else { return };
+        // What each sequence samples from, and what it samples: on any thread, as the engine does.
+        let draws: Vec<_> =
+            step.seqs.iter().map(|s| Mutex::new((s.sample.then(|| rows.next()).flatten(), Vec::new()))).collect();
+        runner.spread(draws.len(), &|at| {
+            let (row, sampled) = &mut *lock(&draws[at]);
+            let Some(row) = row.take() else { return };
             let id = step.seqs[at].id.0 as usize;
-            let token = lock(&samplers[id]).sample(row, generated[id], &[]).id;
-            drawn[at].get_or_init(|| token);
+            sampled.push(lock(&samplers[id]).sample(row, generated[id], &[]).id);
         });
-        let sampled: Vec<Vec<u32>> = drawn.into_iter().map(|token| token.into_inner().into_iter().collect()).collect();
-        for (scheduled, token) in step.seqs.iter().zip(&sampled) {
-            generated[scheduled.id.0 as usize] += token.len();
+        let sampled: Vec<Vec<u32>> = draws.iter().map(|draw| std::mem::take(&mut lock(draw).1)).collect();
+        drop(draws);
+        for (scheduled, tokens) in step.seqs.iter().zip(&sampled) {
+            generated[scheduled.id.0 as usize] += tokens.len();
         }
         runner.recycle(logits);
         scheduler.commit(&step, &sampled);

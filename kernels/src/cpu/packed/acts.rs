@@ -44,7 +44,7 @@ impl Precision {
 }
 
 /// Most threads for which the rows of a few tiles are shared out, as those of many are: each block of tiles reads the weights once more.
-const APART_THREADS: usize = 4;
+pub const APART_THREADS: usize = 4;
 /// Rows that become four tiles then, and so two blocks: enough that both can read all weights and still wait for products, not for memory.
 const APART: RangeInclusive<usize> = 25..=32;
 
@@ -66,13 +66,6 @@ pub fn cut(rows: usize, threads: usize) -> impl Iterator<Item = (usize, usize, u
         first += taken;
         Some((first - taken, taken, height))
     })
-}
-
-/// Blocks of consecutive tiles that threads share out: enough tiles in each that reading the weights again for the next costs little beside the
-/// products, and few enough to stay in the second-level cache with what is made of them.
-pub fn blocks(tiles: usize, threads: usize) -> usize {
-    let few = if (2..=APART_THREADS).contains(&threads) { (tiles / 2).min(2) } else { 1 };
-    if threads > 1 { (tiles / 4).max(few).max(1) } else { 1 }
 }
 
 /// Bytes of one group of a tile: for each row its high bytes; scales, `scale * sum`, and three exact sums times -8: of the group and of its
@@ -212,7 +205,7 @@ mod tests {
         let mut plans = Vec::new();
         for (m, threads) in (0..70).flat_map(|m| [1, 2, 64].map(|threads| (m, threads))) {
             tiles(m, 3, threads, &mut plans);
-            assert!(blocks(plans.len(), threads) <= plans.len().max(1));
+            assert!(crate::cpu::strips::blocks(plans.len(), threads) <= plans.len().max(1));
             let (mut row, mut bytes) = (0, 0);
             for plan in &plans {
                 assert_eq!((plan.first_row, plan.at), (row, bytes));
