@@ -259,9 +259,10 @@ fn a_group_of_matrices_gives_what_each_gives_alone() {
     for isa in isas() {
         let cpu = cpu(isa, 2);
         let (k, mut rng, mut scratch) = (512, Rng(11), PackedScratch::default());
-        let types = [QuantType::Q4K, QuantType::Q5_1, QuantType::Q6K, QuantType::Q8_0];
+        // More than one parallel region takes.
+        let types = [QuantType::Q4K, QuantType::Q5_1, QuantType::Q6K, QuantType::Q8_0, QuantType::Q4_0];
         let pack = |(ty, rows)| (pack(&cpu, ty, rows, k, &rng.matrix(ty, rows, k)), rows);
-        let ws: Vec<(PackedMatrix, usize)> = types.into_iter().zip([64, 8, 33, 1]).map(pack).collect();
+        let ws: Vec<(PackedMatrix, usize)> = types.into_iter().zip([64, 8, 33, 1, 20]).map(pack).collect();
         assert_group(
             &ws,
             k,

@@ -26,7 +26,7 @@ pub fn rms_norm(cpu: &Cpu, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32])
     assert!(out.len() == x.len(), "rms_norm: out has {} values, x has {}", out.len(), x.len());
     let table = cpu.isa.table();
     let out = SharedSlice::new(out);
-    cpu.for_pieces(rows, PIECE / d.max(1), &|start, end| {
+    cpu.for_pieces(rows, PIECE / d.max(1), move |start, end| {
         for r in start..end {
             // SAFETY: rows are disjoint and each belongs to one piece; the table is this processor's.
             unsafe { (table.rms_norm)(&x[r * d..(r + 1) * d], weight, eps, out.slice(r * d, d)) }
@@ -50,7 +50,7 @@ pub fn add_rms_norm(cpu: &Cpu, residual: &mut [f32], x: &[f32], weight: &[f32], 
     );
     let table = cpu.isa.table();
     let (residual, out) = (SharedSlice::new(residual), SharedSlice::new(out));
-    cpu.for_pieces(rows, PIECE / d.max(1), &|start, end| {
+    cpu.for_pieces(rows, PIECE / d.max(1), move |start, end| {
         for r in start..end {
             // SAFETY: rows are disjoint and each belongs to one piece; the table is this processor's.
             unsafe {
@@ -79,7 +79,7 @@ pub fn gated_activation(cpu: &Cpu, act: Activation, gate: &[f32], up: &[f32], ou
     let out = SharedSlice::new(out);
     // In whole vectors.
     const WIDTH: usize = 64;
-    cpu.for_pieces(len.div_ceil(WIDTH), PIECE / 2 / WIDTH, &|start, end| {
+    cpu.for_pieces(len.div_ceil(WIDTH), PIECE / 2 / WIDTH, move |start, end| {
         let (start, end) = (start * WIDTH, len.min(end * WIDTH));
         // SAFETY: pieces are disjoint; the table is this processor's.
         unsafe { (table.gated)(act, &gate[start..end], &up[start..end], out.slice(start, end - start)) }

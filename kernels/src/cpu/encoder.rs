@@ -71,7 +71,7 @@ pub fn add_layer_norm(
     let table = cpu.isa.table();
     let rows = x.len() / d;
     let x = SharedSlice::new(x);
-    cpu.for_pieces(rows, PIECE / d, &|start, end| {
+    cpu.for_pieces(rows, PIECE / d, |start, end| {
         for r in start..end {
             // SAFETY: rows are disjoint and each belongs to one piece; the table is this processor's.
             unsafe {
@@ -102,7 +102,7 @@ pub fn bias_activation(cpu: &Cpu, act: Pointwise, bias: &[f32], x: &mut [f32]) {
     let table = cpu.isa.table();
     let rows = x.len() / d;
     let x = SharedSlice::new(x);
-    cpu.for_pieces(rows, (PIECE / 2).div_ceil(d), &|start, end| {
+    cpu.for_pieces(rows, (PIECE / 2).div_ceil(d), |start, end| {
         // SAFETY: pieces are disjoint; the table is this processor's.
         unsafe { (table.encoder.activate)(act, bias, x.slice(start * d, (end - start) * d)) }
     });
@@ -182,7 +182,7 @@ pub fn full_attention(cpu: &Cpu, args: &FullAttentionArgs<'_>, out: &mut [f32], 
         lanes.resize_with(cpu.pool.threads(), Mutex::default);
     }
     let out = SharedSlice::new(out);
-    cpu.for_each(tasks, &|lane, task| {
+    cpu.for_each(tasks, |lane, task| {
         let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
         let (seq, head) = (task / args.heads, task % args.heads);
         let (start, keys) = (starts[seq], args.lengths[seq]);

@@ -351,7 +351,7 @@ pub fn write_kv(
     }
     // Heads, not tokens, are spread over threads: two tokens of one slot then stay in order.
     let piece = STORED / (slots.len() * head_dim).max(1);
-    cpu.for_pieces(2 * kv_heads, piece, &|start, end| {
+    cpu.for_pieces(2 * kv_heads, piece, move |start, end| {
         for item in start..end {
             let (head, keys) = (item / 2, item % 2 == 0);
             for (t, &slot) in slots.iter().enumerate() {

@@ -120,7 +120,7 @@ fn quantize(cpu: &Cpu, table: &KernelTable, x: &[f32], k: usize, acts: &mut Vec<
         acts.resize(m * panels, ActPanel::default());
     }
     let acts = SharedSlice::new(acts);
-    cpu.for_pieces(m, super::elementwise::PIECE / k, &|start, end| {
+    cpu.for_pieces(m, super::elementwise::PIECE / k, |start, end| {
         for r in start..end {
             // SAFETY: rows are disjoint and each belongs to one piece; the table is this processor's.
             unsafe { (table.quantize)(&x[r * k..(r + 1) * k], acts.slice(r * panels, panels)) }
@@ -160,7 +160,7 @@ impl Batch<'_> {
                 Plan { matrix, row_bytes, rows_per_ticket, first }
             })
             .collect();
-        cpu.for_each(tickets, &|lane, ticket| {
+        cpu.for_each(tickets, |lane, ticket| {
             let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
             let i = plans.partition_point(|plan| plan.first <= ticket) - 1;
             let plan = &plans[i];

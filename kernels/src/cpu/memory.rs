@@ -103,7 +103,7 @@ impl Block {
         let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
         let shared = SharedSlice::new(block.bytes_mut());
         let piece = parts.div_ceil(8 * cpu.pool.threads()).min(PIECE / part_bytes.max(1)).max(1);
-        cpu.for_pieces(parts, piece, &|start, end| {
+        cpu.for_pieces(parts, piece, |start, end| {
             // SAFETY: pieces are disjoint.
             fill(start..end, unsafe { shared.slice(start * part_bytes, (end - start) * part_bytes) });
         });

@@ -37,17 +37,20 @@ pub struct Cpu {
 impl Cpu {
     /// Runs `body(start, end)` over `0..items` in pieces of about `piece` items, all nearly equal. Small work stays on the calling thread.
     /// Bodies must not depend on how the range is cut.
-    pub(crate) fn for_pieces(&self, items: usize, piece: usize, body: &(dyn Fn(usize, usize) + Sync)) {
+    pub(crate) fn for_pieces(&self, items: usize, piece: usize, body: impl Fn(usize, usize) + Sync) {
         let pieces = items.div_ceil(piece.max(1));
         // As many for each thread: their shares are equal then, and the same in regions over the same rows.
         let pieces = if pieces > 1 { pieces.next_multiple_of(self.pool.threads()).min(items) } else { pieces };
-        self.for_each(pieces, &|_, i| body(items * i / pieces, items * (i + 1) / pieces));
+        self.for_each(pieces, move |_, i| body(items * i / pieces, items * (i + 1) / pieces));
     }
 
     /// Runs `body(lane, item)` for each of `0..items`, once, where `lane` is the thread's number. Each thread has its own share, in order:
     /// what follows upon another in memory, and the same part of the items in one region as in the next. When it has done its own it takes
     /// from the others'.
-    pub(crate) fn for_each(&self, items: usize, body: &(dyn Fn(usize, usize) + Sync)) {
+    ///
+    /// What a body holds by value lies side by side for the other threads; each reference that they must follow, to what this one
+    /// has just written, costs a way between cores.
+    pub(crate) fn for_each(&self, items: usize, body: impl Fn(usize, usize) + Sync) {
         let lanes = self.pool.threads().min(items);
         if lanes <= 1 {
             (0..items).for_each(|item| body(0, item));
@@ -56,7 +59,7 @@ impl Cpu {
         let shares: Vec<Share> = (0..lanes)
             .map(|lane| Share { next: AtomicUsize::new(items * lane / lanes), end: items * (lane + 1) / lanes })
             .collect();
-        self.pool.run(lanes, &|lane| {
+        self.pool.run(lanes, &move |lane| {
             for share in shares[lane..].iter().chain(&shares[..lane]) {
                 loop {
                     let item = share.next.fetch_add(1, Ordering::Relaxed);
@@ -92,7 +95,7 @@ mod tests {
         for (threads, items) in [1, 2, 3, 8].into_iter().flat_map(|t| [0, 1, 2, 5, 97].map(|items| (t, items))) {
             let cpu = cpu(threads);
             let done: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
-            cpu.for_each(items, &|lane, item| {
+            cpu.for_each(items, |lane, item| {
                 assert!(lane < threads);
                 done[item].fetch_add(1, Ordering::Relaxed);
             });
@@ -105,7 +108,7 @@ mod tests {
         // Whoever takes the first item waits until all others are done: they must be the other thread's.
         let (cpu, items) = (cpu(2), 20);
         let others = AtomicUsize::new(0);
-        cpu.for_each(items, &|_, item| {
+        cpu.for_each(items, |_, item| {
             if item == 0 {
                 while others.load(Ordering::Acquire) < items - 1 {
                     std::thread::yield_now();
@@ -122,7 +125,7 @@ mod tests {
         for (threads, items, piece) in [(1, 9, 4), (2, 9, 4), (2, 32, 7), (3, 100, 1), (4, 3, 1), (2, 5, 0), (2, 5, 9)]
         {
             let pieces = Mutex::new(Vec::new());
-            cpu(threads).for_pieces(items, piece, &|start, end| {
+            cpu(threads).for_pieces(items, piece, |start, end| {
                 pieces.lock().unwrap().push((start, end));
             });
             let mut pieces = pieces.into_inner().unwrap();

@@ -23,7 +23,7 @@ pub fn refine(
     // For each row the largest product of each strip, twice.
     peaks.resize(2 * m * strips, 0.0);
     let (peaks, out) = (SharedSlice::new(peaks), SharedSlice::new(out));
-    cpu.for_pieces(m, 1, &|start, end| {
+    cpu.for_pieces(m, 1, |start, end| {
         for row in start..end {
             // SAFETY: what belongs to a row is touched by the piece that has it.
             let (peaks, out) = unsafe { (peaks.slice(2 * row * strips, 2 * strips), out.slice(row * rows, rows)) };

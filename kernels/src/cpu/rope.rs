@@ -25,7 +25,7 @@ impl Rotation {
             let table = cpu.isa.table();
             let (all_cos, all_sin) = (SharedSlice::new(&mut cos), SharedSlice::new(&mut sin));
             // Sines in double precision cost about ten times what a value of a norm does.
-            cpu.for_pieces(positions.len(), PIECE / (10 * half), &|start, end| {
+            cpu.for_pieces(positions.len(), PIECE / (10 * half), |start, end| {
                 let mut angles = vec![0.0f32; half];
                 for (t, &position) in positions.iter().enumerate().take(end).skip(start) {
                     for (angle, &f) in angles.iter_mut().zip(inv_freq) {
@@ -90,7 +90,7 @@ pub fn rotate_heads(cpu: &Cpu, parts: &mut [Heads<'_>], head_dim: usize, tokens:
     }
     let table = cpu.isa.table();
     let parts: Vec<_> = parts.iter_mut().map(|p| (p.x.len() / tokens, SharedSlice::new(p.x), p.norm)).collect();
-    cpu.for_pieces(tokens, PIECE / width.max(1), &|start, end| {
+    cpu.for_pieces(tokens, PIECE / width.max(1), move |start, end| {
         let mut before = Vec::new();
         for t in start..end {
             let (cos, sin) = (&rotation.cos[t * half..(t + 1) * half], &rotation.sin[t * half..(t + 1) * half]);

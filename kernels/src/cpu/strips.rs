@@ -13,6 +13,8 @@ use std::ops::Range;
 /// Bytes of weights that one ticket takes. They are walked once for each tile of rows, so they should stay in a core's second-level cache
 /// (1 MiB on Zen 4, where this was tuned) beside a tile.
 const TICKET_BYTES: usize = 128 * 1024;
+/// Most matrices of one region: a layer's queries, keys and values are three.
+const MATRICES_MAX: usize = 4;
 /// Tiles that are few: they fit into a core's first-level cache, or nearly.
 const FEW_TILES: usize = 3;
 
@@ -135,29 +137,40 @@ pub fn for_tickets<const LANES: usize>(
     cpu: &Cpu,
     matrices: &[&Strips<LANES>],
     tiles: usize,
-    body: &(dyn Fn(usize, usize, Range<usize>, Range<usize>) + Sync),
+    body: impl Fn(usize, usize, Range<usize>, Range<usize>) + Sync,
 ) {
     let blocks = blocks(tiles, cpu.pool.threads());
     // A late thread should not hold up the region by much. Many tiles are walked anew for each ticket.
     let least = if tiles <= FEW_TILES { 16 } else { 8 } * cpu.pool.threads();
-    let mut tickets = 0;
-    // For each matrix the strips of a ticket, and the number of its first.
-    let plans: Vec<(usize, usize)> = matrices
-        .iter()
-        .map(|matrix| {
+    for (n, matrices) in matrices.chunks(MATRICES_MAX).enumerate() {
+        let mut tickets = 0;
+        let mut plans = [Plan { first: usize::MAX, strips: 0, count: 0 }; MATRICES_MAX];
+        for (plan, matrix) in plans.iter_mut().zip(matrices) {
             let by_cache = TICKET_BYTES / matrix.strip_bytes.max(1);
             let strips = by_cache.min(matrix.count().div_ceil(least)).max(1);
-            let first = tickets;
+            *plan = Plan { first: tickets, strips, count: matrix.count() };
             tickets += matrix.count().div_ceil(strips);
-            (strips, first)
-        })
-        .collect();
-    cpu.for_each(blocks * tickets, &|lane, item| {
-        let (block, ticket) = (item / tickets, item % tickets);
-        let i = plans.partition_point(|&(_, first)| first <= ticket) - 1;
-        let (strips, first) = plans[i];
-        let start = (ticket - first) * strips;
-        let strips = start..(start + strips).min(matrices[i].count());
-        body(lane, i, strips, tiles * block / blocks..tiles * (block + 1) / blocks);
-    });
+        }
+        let body = &body;
+        cpu.for_each(blocks * tickets, move |lane, item| {
+            let (block, ticket) = (item / tickets, item % tickets);
+            let i = plans.partition_point(|plan| plan.first <= ticket) - 1;
+            let plan = plans[i];
+            let start = (ticket - plan.first) * plan.strips;
+            let strips = start..(start + plan.strips).min(plan.count);
+            let tiles = tiles * block / blocks..tiles * (block + 1) / blocks;
+            body(lane, n * MATRICES_MAX + i, strips, tiles);
+        });
+    }
+}
+
+/// A matrix's tickets.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Number of the first.
+    first: usize,
+    /// Strips of each.
+    strips: usize,
+    /// Strips of the matrix.
+    count: usize,
 }

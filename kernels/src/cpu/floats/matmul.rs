@@ -124,7 +124,7 @@ pub(super) fn prepare(cpu: &Cpu, form: Form, x: &[f32], cols: usize, words: &mut
     }
     let words = SharedSlice::new(words);
     let pairs = cpu.isa.table().floats.pairs;
-    cpu.for_pieces(tiles.len(), PREPARE_PIECE.div_ceil(WIDEST_TILE * cols), &|start, end| {
+    cpu.for_pieces(tiles.len(), PREPARE_PIECE.div_ceil(WIDEST_TILE * cols), |start, end| {
         for tile in &tiles[start..end] {
             let stride = tile.height * CHUNK;
             // SAFETY: tiles are disjoint and each belongs to one piece.
@@ -172,7 +172,7 @@ fn multiply(
         _ => kernels.dot,
     };
     let strips: Vec<&Strips<STRIP>> = ws.iter().map(|w| &w.strips).collect();
-    for_tickets(cpu, &strips, tiles.len(), &|lane, i, range, taken| {
+    for_tickets(cpu, &strips, tiles.len(), |lane, i, range, taken| {
         let (matrix, out, tiles) = (ws[i], outs[i], &tiles[taken]);
         let row_words = form.words(matrix.cols()).next_multiple_of(CHUNK);
         let product = |strip: &FloatStrip<'_>, s: usize, tile: &Tile| {

@@ -18,6 +18,18 @@ pub mod scalar;
 /// cache: no difference.
 const AHEAD: usize = 4096;
 
+/// Asks for the first [`AHEAD`] bytes of a run of weights: whoever has something else to do first need not wait for them.
+pub fn prefetch(weights: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in weights.chunks(64).take(AHEAD / 64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = weights;
+}
+
 /// How many of the `left` rows of a tile the next pass takes: as many as `most` allows, in passes of about the same size. `None` when the
 /// tile is done.
 fn next_pass(left: usize, most: usize) -> Option<usize> {

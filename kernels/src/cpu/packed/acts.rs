@@ -68,13 +68,12 @@ pub fn cut(rows: usize, threads: usize) -> impl Iterator<Item = (usize, usize, u
     })
 }
 
-/// Bytes of one group of a tile: for each row its high bytes; scales, `scale * sum`, and three exact sums times -8: of the group and of its
-/// halves (i32, from which a shift makes what a format's offset adds to a product); and which rows have low bytes.
+/// Bytes of one group of a tile: for each row its high bytes and the other fields; and which rows have low bytes.
 ///
 /// Low bytes have the rows whose group is fine; or all of them, where kernels make more of that: the values of the others are multiplied by
 /// 256 then, and their scale is divided by it, both exactly, so that a row's products do not depend on the tile.
 pub const fn group_bytes(height: usize) -> usize {
-    height * (GROUP + 5 * 4) + 4
+    Field::Fine.at(height) + 4
 }
 
 /// [`Field::Fine`] of a group in which all rows have low bytes.
@@ -91,8 +90,13 @@ pub const fn low_bytes(height: usize) -> usize {
 #[derive(Clone, Copy)]
 pub enum Field {
     Scale,
+    /// Scale times sum.
     ScaledSum,
-    Sum,
+    /// What an offset of 8, 16 or 128 adds to a product: minus that times the sum, exactly (i32).
+    Sum8,
+    Sum16,
+    Sum128,
+    /// The same of each half, for an offset of 32.
     FirstHalf,
     SecondHalf,
     /// One for the group: a u32, in which bit `r` says whether row `r` has low bytes.
@@ -100,6 +104,15 @@ pub enum Field {
 }
 
 impl Field {
+    /// What `offset` adds to a product of a whole group.
+    pub const fn sum(offset: u32) -> Field {
+        match offset {
+            8 => Field::Sum8,
+            16 => Field::Sum16,
+            _ => Field::Sum128,
+        }
+    }
+
     /// Where the field's values begin in a group.
     pub const fn at(self, height: usize) -> usize {
         height * (GROUP + 4 * self as usize)

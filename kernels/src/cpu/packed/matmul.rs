@@ -4,6 +4,7 @@ use super::acts::{ActTile, GroupSource, Precision, TilePlan, WIDEST_TILE, group_
 use super::{GROUP, LANES, PackedMatrix};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::PackedKernels;
+use crate::cpu::isa::prefetch;
 use crate::cpu::memory::Lines;
 use crate::cpu::product;
 use crate::cpu::shared::SharedSlice;
@@ -15,6 +16,9 @@ use std::ops::Range;
 const CHUNK_BYTES: usize = 512 * 1024;
 /// Values that one piece of the quantising region takes, at least: a few microseconds.
 const QUANTIZE_PIECE: usize = 4 * 1024;
+/// Most values of a tile that each thread quantises for itself: that costs no more than to wait for each other and read what another core
+/// has written.
+const OWN_VALUES: usize = 16 * 1024;
 
 /// Buffers of [`packed_matmul`] that stay between calls.
 #[derive(Default)]
@@ -23,8 +27,22 @@ pub struct PackedScratch {
     pub(super) tiles: Vec<TilePlan>,
     /// For each row the magnitude above which a group is fine.
     limits: Vec<f32>,
+    /// What each thread has quantised for itself.
+    own: Vec<Own>,
+    /// Calls in which threads did so.
+    calls: u64,
     /// Room for [`super::packed_refine`].
     pub(super) peaks: Vec<f32>,
+}
+
+/// A tile that a thread has quantised for itself, in cache lines that no other touches.
+#[derive(Default)]
+#[repr(align(64))]
+struct Own {
+    acts: Lines,
+    limits: Vec<f32>,
+    /// The call it was for.
+    call: u64,
 }
 
 impl std::fmt::Debug for PackedScratch {
@@ -36,8 +54,9 @@ impl std::fmt::Debug for PackedScratch {
 /// `outs[i][r * ws[i].rows() + j]` = row `j` of `ws[i]` . row `r` of `x`, for `x` of `m` rows. All matrices have the same number of columns.
 ///
 /// Activations are rounded to `precision`, once for all matrices. An output is a sum over groups of 32 columns, in order: the exact
-/// integer dot product, made a float and multiplied into the sum with the product of the two scales, then the format's minimum times
-/// the sum of the activations. All instruction sets give the same bits.
+/// integer dot product, made a float and multiplied into the sum with the product of the two scales (where a group's halves have scales
+/// of their own, the sum of both products with them, times the activations' scale), then the format's minimum times the sum of the
+/// activations. All instruction sets give the same bits.
 ///
 /// # Panics
 /// If the lengths do not fit together.
@@ -74,8 +93,91 @@ pub(crate) fn matmul_with(
         let rows = start..(start + chunk).min(m);
         let x = &x[rows.start * k..rows.end * k];
         tiles(rows.len(), k / GROUP, cpu.pool.threads(), &mut scratch.tiles);
-        quantize_tiles(cpu, kernels, x, k, precision, scratch);
-        multiply(cpu, kernels, ws, scratch, start, &outs);
+        match scratch.tiles[..] {
+            [tile] if x.len() * cpu.pool.threads() <= OWN_VALUES => {
+                let own = OwnTiles::new(cpu, kernels, x, k, precision, tile, scratch);
+                multiply(cpu, kernels, ws, &[tile], &Acts::Own(own), start, &outs);
+            }
+            _ => {
+                quantize_tiles(cpu, kernels, x, k, precision, scratch);
+                multiply(cpu, kernels, ws, &scratch.tiles, &Acts::Shared(scratch.acts.bytes()), start, &outs);
+            }
+        }
+    }
+}
+
+/// The quantised activations of a region of products.
+enum Acts<'a> {
+    /// Of all tiles, for all threads.
+    Shared(&'a [u8]),
+    /// Of the only tile, for each thread its own.
+    Own(OwnTiles<'a>),
+}
+
+impl Acts<'_> {
+    /// Those for thread `lane`, which has no others in use, and will multiply `weights` with them first.
+    fn of(&self, lane: usize, weights: &[u8]) -> &[u8] {
+        match self {
+            Acts::Shared(acts) => acts,
+            Acts::Own(own) => own.of(lane, weights),
+        }
+    }
+}
+
+/// A tile that each thread quantises for itself, when it first asks for it.
+struct OwnTiles<'a> {
+    kernels: &'a PackedKernels,
+    x: &'a [f32],
+    cols: usize,
+    precision: Precision,
+    tile: TilePlan,
+    call: u64,
+    own: SharedSlice<'a, Own>,
+}
+
+impl<'a> OwnTiles<'a> {
+    fn new(
+        cpu: &Cpu,
+        kernels: &'a PackedKernels,
+        x: &'a [f32],
+        cols: usize,
+        precision: Precision,
+        tile: TilePlan,
+        scratch: &'a mut PackedScratch,
+    ) -> Self {
+        let bytes = tile_bytes(tile.height, cols / GROUP);
+        scratch.own.resize_with(cpu.pool.threads(), Own::default);
+        for own in scratch.own.iter_mut().filter(|own| own.acts.bytes().len() < bytes) {
+            own.acts = Lines::zeroed(bytes);
+        }
+        scratch.calls += 1;
+        OwnTiles { kernels, x, cols, precision, tile, call: scratch.calls, own: SharedSlice::new(&mut scratch.own) }
+    }
+
+    fn of(&self, lane: usize, weights: &[u8]) -> &[u8] {
+        let OwnTiles { kernels, x, cols, tile, .. } = *self;
+        // SAFETY: a thread has its own, and none of it in use.
+        let own = &mut unsafe { self.own.slice(lane, 1) }[0];
+        if own.call != self.call {
+            own.call = self.call;
+            prefetch(weights);
+            own.limits.resize(tile.rows, 0.0);
+            set_limits(kernels, x, cols, self.precision, &mut own.limits);
+            let (high, low) = (cols / GROUP * group_bytes(tile.height), cols / GROUP * low_bytes(tile.height));
+            let (high, low) = own.acts.bytes_mut()[..high + low].split_at_mut(high);
+            let source = GroupSource { x, cols, first: 0, height: tile.height, limits: &own.limits };
+            // SAFETY: the table is this processor's.
+            unsafe { (kernels.quantize)(&source, high, low) }
+        }
+        own.acts.bytes()
+    }
+}
+
+/// For each row of `x` the magnitude above which a group is fine.
+fn set_limits(kernels: &PackedKernels, x: &[f32], cols: usize, precision: Precision, limits: &mut [f32]) {
+    for (row, limit) in x.chunks_exact(cols).zip(limits) {
+        // SAFETY: the table is this processor's.
+        *limit = precision.fine_above() * unsafe { (kernels.root_mean_square)(row) };
     }
 }
 
@@ -106,13 +208,10 @@ pub(super) fn quantize_tiles(
     };
     let runs = groups.div_ceil(run);
     let run = groups.div_ceil(runs);
-    let set_limits = |rows: Range<usize>| {
+    let limits_of = |rows: Range<usize>| {
         // SAFETY: rows belong to one tile, and a row's limit is written by one piece.
         let limits = unsafe { limits.slice(rows.start, rows.len()) };
-        for (row, limit) in rows.zip(&mut *limits) {
-            // SAFETY: the table is this processor's.
-            *limit = precision.fine_above() * unsafe { (kernels.root_mean_square)(&x[row * cols..][..cols]) };
-        }
+        set_limits(kernels, &x[rows.start * cols..], cols, precision, limits);
         &*limits
     };
     let quantize_run = |plan: &TilePlan, limits: &[f32], first: usize| {
@@ -129,18 +228,18 @@ pub(super) fn quantize_tiles(
     };
     if runs == 1 {
         let tiles_per_piece = QUANTIZE_PIECE.div_ceil(plans[0].height * cols);
-        cpu.for_pieces(plans.len(), tiles_per_piece, &|start, end| {
+        cpu.for_pieces(plans.len(), tiles_per_piece, |start, end| {
             for plan in &plans[start..end] {
-                quantize_run(plan, set_limits(plan.first_row..plan.first_row + plan.rows), 0);
+                quantize_run(plan, limits_of(plan.first_row..plan.first_row + plan.rows), 0);
             }
         });
     } else {
-        cpu.for_pieces(x.len() / cols, QUANTIZE_PIECE.div_ceil(cols), &|start, end| {
-            set_limits(start..end);
+        cpu.for_pieces(x.len() / cols, QUANTIZE_PIECE.div_ceil(cols), |start, end| {
+            limits_of(start..end);
         });
         // SAFETY: nothing writes the limits any more.
         let limits = unsafe { &*limits.slice(0, x.len() / cols) };
-        cpu.for_pieces(plans.len() * runs, 1, &|start, end| {
+        cpu.for_pieces(plans.len() * runs, 1, |start, end| {
             for piece in start..end {
                 let plan = &plans[piece / runs];
                 quantize_run(plan, &limits[plan.first_row..][..plan.rows], piece % runs * run);
@@ -149,20 +248,20 @@ pub(super) fn quantize_tiles(
     }
 }
 
-/// All products of the tiles in the scratch, whose first row is row `first_row` of the outputs.
+/// All products of `tiles`, whose first row is row `first_row` of the outputs.
 fn multiply(
     cpu: &Cpu,
     kernels: &PackedKernels,
     ws: &[&PackedMatrix],
-    scratch: &PackedScratch,
+    tiles: &[TilePlan],
+    acts: &Acts<'_>,
     first_row: usize,
     outs: &[SharedSlice<'_, f32>],
 ) {
-    let acts = scratch.acts.bytes();
     let strips: Vec<&Strips<LANES>> = ws.iter().map(|w| &w.strips).collect();
-    for_tickets(cpu, &strips, scratch.tiles.len(), &|_, i, range, tiles| {
-        let (matrix, groups) = (ws[i], ws[i].cols() / GROUP);
-        for tile in &scratch.tiles[tiles] {
+    for_tickets(cpu, &strips, tiles.len(), move |lane, i, range, part| {
+        let (matrix, groups, acts) = (ws[i], ws[i].cols() / GROUP, acts.of(lane, ws[i].strips.strip(range.start)));
+        for tile in &tiles[part] {
             let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
             let acts = ActTile::new(tile.height, groups, bytes);
             let rows = (first_row + tile.first_row, tile.rows, tile.height);

@@ -179,7 +179,8 @@ fn store_fields(scale: __m512, sums: &Sums, widened: u16, height: usize, fields:
     let first = _mm512_mask_slli_epi32::<8>(sums.first, widened, sums.first);
     let second = _mm512_mask_slli_epi32::<8>(sums.second, widened, sums.second);
     let sum = _mm512_add_epi32(first, second);
-    let times_minus_8 = |v| _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32::<3>(v));
+    let minus = |v| _mm512_sub_epi32(_mm512_setzero_si512(), v);
+    let (less, first, second) = (minus(sum), minus(first), minus(second));
     let mut put = |field: Field, v| {
         let at = fields[field.at(height) - height * GROUP..][..4 * height].as_mut_ptr();
         // SAFETY: `height` lanes, 4 bytes each.
@@ -187,9 +188,11 @@ fn store_fields(scale: __m512, sums: &Sums, widened: u16, height: usize, fields:
     };
     put(Field::Scale, _mm512_castps_si512(scale));
     put(Field::ScaledSum, _mm512_castps_si512(_mm512_mul_ps(scale, _mm512_cvtepi32_ps(sum))));
-    put(Field::Sum, times_minus_8(sum));
-    put(Field::FirstHalf, times_minus_8(first));
-    put(Field::SecondHalf, times_minus_8(second));
+    put(Field::Sum8, _mm512_slli_epi32::<3>(less));
+    put(Field::Sum16, _mm512_slli_epi32::<4>(less));
+    put(Field::Sum128, _mm512_slli_epi32::<7>(less));
+    put(Field::FirstHalf, _mm512_slli_epi32::<5>(first));
+    put(Field::SecondHalf, _mm512_slli_epi32::<5>(second));
 }
 
 /// The values of a group of a row.

@@ -41,22 +41,14 @@ unsafe fn broadcast_float(at: *const u8) -> __m512 {
     unsafe { _mm512_set1_ps(*at.cast::<f32>()) }
 }
 
-/// What the sums of a row begin with: minus the format's offset times the sum of the activations.
+/// What the sums of a row begin with, which lies at `at` unless there is no offset.
 ///
 /// # Safety
-/// As for [`broadcast`]; there is minus 8 times the sum.
+/// As for [`broadcast`].
 #[inline(always)]
 unsafe fn begin(offset: u32, at: *const u8) -> __m512i {
     // SAFETY: the caller's promise.
-    unsafe {
-        match offset {
-            0 => _mm512_setzero_si512(),
-            8 => broadcast(at),
-            16 => _mm512_slli_epi32::<1>(broadcast(at)),
-            32 => _mm512_slli_epi32::<2>(broadcast(at)),
-            _ => _mm512_slli_epi32::<4>(broadcast(at)),
-        }
-    }
+    unsafe { if offset == 0 { _mm512_setzero_si512() } else { broadcast(at) } }
 }
 
 /// `R` rows of activations with 16 rows of weights.
@@ -95,6 +87,8 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                     }
                 }
                 let mut dots = [_mm512_setzero_si512(); R];
+                // Products of the first half, where each half has a scale.
+                let mut halves = [_mm512_setzero_ps(); R];
                 // In the order of pairs that share a line of nibbles, where the whole group has one scale.
                 macro_rules! multiply {
                     ($bytes:expr, [$($steps:literal),*]) => {
@@ -146,13 +140,19 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                         }
                         let d = S::scale(shared, record, i, $part);
                         for r in 0..R {
-                            let factor = _mm512_mul_ps(d, broadcast_float(field(Field::Scale, r)));
-                            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r]), factor, sums[r]);
+                            let (dot, scale) = (_mm512_cvtepi32_ps(dots[r]), broadcast_float(field(Field::Scale, r)));
+                            if S::PARTS == 1 {
+                                sums[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(d, scale), sums[r]);
+                            } else if $part == 0 {
+                                halves[r] = _mm512_mul_ps(dot, d);
+                            } else {
+                                sums[r] = _mm512_fmadd_ps(_mm512_fmadd_ps(dot, d, halves[r]), scale, sums[r]);
+                            }
                         }
                     };
                 }
                 if S::PARTS == 1 {
-                    add!(0, Field::Sum, [0, 4, 1, 5, 2, 6, 3, 7]);
+                    add!(0, Field::sum(S::OFFSET), [0, 4, 1, 5, 2, 6, 3, 7]);
                 } else {
                     add!(0, Field::FirstHalf, [0, 1, 2, 3]);
                     add!(1, Field::SecondHalf, [4, 5, 6, 7]);

@@ -62,9 +62,11 @@ pub fn quantize<const WORDS: bool>(source: &GroupSource<'_>, groups: &mut [u8], 
             };
             put(Field::Scale, scale.to_le_bytes());
             put(Field::ScaledSum, (scale * (a + b) as f32).to_le_bytes());
-            put(Field::Sum, (-8 * (a + b)).to_le_bytes());
-            put(Field::FirstHalf, (-8 * a).to_le_bytes());
-            put(Field::SecondHalf, (-8 * b).to_le_bytes());
+            put(Field::Sum8, (-8 * (a + b)).to_le_bytes());
+            put(Field::Sum16, (-16 * (a + b)).to_le_bytes());
+            put(Field::Sum128, (-128 * (a + b)).to_le_bytes());
+            put(Field::FirstHalf, (-32 * a).to_le_bytes());
+            put(Field::SecondHalf, (-32 * b).to_le_bytes());
         }
     }
 }

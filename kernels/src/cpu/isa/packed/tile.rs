@@ -58,23 +58,14 @@ impl Pass {
     }
 }
 
-/// What the sums of a row begin with: minus the format's offset times the sum of the activations.
+/// What the sums of a row begin with, which lies at `at` unless there is no offset.
 ///
 /// # Safety
-/// As for [`four`]; there is minus 8 times the sum.
+/// As for [`four`].
 #[inline(always)]
 unsafe fn begin<D: Dots>(offset: u32, at: *const u8) -> <D::V as Vector>::Int {
     // SAFETY: the caller's promise.
-    unsafe {
-        match offset {
-            0 => D::V::word(0),
-            128 if D::SIGNED => D::V::word(0),
-            8 => four::<D::V>(at),
-            16 => D::V::left32::<1>(four::<D::V>(at)),
-            32 => D::V::left32::<2>(four::<D::V>(at)),
-            _ => D::V::left32::<4>(four::<D::V>(at)),
-        }
-    }
+    unsafe { if offset == 0 || D::SIGNED && offset == 128 { D::V::word(0) } else { four::<D::V>(at) } }
 }
 
 /// `R` rows of activations with 16 rows of weights in `B` registers.
@@ -102,6 +93,8 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
             let low = low.add(g * low_bytes(height) + row * GROUP);
             let field = |field: Field, r: usize| group.add(field.at(height) + 4 * (row + r));
             let fine = *group.add(Field::Fine.at(height)).cast::<u32>() != 0;
+            // Products of the first half, where each half has a scale.
+            let mut halves = [[D::V::float(0.0); B]; R];
             // The steps of a part of the group with one scale: offset, products, sum.
             macro_rules! add {
                 ($part:literal, $steps:expr, $sum:expr) => {
@@ -121,13 +114,20 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
                     for r in 0..R {
                         let scale = D::V::float(*field(Field::Scale, r).cast::<f32>());
                         for b in 0..B {
-                            sums[r][b] = D::V::fma(D::V::to_float(dots[r][b]), D::V::mul(d[b], scale), sums[r][b]);
+                            let dot = D::V::to_float(dots[r][b]);
+                            if S::PARTS == 1 {
+                                sums[r][b] = D::V::fma(dot, D::V::mul(d[b], scale), sums[r][b]);
+                            } else if $part == 0 {
+                                halves[r][b] = D::V::mul(dot, d[b]);
+                            } else {
+                                sums[r][b] = D::V::fma(D::V::fma(dot, d[b], halves[r][b]), scale, sums[r][b]);
+                            }
                         }
                     }
                 };
             }
             if S::PARTS == 1 {
-                add!(0, WHOLE, Field::Sum);
+                add!(0, WHOLE, Field::sum(S::OFFSET));
             } else {
                 add!(0, FIRST, Field::FirstHalf);
                 add!(1, SECOND, Field::SecondHalf);

@@ -4,6 +4,7 @@ use crate::cpu::elementwise::mean_square;
 use crate::cpu::isa::packed::acts;
 use crate::cpu::packed::{ActTile, Field, GROUP, GroupSource, LANES, Packing, Strip, WIDEST_TILE, has_min, two_scales};
 use crate::cpu::shared::Rows;
+use std::ops::Range;
 
 /// The root of the mean square of a row, summed in 16 lanes.
 pub fn root_mean_square(x: &[f32]) -> f32 {
@@ -21,8 +22,6 @@ pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
     let Some(Packing { offset, .. }) = Packing::of(strip.ty) else {
         panic!("a strip of {} is a bug", strip.ty.name());
     };
-    let halves = if two_scales(strip.ty) { 2 } else { 1 };
-    let width = GROUP / halves;
     let mut sums = [[0.0f32; LANES]; WIDEST_TILE];
     for g in 0..strip.groups {
         let mut values = [[0i16; GROUP]; WIDEST_TILE];
@@ -35,11 +34,16 @@ pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
             for (row, (values, sums)) in values[..acts.height].iter().zip(&mut sums).enumerate() {
                 let sum = &mut sums[lane];
                 let scale = f32::from_le_bytes(acts.field(g, row, Field::Scale));
-                for half in 0..halves {
-                    // At most 32 * 255 * 32639 in magnitude, with offset or without: no overflow.
-                    let products = w[half * width..(half + 1) * width].iter().zip(&values[half * width..]);
-                    let dot: i32 = products.map(|(&w, &a)| i32::from(w) * i32::from(a)).sum();
-                    *sum = (dot as f32).mul_add(group.d[half] * scale, *sum);
+                // At most 32 * 255 * 32639 in magnitude, with offset or without: no overflow.
+                let dot = |columns: Range<usize>| -> f32 {
+                    let products = w[columns.clone()].iter().zip(&values[columns]);
+                    products.map(|(&w, &a)| i32::from(w) * i32::from(a)).sum::<i32>() as f32
+                };
+                if two_scales(strip.ty) {
+                    let (first, second) = (dot(0..GROUP / 2), dot(GROUP / 2..GROUP));
+                    *sum = second.mul_add(group.d[1], first * group.d[0]).mul_add(scale, *sum);
+                } else {
+                    *sum = dot(0..GROUP).mul_add(group.d[0] * scale, *sum);
                 }
                 if has_min(strip.ty) {
                     let total = f32::from_le_bytes(acts.field(g, row, Field::ScaledSum));
