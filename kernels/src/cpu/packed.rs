@@ -5,14 +5,15 @@
 //! memory bounds, walks through a matrix line by line: the hardware's prefetching follows that at nearly the speed of memory, and much
 //! less well with scales apart. The 32 values of a group are 8 *steps* of 4: a step of a strip is 64 bytes, 4 unsigned values for each
 //! of the 16 rows, which is what one `vpdpbusd` multiplies with 4 activations; narrower registers take a step in parts. Bits stay as few as
-//! the file has:
+//! the file has: as many lines as a value has bits hold a group's steps. As many steps as there are lines lie in the lines' low bits,
+//! which one instruction takes out, and the others, in [`Piece`]s, in the bits that are left:
 //!
 //! | formats | quants of a group | scales |
 //! |---|---|---|
-//! | Q4_0, Q4_1, Q4_K | 4 x 64 bytes: step `j` in the low nibbles of line `j`, step `j + 4` in its high ones | `d` (and `min`) as f16 |
-//! | Q5_0, Q5_1, Q5_K | a line of fifth bits, of which bit `j` belongs to step `j`, and the same | the same |
-//! | Q6_K | the same between two lines of upper bits: bits `2s..2s+2` of line `p` belong to step `4p + s` | `d` as f16, two i8 sub-scales |
-//! | Q8_0 | 8 x 64 bytes | `d` as f16 |
+//! | Q4_0, Q4_1, Q4_K | 4 lines, [`FOUR_BITS`] | `d` (and `min`) as f16 |
+//! | Q5_0, Q5_1, Q5_K | 5 lines, [`FIVE_BITS`] | the same |
+//! | Q6_K | 6 lines, [`SIX_BITS`] | `d` as f16, two i8 sub-scales |
+//! | Q8_0 | 8 lines, one for each step | `d` as f16 |
 //!
 //! Q4_K and Q5_K keep their integer sub-scales and sub-minimums, as bytes: 2.8% larger than the file; Q6_K is 1% larger, all others have the
 //! file's size.
@@ -47,13 +48,91 @@ pub const STEPS: usize = GROUP / 4;
 /// Bytes of one step of a strip.
 pub const LINE: usize = 4 * LANES;
 
+/// Some bits of each value of a step: bits `to..` of the value are bits `at..` of the bytes of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub step: usize,
+    pub line: usize,
+    pub at: usize,
+    pub bits: usize,
+    pub to: usize,
+}
+
+impl Piece {
+    const fn new(step: usize, line: usize, at: usize, bits: usize, to: usize) -> Piece {
+        Piece { step, line, at, bits, to }
+    }
+
+    /// Its bits, from bit 0 of each byte of a word.
+    pub fn mask(self) -> u32 {
+        0x0101_0101 * ((1 << self.bits) - 1)
+    }
+}
+
+/// Half of the steps in the low nibbles of four lines, the others in the high ones.
+pub const FOUR_BITS: &[Piece] = &[
+    Piece::new(0, 0, 0, 4, 0),
+    Piece::new(1, 1, 0, 4, 0),
+    Piece::new(2, 2, 0, 4, 0),
+    Piece::new(3, 3, 0, 4, 0),
+    Piece::new(4, 0, 4, 4, 0),
+    Piece::new(5, 1, 4, 4, 0),
+    Piece::new(6, 2, 4, 4, 0),
+    Piece::new(7, 3, 4, 4, 0),
+];
+
+/// Five steps in the low bits of five lines. Of the 15 bits above them two steps take 3 of one line and 2 of the next, and the last one 3 of
+/// the last line and the 2 that are left over.
+pub const FIVE_BITS: &[Piece] = &[
+    Piece::new(0, 0, 0, 5, 0),
+    Piece::new(1, 1, 0, 5, 0),
+    Piece::new(2, 2, 0, 5, 0),
+    Piece::new(3, 3, 0, 5, 0),
+    Piece::new(4, 4, 0, 5, 0),
+    Piece::new(5, 0, 5, 3, 0),
+    Piece::new(5, 1, 5, 2, 3),
+    Piece::new(6, 2, 5, 3, 0),
+    Piece::new(6, 3, 5, 2, 3),
+    Piece::new(7, 4, 5, 3, 0),
+    Piece::new(7, 1, 7, 1, 3),
+    Piece::new(7, 3, 7, 1, 4),
+];
+
+/// Three steps of each half of a group in the low bits of three lines, the fourth above them.
+pub const SIX_BITS: &[Piece] = &[
+    Piece::new(0, 0, 0, 6, 0),
+    Piece::new(1, 1, 0, 6, 0),
+    Piece::new(2, 2, 0, 6, 0),
+    Piece::new(3, 0, 6, 2, 0),
+    Piece::new(3, 1, 6, 2, 2),
+    Piece::new(3, 2, 6, 2, 4),
+    Piece::new(4, 3, 0, 6, 0),
+    Piece::new(5, 4, 0, 6, 0),
+    Piece::new(6, 5, 0, 6, 0),
+    Piece::new(7, 3, 6, 2, 0),
+    Piece::new(7, 4, 6, 2, 2),
+    Piece::new(7, 5, 6, 2, 4),
+];
+
+/// A line for each step.
+pub const EIGHT_BITS: &[Piece] = &[
+    Piece::new(0, 0, 0, 8, 0),
+    Piece::new(1, 1, 0, 8, 0),
+    Piece::new(2, 2, 0, 8, 0),
+    Piece::new(3, 3, 0, 8, 0),
+    Piece::new(4, 4, 0, 8, 0),
+    Piece::new(5, 5, 0, 8, 0),
+    Piece::new(6, 6, 0, 8, 0),
+    Piece::new(7, 7, 0, 8, 0),
+];
+
 /// How a format is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packing {
-    /// Lines that hold the low bits of a group's quants: 4 of nibbles or 8 of bytes.
-    pub low_lines: usize,
-    /// Lines that hold its upper bits.
-    pub high_lines: usize,
+    /// Bits of a value, and lines of a group.
+    pub bits: usize,
+    /// Where they are.
+    pub pieces: &'static [Piece],
     /// What was added to the quants to make them unsigned.
     pub offset: u8,
     /// Groups of a record. The last record of a strip may have fewer, but has the scales' full size.
@@ -65,39 +144,35 @@ pub struct Packing {
 impl Packing {
     /// How `ty` is packed; `None` for formats that are multiplied as they are.
     pub fn of(ty: QuantType) -> Option<Packing> {
-        let (low_lines, high_lines, offset, record_groups, scale_bytes) = match ty {
+        let (pieces, offset, record_groups, scale_bytes) = match ty {
             // d of one group, then of the other.
-            QuantType::Q4_0 => (4, 0, 8, 2, LINE),
-            QuantType::Q5_0 => (4, 1, 16, 2, LINE),
-            QuantType::Q8_0 => (8, 0, 128, 2, LINE),
+            QuantType::Q4_0 => (FOUR_BITS, 8, 2, LINE),
+            QuantType::Q5_0 => (FIVE_BITS, 16, 2, LINE),
+            QuantType::Q8_0 => (EIGHT_BITS, 128, 2, LINE),
             // d, then the minimum.
-            QuantType::Q4_1 => (4, 0, 0, 1, LINE),
-            QuantType::Q5_1 => (4, 1, 0, 1, LINE),
+            QuantType::Q4_1 => (FOUR_BITS, 0, 1, LINE),
+            QuantType::Q5_1 => (FIVE_BITS, 0, 1, LINE),
             // d and dmin, then for each group the sub-scales and the sub-minimums.
-            QuantType::Q4K => (4, 0, 0, 8, 5 * LINE),
-            QuantType::Q5K => (4, 1, 0, 8, 5 * LINE),
+            QuantType::Q4K => (FOUR_BITS, 0, 8, 5 * LINE),
+            QuantType::Q5K => (FIVE_BITS, 0, 8, 5 * LINE),
             // d and as many unused bytes, then for each group the sub-scales of its two halves.
-            QuantType::Q6K => (4, 2, 32, 8, 5 * LINE),
+            QuantType::Q6K => (SIX_BITS, 32, 8, 5 * LINE),
             QuantType::F32 | QuantType::F16 | QuantType::BF16 | QuantType::Q2K | QuantType::Q3K | QuantType::Q8K => {
                 return None;
             }
         };
-        Some(Packing { low_lines, high_lines, offset, record_groups, scale_bytes })
+        Some(Packing {
+            bits: pieces.iter().map(|piece| piece.bits).sum::<usize>() / STEPS,
+            pieces,
+            offset,
+            record_groups,
+            scale_bytes,
+        })
     }
 
     /// Bytes of the quants of one group of a strip.
     pub fn quant_bytes(self) -> usize {
-        (self.low_lines + self.high_lines) * LINE
-    }
-
-    /// The first line of a group's low bits.
-    fn low_at(self) -> usize {
-        self.high_lines.min(1)
-    }
-
-    /// Line `p` of a group's upper bits. Lines come in the order in which they are needed.
-    fn upper_at(p: usize) -> usize {
-        5 * p
+        self.bits * LINE
     }
 
     /// Bytes of a whole record.
@@ -218,15 +293,12 @@ impl Strip<'_> {
             let at = line * LINE + 4 * lane;
             u32::from_le_bytes([quants[at], quants[at + 1], quants[at + 2], quants[at + 3]])
         };
+        let mut steps = [0; STEPS];
+        for piece in packing.pieces {
+            steps[piece.step] |= (word(piece.line) >> piece.at & piece.mask()) << piece.to;
+        }
         let mut q = [0; GROUP];
-        for (j, q) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let low = || word(packing.low_at() + j % 4) >> (4 * (j / 4)) & 0x0f0f_0f0f;
-            let step = match (packing.low_lines, packing.high_lines) {
-                (8, _) => word(j),
-                (_, 0) => low(),
-                (_, 1) => low() | (word(0) >> j & 0x0101_0101) << 4,
-                _ => low() | (word(Packing::upper_at(j / 4)) >> (2 * (j % 4)) & 0x0303_0303) << 4,
-            };
+        for (q, step) in q.as_chunks_mut::<4>().0.iter_mut().zip(steps) {
             *q = step.to_le_bytes();
         }
         let half = |slot: usize| half_at(record, (slot * LANES + lane) * 2);

@@ -67,10 +67,6 @@ impl Vector for Neon {
         unsafe { veorq_s32(a, b) }
     }
     #[inline(always)]
-    unsafe fn left16<const N: i32>(v: int32x4_t) -> int32x4_t {
-        unsafe { vreinterpretq_s32_u16(vshlq_n_u16::<N>(vreinterpretq_u16_s32(v))) }
-    }
-    #[inline(always)]
     unsafe fn right16<const N: i32>(v: int32x4_t) -> int32x4_t {
         unsafe { vreinterpretq_s32_u16(vshrq_n_u16::<N>(vreinterpretq_u16_s32(v))) }
     }

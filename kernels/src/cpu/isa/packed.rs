@@ -32,8 +32,6 @@ pub trait Vector {
     unsafe fn and(a: Self::Int, b: Self::Int) -> Self::Int;
     unsafe fn or(a: Self::Int, b: Self::Int) -> Self::Int;
     unsafe fn xor(a: Self::Int, b: Self::Int) -> Self::Int;
-    /// `v << N` in lanes of 16 bits.
-    unsafe fn left16<const N: i32>(v: Self::Int) -> Self::Int;
     /// `v >> N` in unsigned lanes of 16 bits.
     unsafe fn right16<const N: i32>(v: Self::Int) -> Self::Int;
     /// `v << N` in lanes of 32 bits.

@@ -1,6 +1,6 @@
 //! Packing: from rows of ggml's blocks to strips.
 
-use super::{GROUP, LANES, LINE, PackedMatrix, Packing, STEPS};
+use super::{EIGHT_BITS, FIVE_BITS, FOUR_BITS, GROUP, LANES, LINE, PackedMatrix, Packing, Piece, SIX_BITS, STEPS};
 use crate::cpu::Cpu;
 use crate::cpu::matmul::MatrixRef;
 use crate::cpu::panel::scales_q45k;
@@ -123,26 +123,22 @@ fn unsigned(ty: QuantType, block: &[u8], g: usize) -> [u8; GROUP] {
 fn pack_quants(packing: Packing, q: &[u8; GROUP], lane: usize, quants: &mut [u8]) {
     let steps: [u32; STEPS] =
         std::array::from_fn(|j| u32::from_le_bytes([q[4 * j], q[4 * j + 1], q[4 * j + 2], q[4 * j + 3]]));
-    let mut put = |line: usize, word: u32| {
+    // As the bits of a value are a constant, so is where each piece goes.
+    match packing.bits {
+        4 => put_pieces::<4>(FOUR_BITS, steps, lane, quants),
+        5 => put_pieces::<5>(FIVE_BITS, steps, lane, quants),
+        6 => put_pieces::<6>(SIX_BITS, steps, lane, quants),
+        _ => put_pieces::<8>(EIGHT_BITS, steps, lane, quants),
+    }
+}
+
+#[inline(always)]
+fn put_pieces<const LINES: usize>(pieces: &[Piece], steps: [u32; STEPS], lane: usize, quants: &mut [u8]) {
+    let mut lines = [0; LINES];
+    for piece in pieces {
+        lines[piece.line] |= (steps[piece.step] >> piece.to & piece.mask()) << piece.at;
+    }
+    for (line, word) in lines.into_iter().enumerate() {
         quants[line * LINE + 4 * lane..][..4].copy_from_slice(&word.to_le_bytes());
-    };
-    if packing.low_lines == STEPS {
-        steps.iter().enumerate().for_each(|(j, &word)| put(j, word));
-        return;
-    }
-    for j in 0..4 {
-        put(packing.low_at() + j, (steps[j] & 0x0f0f_0f0f) | (steps[j + 4] & 0x0f0f_0f0f) << 4);
-    }
-    match packing.high_lines {
-        0 => {}
-        1 => put(0, (0..STEPS).fold(0, |bits, j| bits | (steps[j] >> 4 & 0x0101_0101) << j)),
-        _ => {
-            for p in 0..2 {
-                put(
-                    Packing::upper_at(p),
-                    (0..4).fold(0, |bits, s| bits | (steps[4 * p + s] >> 4 & 0x0303_0303) << (2 * s)),
-                );
-            }
-        }
     }
 }

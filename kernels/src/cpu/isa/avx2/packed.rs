@@ -61,10 +61,6 @@ impl Vector for Ymm {
         unsafe { _mm256_xor_si256(a, b) }
     }
     #[inline(always)]
-    unsafe fn left16<const N: i32>(v: __m256i) -> __m256i {
-        unsafe { _mm256_slli_epi16::<N>(v) }
-    }
-    #[inline(always)]
     unsafe fn right16<const N: i32>(v: __m256i) -> __m256i {
         unsafe { _mm256_srli_epi16::<N>(v) }
     }

@@ -22,18 +22,22 @@ unsafe fn line(at: *const u8) -> __m512i {
     unsafe { _mm512_load_si512(at.cast()) }
 }
 
-/// The 4 low bits of step `j`, from lines of nibbles.
+/// Bits of every byte of line `n` of the group at `q`: those of `mask`, from where they are `right` bits further up.
 ///
 /// # Safety
-/// 4 lines are readable at `q`, a multiple of 64; AVX-512 F and BW.
+/// The line is readable, `q` a multiple of 64; AVX-512 F and BW.
 #[inline(always)]
-unsafe fn nibbles(q: *const u8, j: usize) -> __m512i {
+unsafe fn bits<const RIGHT: u32>(q: *const u8, n: usize, mask: i8) -> __m512i {
     // SAFETY: the caller's promise.
-    unsafe {
-        let both = line(q.add(j % 4 * LINE));
-        let low = if j < 4 { both } else { _mm512_srli_epi16::<4>(both) };
-        _mm512_and_si512(low, _mm512_set1_epi8(15))
-    }
+    unsafe { _mm512_and_si512(_mm512_srli_epi16::<RIGHT>(line(q.add(n * LINE))), _mm512_set1_epi8(mask)) }
+}
+
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_or_si512(a, b) }
 }
 
 /// Q4_0, Q4_1, Q4_K.
@@ -45,7 +49,7 @@ impl Quants for FourBits {
     #[inline(always)]
     unsafe fn step(q: *const u8, j: usize) -> __m512i {
         // SAFETY: the caller's promise.
-        unsafe { nibbles(q, j) }
+        unsafe { if j < 4 { bits::<0>(q, j, 15) } else { bits::<4>(q, j - 4, 15) } }
     }
 }
 
@@ -59,18 +63,12 @@ impl Quants for FiveBits {
     unsafe fn step(q: *const u8, j: usize) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe {
-            let bits = line(q);
-            let fifth = match j {
-                0 => _mm512_slli_epi16::<4>(bits),
-                1 => _mm512_slli_epi16::<3>(bits),
-                2 => _mm512_slli_epi16::<2>(bits),
-                3 => _mm512_slli_epi16::<1>(bits),
-                4 => bits,
-                5 => _mm512_srli_epi16::<1>(bits),
-                6 => _mm512_srli_epi16::<2>(bits),
-                _ => _mm512_srli_epi16::<3>(bits),
-            };
-            _mm512_or_si512(nibbles(q.add(LINE), j), _mm512_and_si512(fifth, _mm512_set1_epi8(16)))
+            match j {
+                0..5 => bits::<0>(q, j, 31),
+                5 => or(bits::<5>(q, 0, 7), bits::<2>(q, 1, 24)),
+                6 => or(bits::<5>(q, 2, 7), bits::<2>(q, 3, 24)),
+                _ => or(or(bits::<5>(q, 4, 7), bits::<4>(q, 1, 8)), bits::<3>(q, 3, 16)),
+            }
         }
     }
 }
@@ -85,14 +83,11 @@ impl Quants for SixBits {
     unsafe fn step(q: *const u8, j: usize) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe {
-            let bits = line(q.add(j / 4 * 5 * LINE));
-            let upper = match j % 4 {
-                0 => _mm512_slli_epi16::<4>(bits),
-                1 => _mm512_slli_epi16::<2>(bits),
-                2 => bits,
-                _ => _mm512_srli_epi16::<2>(bits),
-            };
-            _mm512_or_si512(nibbles(q.add(LINE), j), _mm512_and_si512(upper, _mm512_set1_epi8(48)))
+            let q = q.add(j / 4 * 3 * LINE);
+            match j % 4 {
+                3 => or(or(bits::<6>(q, 0, 3), bits::<4>(q, 1, 12)), bits::<2>(q, 2, 48)),
+                j => bits::<0>(q, j, 63),
+            }
         }
     }
 }

@@ -17,17 +17,16 @@ pub trait Quants {
     unsafe fn step<V: Vector>(q: *const u8, j: usize) -> V::Int;
 }
 
-/// The 4 low bits of step `j`, from lines of nibbles.
+/// Bits of every byte of line `n` of the group at `q`: those of `mask`, from where they are `RIGHT` bits further up.
 ///
 /// # Safety
 /// As for [`Quants::step`].
 #[inline(always)]
-unsafe fn nibbles<V: Vector>(q: *const u8, j: usize) -> V::Int {
+unsafe fn bits<V: Vector, const RIGHT: i32>(q: *const u8, n: usize, mask: u8) -> V::Int {
     // SAFETY: the caller's promise.
     unsafe {
-        let both = V::load(q.add(j % 4 * LINE));
-        let low = if j < 4 { both } else { V::right16::<4>(both) };
-        V::and(low, V::byte(15))
+        let line = V::load(q.add(n * LINE));
+        V::and(if RIGHT == 0 { line } else { V::right16::<RIGHT>(line) }, V::byte(mask))
     }
 }
 
@@ -41,7 +40,7 @@ impl Quants for FourBits {
     #[inline(always)]
     unsafe fn step<V: Vector>(q: *const u8, j: usize) -> V::Int {
         // SAFETY: the caller's promise.
-        unsafe { nibbles::<V>(q, j) }
+        unsafe { if j < 4 { bits::<V, 0>(q, j, 15) } else { bits::<V, 4>(q, j - 4, 15) } }
     }
 }
 
@@ -56,18 +55,12 @@ impl Quants for FiveBits {
     unsafe fn step<V: Vector>(q: *const u8, j: usize) -> V::Int {
         // SAFETY: the caller's promise.
         unsafe {
-            let bits = V::load(q);
-            let fifth = match j {
-                0 => V::left16::<4>(bits),
-                1 => V::left16::<3>(bits),
-                2 => V::left16::<2>(bits),
-                3 => V::left16::<1>(bits),
-                4 => bits,
-                5 => V::right16::<1>(bits),
-                6 => V::right16::<2>(bits),
-                _ => V::right16::<3>(bits),
-            };
-            V::or(nibbles::<V>(q.add(LINE), j), V::and(fifth, V::byte(16)))
+            match j {
+                0..5 => bits::<V, 0>(q, j, 31),
+                5 => V::or(bits::<V, 5>(q, 0, 7), bits::<V, 2>(q, 1, 24)),
+                6 => V::or(bits::<V, 5>(q, 2, 7), bits::<V, 2>(q, 3, 24)),
+                _ => V::or(V::or(bits::<V, 5>(q, 4, 7), bits::<V, 4>(q, 1, 8)), bits::<V, 3>(q, 3, 16)),
+            }
         }
     }
 }
@@ -83,14 +76,11 @@ impl Quants for SixBits {
     unsafe fn step<V: Vector>(q: *const u8, j: usize) -> V::Int {
         // SAFETY: the caller's promise.
         unsafe {
-            let bits = V::load(q.add(j / 4 * 5 * LINE));
-            let upper = match j % 4 {
-                0 => V::left16::<4>(bits),
-                1 => V::left16::<2>(bits),
-                2 => bits,
-                _ => V::right16::<2>(bits),
-            };
-            V::or(nibbles::<V>(q.add(LINE), j), V::and(upper, V::byte(48)))
+            let q = q.add(j / 4 * 3 * LINE);
+            match j % 4 {
+                3 => V::or(V::or(bits::<V, 6>(q, 0, 3), bits::<V, 4>(q, 1, 12)), bits::<V, 2>(q, 2, 48)),
+                j => bits::<V, 0>(q, j, 63),
+            }
         }
     }
 }
