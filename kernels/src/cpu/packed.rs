@@ -6,13 +6,13 @@
 //! less well with scales apart. The 32 values of a group are 8 *steps* of 4: a step of a strip is 64 bytes, 4 unsigned values for each
 //! of the 16 rows, which is what one `vpdpbusd` multiplies with 4 activations; narrower registers take a step in parts. Bits stay as few as
 //! the file has: as many lines as a value has bits hold a group's steps. As many steps as there are lines lie in the lines' low bits,
-//! which one instruction takes out, and the others, in [`Piece`]s, in the bits that are left:
+//! which one instruction takes out, and the others, in pieces, in the bits that are left ([`pieces`]):
 //!
 //! | formats | quants of a group | scales |
 //! |---|---|---|
-//! | Q4_0, Q4_1, Q4_K | 4 lines, [`FOUR_BITS`] | `d` (and `min`) as f16 |
-//! | Q5_0, Q5_1, Q5_K | 5 lines, [`FIVE_BITS`] | the same |
-//! | Q6_K | 6 lines, [`SIX_BITS`] | `d` as f16, two i8 sub-scales |
+//! | Q4_0, Q4_1, Q4_K | 4 lines, `FOUR_BITS` | `d` (and `min`) as f16 |
+//! | Q5_0, Q5_1, Q5_K | 5 lines, `FIVE_BITS` | the same |
+//! | Q6_K | 6 lines, `SIX_BITS` | `d` as f16, two i8 sub-scales |
 //! | Q8_0 | 8 lines, one for each step | `d` as f16 |
 //!
 //! Q4_K and Q5_K keep their integer sub-scales and sub-minimums, as bytes: 2.8% larger than the file; Q6_K is 1% larger, all others have the
@@ -23,6 +23,7 @@
 mod acts;
 mod matmul;
 mod pack;
+mod pieces;
 mod refine;
 
 pub use acts::{
@@ -37,6 +38,7 @@ pub use refine::packed_refine;
 use super::quant::QuantType;
 use super::strips::Strips;
 use half::f16;
+use pieces::{EIGHT_BITS, FIVE_BITS, FOUR_BITS, Piece, SIX_BITS};
 use std::fmt;
 
 /// Rows of a strip.
@@ -47,84 +49,6 @@ pub const GROUP: usize = 32;
 pub const STEPS: usize = GROUP / 4;
 /// Bytes of one step of a strip.
 pub const LINE: usize = 4 * LANES;
-
-/// Some bits of each value of a step: bits `to..` of the value are bits `at..` of the bytes of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
-    pub step: usize,
-    pub line: usize,
-    pub at: usize,
-    pub bits: usize,
-    pub to: usize,
-}
-
-impl Piece {
-    const fn new(step: usize, line: usize, at: usize, bits: usize, to: usize) -> Piece {
-        Piece { step, line, at, bits, to }
-    }
-
-    /// Its bits, from bit 0 of each byte of a word.
-    pub fn mask(self) -> u32 {
-        0x0101_0101 * ((1 << self.bits) - 1)
-    }
-}
-
-/// Half of the steps in the low nibbles of four lines, the others in the high ones.
-pub const FOUR_BITS: &[Piece] = &[
-    Piece::new(0, 0, 0, 4, 0),
-    Piece::new(1, 1, 0, 4, 0),
-    Piece::new(2, 2, 0, 4, 0),
-    Piece::new(3, 3, 0, 4, 0),
-    Piece::new(4, 0, 4, 4, 0),
-    Piece::new(5, 1, 4, 4, 0),
-    Piece::new(6, 2, 4, 4, 0),
-    Piece::new(7, 3, 4, 4, 0),
-];
-
-/// Five steps in the low bits of five lines. Of the 15 bits above them two steps take 3 of one line and 2 of the next, and the last one 3 of
-/// the last line and the 2 that are left over.
-pub const FIVE_BITS: &[Piece] = &[
-    Piece::new(0, 0, 0, 5, 0),
-    Piece::new(1, 1, 0, 5, 0),
-    Piece::new(2, 2, 0, 5, 0),
-    Piece::new(3, 3, 0, 5, 0),
-    Piece::new(4, 4, 0, 5, 0),
-    Piece::new(5, 0, 5, 3, 0),
-    Piece::new(5, 1, 5, 2, 3),
-    Piece::new(6, 2, 5, 3, 0),
-    Piece::new(6, 3, 5, 2, 3),
-    Piece::new(7, 4, 5, 3, 0),
-    Piece::new(7, 1, 7, 1, 3),
-    Piece::new(7, 3, 7, 1, 4),
-];
-
-/// Three steps of each half of a group in the low bits of three lines, the fourth above them.
-pub const SIX_BITS: &[Piece] = &[
-    Piece::new(0, 0, 0, 6, 0),
-    Piece::new(1, 1, 0, 6, 0),
-    Piece::new(2, 2, 0, 6, 0),
-    Piece::new(3, 0, 6, 2, 0),
-    Piece::new(3, 1, 6, 2, 2),
-    Piece::new(3, 2, 6, 2, 4),
-    Piece::new(4, 3, 0, 6, 0),
-    Piece::new(5, 4, 0, 6, 0),
-    Piece::new(6, 5, 0, 6, 0),
-    Piece::new(7, 3, 6, 2, 0),
-    Piece::new(7, 4, 6, 2, 2),
-    Piece::new(7, 5, 6, 2, 4),
-];
-
-/// A line for each step.
-pub const EIGHT_BITS: &[Piece] = &[
-    Piece::new(0, 0, 0, 8, 0),
-    Piece::new(1, 1, 0, 8, 0),
-    Piece::new(2, 2, 0, 8, 0),
-    Piece::new(3, 3, 0, 8, 0),
-    Piece::new(4, 4, 0, 8, 0),
-    Piece::new(5, 5, 0, 8, 0),
-    Piece::new(6, 6, 0, 8, 0),
-    Piece::new(7, 7, 0, 8, 0),
-];
 
 /// How a format is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,8 +16,8 @@ use std::ops::Range;
 const CHUNK_BYTES: usize = 512 * 1024;
 /// Values that one piece of the quantising region takes, at least: a few microseconds.
 const QUANTIZE_PIECE: usize = 4 * 1024;
-/// Most values of a tile that each thread quantises for itself: that costs no more than to wait for each other and read what another core
-/// has written.
+/// Most values that all threads together quantise where each has the tile for itself: that costs no more than to wait for each other and
+/// to read what another core has written.
 const OWN_VALUES: usize = 16 * 1024;
 
 /// Buffers of [`packed_matmul`] that stay between calls.
@@ -115,11 +115,15 @@ enum Acts<'a> {
 }
 
 impl Acts<'_> {
-    /// Those for thread `lane`, which has no others in use, and will multiply `weights` with them first.
-    fn of(&self, lane: usize, weights: &[u8]) -> &[u8] {
+    /// Those for thread `lane`, which will multiply `weights` with them first.
+    ///
+    /// # Safety
+    /// This is that thread, and no longer uses what it was given before.
+    unsafe fn of(&self, lane: usize, weights: &[u8]) -> &[u8] {
         match self {
             Acts::Shared(acts) => acts,
-            Acts::Own(own) => own.of(lane, weights),
+            // SAFETY: the caller's promise.
+            Acts::Own(own) => unsafe { own.of(lane, weights) },
         }
     }
 }
@@ -154,9 +158,11 @@ impl<'a> OwnTiles<'a> {
         OwnTiles { kernels, x, cols, precision, tile, call: scratch.calls, own: SharedSlice::new(&mut scratch.own) }
     }
 
-    fn of(&self, lane: usize, weights: &[u8]) -> &[u8] {
+    /// # Safety
+    /// As for [`Acts::of`].
+    unsafe fn of(&self, lane: usize, weights: &[u8]) -> &[u8] {
         let OwnTiles { kernels, x, cols, tile, .. } = *self;
-        // SAFETY: a thread has its own, and none of it in use.
+        // SAFETY: each thread has its own, which it uses no longer.
         let own = &mut unsafe { self.own.slice(lane, 1) }[0];
         if own.call != self.call {
             own.call = self.call;
@@ -260,7 +266,9 @@ fn multiply(
 ) {
     let strips: Vec<&Strips<LANES>> = ws.iter().map(|w| &w.strips).collect();
     for_tickets(cpu, &strips, tiles.len(), move |lane, i, range, part| {
-        let (matrix, groups, acts) = (ws[i], ws[i].cols() / GROUP, acts.of(lane, ws[i].strips.strip(range.start)));
+        let (matrix, groups) = (ws[i], ws[i].cols() / GROUP);
+        // SAFETY: the thread asks once for each ticket.
+        let acts = unsafe { acts.of(lane, matrix.strips.strip(range.start)) };
         for tile in &tiles[part] {
             let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
             let acts = ActTile::new(tile.height, groups, bytes);

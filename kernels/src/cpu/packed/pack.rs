@@ -1,6 +1,7 @@
 //! Packing: from rows of ggml's blocks to strips.
 
-use super::{EIGHT_BITS, FIVE_BITS, FOUR_BITS, GROUP, LANES, LINE, PackedMatrix, Packing, Piece, SIX_BITS, STEPS};
+use super::pieces::{EIGHT_BITS, FIVE_BITS, FOUR_BITS, Piece, SIX_BITS};
+use super::{GROUP, LANES, LINE, PackedMatrix, Packing, STEPS};
 use crate::cpu::Cpu;
 use crate::cpu::matmul::MatrixRef;
 use crate::cpu::panel::scales_q45k;
