@@ -16,7 +16,10 @@ from conftest import KEY, URL
 # Traces would go to OpenAI.
 agents.set_tracing_disabled(True)
 SERVER = {"command": sys.executable, "args": [str(pathlib.Path(__file__).with_name("mcp_server.py"))]}
-INSTRUCTIONS = "You answer questions about a warehouse. Ask your tools; then answer in one short sentence."
+# Words after which the model has no doubt whether to answer: what is tested is the way of its words, not a choice between equals.
+INSTRUCTIONS = (
+    "You are a clerk in a warehouse. Look things up with your tools, then tell the customer what you found, in one short sentence."
+)
 ASK = "How many crates of apples are in the warehouse?"
 DIALECTS = {"chat": agents.OpenAIChatCompletionsModel, "responses": agents.OpenAIResponsesModel}
 
