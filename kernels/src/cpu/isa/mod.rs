@@ -19,6 +19,7 @@ pub mod scalar;
 const AHEAD: usize = 4096;
 
 /// Asks for the first [`AHEAD`] bytes of a run of weights: whoever has something else to do first need not wait for them.
+/// On x86-64; elsewhere the hardware's own prefetching has to do.
 pub fn prefetch(weights: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in weights.chunks(64).take(AHEAD / 64) {

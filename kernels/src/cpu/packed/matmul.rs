@@ -149,11 +149,8 @@ impl<'a> OwnTiles<'a> {
         tile: TilePlan,
         scratch: &'a mut PackedScratch,
     ) -> Self {
-        let bytes = tile_bytes(tile.height, cols / GROUP);
+        // What is in them is not even looked at: each is in its thread's cache.
         scratch.own.resize_with(cpu.pool.threads(), Own::default);
-        for own in scratch.own.iter_mut().filter(|own| own.acts.bytes().len() < bytes) {
-            own.acts = Lines::zeroed(bytes);
-        }
         scratch.calls += 1;
         OwnTiles { kernels, x, cols, precision, tile, call: scratch.calls, own: SharedSlice::new(&mut scratch.own) }
     }
@@ -169,8 +166,11 @@ impl<'a> OwnTiles<'a> {
             prefetch(weights);
             own.limits.resize(tile.rows, 0.0);
             set_limits(kernels, x, cols, self.precision, &mut own.limits);
-            let (high, low) = (cols / GROUP * group_bytes(tile.height), cols / GROUP * low_bytes(tile.height));
-            let (high, low) = own.acts.bytes_mut()[..high + low].split_at_mut(high);
+            let bytes = tile_bytes(tile.height, cols / GROUP);
+            if own.acts.bytes().len() < bytes {
+                own.acts = Lines::zeroed(bytes);
+            }
+            let (high, low) = own.acts.bytes_mut()[..bytes].split_at_mut(cols / GROUP * group_bytes(tile.height));
             let source = GroupSource { x, cols, first: 0, height: tile.height, limits: &own.limits };
             // SAFETY: the table is this processor's.
             unsafe { (kernels.quantize)(&source, high, low) }

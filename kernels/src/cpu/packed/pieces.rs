@@ -6,8 +6,11 @@
 pub struct Piece {
     pub step: usize,
     pub line: usize,
+    /// The first of the bits in a byte of the line.
     pub at: usize,
+    /// How many.
     pub bits: usize,
+    /// Which bit of the value it is.
     pub to: usize,
 }
 

@@ -22,7 +22,7 @@ unsafe fn line(at: *const u8) -> __m512i {
     unsafe { _mm512_load_si512(at.cast()) }
 }
 
-/// Bits of every byte of line `n` of the group at `q`: those of `mask`, from where they are `right` bits further up.
+/// Bits of every byte of line `n` of the group at `q`: those of `mask`, from where they are `RIGHT` bits further up.
 ///
 /// # Safety
 /// The line is readable, `q` a multiple of 64; AVX-512 F and BW.
