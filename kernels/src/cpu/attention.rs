@@ -9,16 +9,16 @@ pub mod pairs;
 mod plan;
 pub(crate) mod span;
 
-use super::Cpu;
 use super::dispatch::KernelTable;
 use super::kv::{self, KvLayout, KvSlice};
 use super::shared::SharedSlice;
+use super::{Cpu, Shares};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use pairs::{PairKernels, PairRows, SPAN_PAIRS};
 use plan::{Item, Plan, Tile};
 use span::{PIECE, Piece, ROWS, SCORES, SPAN, SpanKv, SpanRows, Visible, empty_state, state_len};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 /// One sequence of a batch.
@@ -109,16 +109,15 @@ pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scr
         out: SharedSlice::new(out),
         states: SharedSlice::new(states),
     };
-    let next = AtomicUsize::new(0);
-    cpu.pool.run(threads, &|lane| {
-        let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
+    let shares = Shares::new(task.plan.shares(threads));
+    cpu.pool.run(threads, &|thread| {
+        let mut lane = lanes[thread].lock().unwrap_or_else(PoisonError::into_inner);
         lane.ahead.clear();
-        let items = task.plan.items();
-        let take = || items.get(next.fetch_add(1, Ordering::Relaxed));
+        let take = || shares.take(thread).map(|item| &task.plan.items()[item]);
         let mut following = None;
         while let Some(item) = following.take().or_else(take) {
             // Known early, its first keys come from memory meanwhile. The last ones are left to whoever is free.
-            if next.load(Ordering::Relaxed) + threads < items.len() {
+            if shares.left(thread) > 1 {
                 following = take();
             }
             task.run(item, following, &mut lane);

@@ -56,28 +56,52 @@ impl Cpu {
             (0..items).for_each(|item| body(0, item));
             return;
         }
-        let shares: Vec<Share> = (0..lanes)
-            .map(|lane| Share { next: AtomicUsize::new(items * lane / lanes), end: items * (lane + 1) / lanes })
-            .collect();
+        let shares = Shares::new((1..=lanes).map(|lane| items * lane / lanes));
         self.pool.run(lanes, &move |lane| {
-            for share in shares[lane..].iter().chain(&shares[..lane]) {
-                loop {
-                    let item = share.next.fetch_add(1, Ordering::Relaxed);
-                    if item >= share.end {
-                        break;
-                    }
-                    body(lane, item);
-                }
+            while let Some(item) = shares.take(lane) {
+                body(lane, item);
             }
         });
     }
 }
 
-/// A thread's share of a region's items, in a cache line of its own.
+/// The items of a region: each thread takes its own share in order, then what is left of the others'.
+pub(crate) struct Shares(Vec<Share>);
+
+/// A thread's share, in a cache line of its own.
 #[repr(align(64))]
 struct Share {
     next: AtomicUsize,
     end: usize,
+}
+
+impl Shares {
+    /// Shares that follow each other and end at `ends`, one for each thread.
+    pub(crate) fn new(ends: impl Iterator<Item = usize>) -> Shares {
+        let mut start = 0;
+        let share = |end| Share { next: AtomicUsize::new(std::mem::replace(&mut start, end)), end };
+        Shares(ends.map(share).collect())
+    }
+
+    /// The next item of thread `lane`; `None` if all are taken.
+    pub(crate) fn take(&self, lane: usize) -> Option<usize> {
+        self.0[lane..].iter().chain(&self.0[..lane]).find_map(|share| {
+            // Looked at first: to write would take the line from its owner.
+            let item = if share.left() > 0 { share.next.fetch_add(1, Ordering::Relaxed) } else { share.end };
+            (item < share.end).then_some(item)
+        })
+    }
+
+    /// Items of thread `lane`'s own share that nobody has taken.
+    pub(crate) fn left(&self, lane: usize) -> usize {
+        self.0[lane].left()
+    }
+}
+
+impl Share {
+    fn left(&self) -> usize {
+        self.end.saturating_sub(self.next.load(Ordering::Relaxed))
+    }
 }
 
 #[cfg(test)]

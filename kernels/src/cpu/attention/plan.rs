@@ -72,7 +72,10 @@ pub(super) struct Split {
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     tiles: Vec<Tile>,
+    /// In the order of their rows.
     items: Vec<Item>,
+    /// What each item and all before it cost, in rows times spans.
+    costs: Vec<usize>,
     /// For each split tile the items that are not done.
     pending: Vec<AtomicUsize>,
     states: usize,
@@ -85,6 +88,13 @@ impl Plan {
 
     pub(super) fn items(&self) -> &[Item] {
         &self.items
+    }
+
+    /// Where the shares of `threads` threads end: equally expensive runs of items, so that a sequence is computed, by and large, on the core
+    /// that computes its rows in the operations before and after.
+    pub(super) fn shares(&self, threads: usize) -> impl Iterator<Item = usize> {
+        let total = self.costs.last().copied().unwrap_or(0);
+        (1..=threads).map(move |thread| self.costs.partition_point(|&cost| cost * threads <= total * thread))
     }
 
     /// Items of a split tile that are not done.
@@ -108,12 +118,12 @@ impl Plan {
         }
         self.cut(args, (rows / group).max(1));
         let cost = |tile: &Tile| tile.len(args) * tile.spans(args).len();
-        // The most expensive first, so that no long one is left to one thread at the end.
-        self.tiles.sort_unstable_by_key(|tile| std::cmp::Reverse(cost(tile)));
         let share = self.tiles.iter().map(cost).sum::<usize>().div_ceil(wanted).max(1);
         let width = args.layout.head_dim.next_multiple_of(PIECE);
         self.items.clear();
+        self.costs.clear();
         self.pending.clear();
+        let mut cost_so_far = 0;
         self.states = 0;
         for (index, tile) in self.tiles.iter().enumerate() {
             let spans = tile.spans(args);
@@ -126,7 +136,10 @@ impl Plan {
             }
             for part in 0..parts {
                 let at = |part: usize| spans.start + part * spans.len() / parts;
-                self.items.push(Item { tile: index, spans: at(part)..at(part + 1), split: split.clone() });
+                let spans = at(part)..at(part + 1);
+                cost_so_far += tile.len(args) * spans.len();
+                self.costs.push(cost_so_far);
+                self.items.push(Item { tile: index, spans, split: split.clone() });
             }
         }
     }
