@@ -128,6 +128,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_of_other_shares_is_taken_too() {
+        let shares = Shares::new([2, 2, 5].into_iter());
+        assert_eq!((shares.left(0), shares.left(1), shares.left(2)), (2, 0, 3));
+        assert_eq!((shares.take(2), shares.take(0)), (Some(2), Some(0)));
+        let rest: Vec<_> = std::iter::from_fn(|| shares.take(1)).collect();
+        assert_eq!(rest, [3, 4, 1], "the next thread's first");
+        assert!(shares.take(0).is_none() && shares.left(2) == 0);
+    }
+
+    #[test]
     fn a_thread_that_is_held_up_keeps_nothing_but_the_item_it_has() {
         // Whoever takes the first item waits until all others are done: they must be the other thread's.
         let (cpu, items) = (cpu(2), 20);

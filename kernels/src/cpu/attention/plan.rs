@@ -156,3 +156,65 @@ impl Plan {
         self.tiles.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::attention::SeqSpan;
+    use crate::cpu::kv::{KvLayout, KvSlice};
+
+    /// Sequences of some query rows in a context.
+    fn plan(seqs: &[(usize, usize)], threads: usize) -> Plan {
+        let mut q_start = 0;
+        let spans: Vec<_> = seqs
+            .iter()
+            .map(|&(q_len, context_len)| {
+                q_start += q_len;
+                SeqSpan { q_start: q_start - q_len, q_len, context_len, blocks: &[] }
+            })
+            .collect();
+        let args = AttentionArgs {
+            q: &[],
+            k: KvSlice::F32(&[]),
+            v: KvSlice::F32(&[]),
+            layout: KvLayout { layers: 1, layer: 0, kv_heads: 3, head_dim: 64, block_size: 16 },
+            heads: 9,
+            scale: 1.0,
+            window: None,
+            softcap: None,
+            seqs: &spans,
+        };
+        let mut plan = Plan::default();
+        plan.fill(&args, threads);
+        plan
+    }
+
+    #[test]
+    fn shares_cover_all_items_and_cost_the_same_but_for_an_item() {
+        let batches: [&[(usize, usize)]; 6] = [
+            &[(1, 1)],
+            &[(1, 40_000)],
+            &[(512, 512)],
+            &[(1, 300); 32],
+            &[(128, 4096), (1, 10), (1, 20_000), (1, 10)],
+            &[(1, 10), (1, 10), (200, 200), (1, 5000)],
+        ];
+        for (seqs, threads) in batches.into_iter().flat_map(|seqs| [1, 2, 3, 8].map(|threads| (seqs, threads))) {
+            let plan = plan(seqs, threads);
+            let costs = |range: Range<usize>| -> Vec<usize> {
+                let before = |i: usize| i.checked_sub(1).map_or(0, |i| plan.costs[i]);
+                range.map(|i| plan.costs[i] - before(i)).collect()
+            };
+            let all = costs(0..plan.items().len());
+            let (total, largest) = (all.iter().sum::<usize>(), all.iter().max().copied().unwrap_or(0));
+            let mut start = 0;
+            for end in plan.shares(threads) {
+                assert!(end >= start, "{seqs:?} on {threads} threads");
+                let cost: usize = costs(start..end).iter().sum();
+                assert!(cost <= total / threads + largest, "{cost} of {total} on {threads} threads: {seqs:?}");
+                start = end;
+            }
+            assert_eq!(start, plan.items().len(), "{seqs:?} on {threads} threads");
+        }
+    }
+}
