@@ -58,6 +58,8 @@ pub(super) struct Item {
     pub(super) spans: Range<usize>,
     /// If other items have the tile's other spans.
     pub(super) split: Option<Split>,
+    /// What it and all before it cost, in rows times spans.
+    cost_so_far: usize,
 }
 
 /// What the items of a split tile have in common.
@@ -74,8 +76,6 @@ pub(super) struct Plan {
     tiles: Vec<Tile>,
     /// In the order of their rows.
     items: Vec<Item>,
-    /// What each item and all before it cost, in rows times spans.
-    costs: Vec<usize>,
     /// For each split tile the items that are not done.
     pending: Vec<AtomicUsize>,
     states: usize,
@@ -93,8 +93,9 @@ impl Plan {
     /// Where the shares of `threads` threads end: equally expensive runs of items, so that a sequence is computed, by and large, on the core
     /// that computes its rows in the operations before and after.
     pub(super) fn shares(&self, threads: usize) -> impl Iterator<Item = usize> {
-        let total = self.costs.last().copied().unwrap_or(0);
-        (1..=threads).map(move |thread| self.costs.partition_point(|&cost| cost * threads <= total * thread))
+        let total = self.items.last().map_or(0, |item| item.cost_so_far);
+        let end = move |thread| self.items.partition_point(|item| item.cost_so_far * threads <= total * thread);
+        (1..=threads).map(end)
     }
 
     /// Items of a split tile that are not done.
@@ -121,7 +122,6 @@ impl Plan {
         let share = self.tiles.iter().map(cost).sum::<usize>().div_ceil(wanted).max(1);
         let width = args.layout.head_dim.next_multiple_of(PIECE);
         self.items.clear();
-        self.costs.clear();
         self.pending.clear();
         let mut cost_so_far = 0;
         self.states = 0;
@@ -138,8 +138,7 @@ impl Plan {
                 let at = |part: usize| spans.start + part * spans.len() / parts;
                 let spans = at(part)..at(part + 1);
                 cost_so_far += tile.len(args) * spans.len();
-                self.costs.push(cost_so_far);
-                self.items.push(Item { tile: index, spans, split: split.clone() });
+                self.items.push(Item { tile: index, spans, split: split.clone(), cost_so_far });
             }
         }
     }
@@ -202,8 +201,8 @@ mod tests {
         for (seqs, threads) in batches.into_iter().flat_map(|seqs| [1, 2, 3, 8].map(|threads| (seqs, threads))) {
             let plan = plan(seqs, threads);
             let costs = |range: Range<usize>| -> Vec<usize> {
-                let before = |i: usize| i.checked_sub(1).map_or(0, |i| plan.costs[i]);
-                range.map(|i| plan.costs[i] - before(i)).collect()
+                let before = |i: usize| i.checked_sub(1).map_or(0, |i| plan.items()[i].cost_so_far);
+                range.map(|i| plan.items()[i].cost_so_far - before(i)).collect()
             };
             let all = costs(0..plan.items().len());
             let (total, largest) = (all.iter().sum::<usize>(), all.iter().max().copied().unwrap_or(0));
