@@ -1,17 +1,19 @@
 //! Speed of attention at the shapes of the catalogue's models, against this machine's limits, which are measured first: prefill as a share
-//! of the float multiply-add roof, decode as a share of the bandwidth of reading memory. Keys and values are half precision, or pairs of
-//! bfloat16, in shuffled blocks of 16; decode walks through more of them than the caches hold, as a model's layers do.
+//! of the float multiply-add roof, decode as a share of the bandwidth of reading memory. Keys and values are half precision, pairs of
+//! bfloat16, or bytes, in shuffled blocks of 16; decode walks through many times as much as the caches hold, in large pages, as a model's
+//! layers do.
 //!
 //! `cargo bench -p wick-kernels --bench attention -- [threads] [isa] [model]`, on an idle machine.
 
 mod common;
 
 use common::Setup;
-use wick_kernels::{AttentionArgs, AttentionScratch, KvLayout, KvSlice, SeqSpan, paged_attention};
+use half::f16;
+use wick_kernels::{AttentionArgs, AttentionScratch, KV_GROUP, KvLayout, KvSlice, Pages, SeqSpan, paged_attention};
 
 const BLOCK_SIZE: usize = 16;
-/// Bytes of K and of V: together more than the last-level cache.
-const CACHE_BYTES: usize = 48 << 20;
+/// Values of K, and of V.
+const VALUES: usize = 96 << 20;
 
 struct Shape {
     name: &'static str,
@@ -33,19 +35,18 @@ fn main() {
     let only = setup.words.first();
     let memory = setup.bandwidth();
     println!("{} threads, {}: reads {memory:.1} GB/s", cpu.pool.threads(), cpu.isa.name());
-    let values = CACHE_BYTES / 2;
-    let cache: Vec<half::f16> = (0..values).map(|i| half::f16::from_f32((i % 97) as f32 / 97.0 - 0.5)).collect();
-    let other = cache.clone();
-    let pairs = vec![0x3e80_3e80_u32; values / 2];
-    let other_pairs = pairs.clone();
+    let caches = [0, 1].map(|_| Cache::new());
+    let [k, v] = &caches;
     for shape in SHAPES.iter().filter(|s| only.is_none_or(|name| name == s.name)) {
         let Shape { name, heads, kv_heads, head_dim } = *shape;
-        let num_blocks = values / (kv_heads * head_dim * BLOCK_SIZE);
-        // An odd factor permutes the blocks of a power of two.
-        let whole = num_blocks.next_power_of_two() / 2;
-        let table: Vec<u32> = (0..whole).map(|i| (i * 0x9e37_79b1 % whole) as u32).collect();
+        let mut table: Vec<u32> = (0..(VALUES / (kv_heads * head_dim * BLOCK_SIZE)) as u32).collect();
+        let mut seed = 1_u64;
+        for i in 1..table.len() {
+            seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            table.swap(i, (seed >> 33) as usize % (i + 1));
+        }
         let mut scratch = AttentionScratch::default();
-        let mut run = |count: usize, q_len: usize, context: usize, paired: bool| {
+        let mut run = |count: usize, q_len: usize, context: usize, cached: Cached| {
             let q: Vec<f32> = (0..count * q_len * heads * head_dim).map(|i| (i % 89) as f32 / 89.0 - 0.5).collect();
             let mut out = vec![0.0; q.len()];
             let mut tables = table.chunks_exact(context.div_ceil(BLOCK_SIZE)).cycle();
@@ -54,8 +55,8 @@ fn main() {
                 let seqs: Vec<SeqSpan<'_>> = tables.by_ref().take(count).enumerate().map(sequence).collect();
                 let args = AttentionArgs {
                     q: &q,
-                    k: if paired { KvSlice::Bf16(&pairs) } else { KvSlice::F16(&cache) },
-                    v: if paired { KvSlice::Bf16(&other_pairs) } else { KvSlice::F16(&other) },
+                    k: k.slice(cached),
+                    v: v.slice(cached),
                     layout: KvLayout { layers: 1, layer: 0, kv_heads, head_dim, block_size: BLOCK_SIZE },
                     heads,
                     scale: 0.1,
@@ -67,16 +68,16 @@ fn main() {
             })
         };
         println!("{name}: {heads}/{kv_heads} heads of {head_dim}");
-        for (paired, label) in [(false, "half precision"), (true, "pairs of bfloat16")] {
+        for cached in [Cached::Half, Cached::Pairs, Cached::Bytes] {
             // Others widen the pairs: a way to read the cache, not a fast one.
-            if paired && !cpu.isa.pairs() {
+            if cached == Cached::Pairs && !cpu.isa.pairs() {
                 continue;
             }
-            let roof = setup.multiply_add_roof(paired);
-            println!(" {label}, multiply-adds {roof:.0} GFLOP/s");
+            let roof = setup.multiply_add_roof(cached == Cached::Pairs);
+            println!(" {}, multiply-adds of its floats {roof:.0} GFLOP/s", cached.label());
             for context in [512, 2048] {
                 let q_len = 512;
-                let seconds = run(1, q_len, context, paired);
+                let seconds = run(1, q_len, context, cached);
                 let keys: usize = (0..q_len).map(|i| context - i).sum();
                 let rate = (4 * keys * heads * head_dim) as f64 / seconds / 1e9;
                 println!(
@@ -86,14 +87,68 @@ fn main() {
                 );
             }
             for (count, context) in [(1, 512), (1, 4096), (1, 16384), (32, 300)] {
-                let seconds = run(count, 1, context, paired);
-                let rate = (4 * count * context * kv_heads * head_dim) as f64 / seconds / 1e9;
+                let seconds = run(count, 1, context, cached);
+                let rate = cached.bytes(2 * count * context * kv_heads * head_dim) / seconds / 1e9;
                 println!(
                     "  decode,  {count:2} tokens at {context:6}: {:8.1} us, {rate:6.1} GB/s, {:3.0}% of memory's",
                     seconds * 1e6,
                     100.0 * rate / memory
                 );
             }
+        }
+    }
+}
+
+/// What keys and values are cached as.
+#[derive(Clone, Copy, PartialEq)]
+enum Cached {
+    Half,
+    Pairs,
+    Bytes,
+}
+
+impl Cached {
+    fn label(self) -> &'static str {
+        match self {
+            Cached::Half => "half precision",
+            Cached::Pairs => "pairs of bfloat16",
+            Cached::Bytes => "bytes",
+        }
+    }
+
+    fn bytes(self, values: usize) -> f64 {
+        values as f64 * if self == Cached::Bytes { 1.125 } else { 2.0 }
+    }
+}
+
+/// The same values in each form.
+struct Cache {
+    halves: Pages<f16>,
+    pairs: Pages<u32>,
+    quads: Pages<u32>,
+    scales: Pages<f32>,
+}
+
+impl Cache {
+    fn new() -> Cache {
+        let mut cache = Cache {
+            halves: Pages::zeroed(VALUES),
+            pairs: Pages::zeroed(VALUES / 2),
+            quads: Pages::zeroed(VALUES / 4),
+            scales: Pages::zeroed(VALUES / KV_GROUP),
+        };
+        cache.halves.fill(f16::from_f32(0.25));
+        cache.pairs.fill(0x3e80_3e80);
+        cache.quads.fill(0x7f7f_7f7f);
+        cache.scales.fill(0.25 / 127.0);
+        cache
+    }
+
+    fn slice(&self, cached: Cached) -> KvSlice<'_> {
+        match cached {
+            Cached::Half => KvSlice::F16(&self.halves),
+            Cached::Pairs => KvSlice::Bf16(&self.pairs),
+            Cached::Bytes => KvSlice::I8 { quads: &self.quads, scales: &self.scales },
         }
     }
 }

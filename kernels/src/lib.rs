@@ -21,7 +21,7 @@ pub use cpu::encoder::{
     FullAttentionArgs, FullAttentionScratch, Pointwise, add_layer_norm, bias_activation, full_attention,
 };
 pub use cpu::floats::{FloatMatrix, FloatScratch, float_matmul, float_refine};
-pub use cpu::kv::{KV_GROUP, KV_PIECE, KvLayout, KvSlice, KvSliceMut, write_kv};
+pub use cpu::kv::{KV_GROUP, KV_PIECE, KV_QUAD, KvLayout, KvSlice, KvSliceMut, write_kv};
 pub use cpu::matmul::{MatmulScratch, MatrixRef, matmul};
 pub use cpu::memory::{Pages, Plain};
 pub use cpu::packed::{PackedMatrix, PackedScratch, Precision, packed_matmul, packed_refine};

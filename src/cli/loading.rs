@@ -213,7 +213,8 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: R
         head_dims.iter().find(|&&head_dim| machine.device.is_cpu() && !kv_dtype.holds(head_dim, block_size))
     {
         anyhow::bail!(
-            "--kv-dtype bf16 needs blocks and heads of a multiple of 16, but the blocks have {block_size} tokens and the model's heads {head_dim} dimensions: choose f16"
+            "--kv-dtype {kv_dtype} needs blocks and heads of a multiple of {}, but the blocks have {block_size} tokens and the model's heads {head_dim} dimensions: choose f16",
+            kv_dtype.multiple()
         );
     }
     let limits = PlanLimits {

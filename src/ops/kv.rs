@@ -3,7 +3,7 @@ use std::fmt;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::f16;
-use wick_kernels::{KV_GROUP, KV_PIECE, KvLayout, KvSlice, KvSliceMut, Pages};
+use wick_kernels::{KV_GROUP, KV_PIECE, KV_QUAD, KvLayout, KvSlice, KvSliceMut, Pages};
 
 use super::batch::Indices;
 use super::context::ExecContext;
@@ -33,10 +33,20 @@ impl KvDtype {
         }
     }
 
+    /// What the dimensions of a head and the tokens of a block must be a multiple of with the CPU kernels.
+    #[must_use]
+    pub fn multiple(self) -> usize {
+        match self {
+            Self::F16 | Self::F32 => 1,
+            Self::Bf16 => KV_PIECE,
+            Self::I8 => KV_QUAD,
+        }
+    }
+
     /// Whether the CPU kernels can keep heads and blocks of this size so.
     #[must_use]
     pub fn holds(self, head_dim: usize, block_size: usize) -> bool {
-        self != Self::Bf16 || head_dim.is_multiple_of(KV_PIECE) && block_size.is_multiple_of(KV_PIECE)
+        head_dim.is_multiple_of(self.multiple()) && block_size.is_multiple_of(self.multiple())
     }
 }
 
@@ -92,7 +102,7 @@ enum KvStore {
     HostF32(Pages<f32>),
     HostBf16(Pages<u32>),
     HostI8 {
-        values: Pages<i8>,
+        quads: Pages<u32>,
         scales: Pages<f32>,
     },
     /// What `reference()` works on, for each layer `[num_blocks, kv_heads, block_size, head_dim]`.
@@ -115,7 +125,7 @@ impl PagedKv {
                 (Some(_), KvDtype::F16) => KvStore::HostF16(Pages::zeroed(shape.elements())),
                 (Some(_), KvDtype::Bf16) => KvStore::HostBf16(Pages::zeroed(shape.elements() / 2)),
                 (Some(_), KvDtype::I8) => KvStore::HostI8 {
-                    values: Pages::zeroed(shape.elements()),
+                    quads: Pages::zeroed(shape.elements() / 4),
                     scales: Pages::zeroed(shape.heads() * shape.head_dim.div_ceil(KV_GROUP)),
                 },
                 (None, KvDtype::F16) => KvStore::Tensors(zeros(cx.device(), shape, DType::F16)?),
@@ -179,7 +189,7 @@ impl KvStore {
             Self::HostF16(values) => Ok(KvSlice::F16(values)),
             Self::HostF32(values) => Ok(KvSlice::F32(values)),
             Self::HostBf16(pairs) => Ok(KvSlice::Bf16(pairs)),
-            Self::HostI8 { values, scales } => Ok(KvSlice::I8 { values, scales }),
+            Self::HostI8 { quads, scales } => Ok(KvSlice::I8 { quads, scales }),
             Self::Tensors(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
         }
     }
@@ -189,7 +199,7 @@ impl KvStore {
             Self::HostF16(values) => Ok(KvSliceMut::F16(values)),
             Self::HostF32(values) => Ok(KvSliceMut::F32(values)),
             Self::HostBf16(pairs) => Ok(KvSliceMut::Bf16(pairs)),
-            Self::HostI8 { values, scales } => Ok(KvSliceMut::I8 { values, scales }),
+            Self::HostI8 { quads, scales } => Ok(KvSliceMut::I8 { quads, scales }),
             Self::Tensors(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
         }
     }

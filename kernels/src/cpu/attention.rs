@@ -5,17 +5,17 @@
 //! in FlashAttention; spread over threads as in Flash-Decoding, Dao and others 2023). What a row gets depends on its position and its
 //! context only, so chunking, batch, threads and the size of a block never change its bits.
 
-pub mod pairs;
+pub mod packed;
 mod plan;
 pub(crate) mod span;
 
 use super::dispatch::KernelTable;
-use super::kv::{self, KvLayout, KvSlice};
+use super::kv::{self, KvLayout, KvSlice, QuadPiece};
 use super::shared::SharedSlice;
 use super::{Cpu, Shares};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use pairs::{PairKernels, PairRows, SPAN_PAIRS};
+use packed::{PackedAttention, PackedRows, PackedSlice};
 use plan::{Item, Plan, Tile};
 use span::{PIECE, Piece, ROWS, SCORES, SPAN, SpanKv, SpanRows, Visible, empty_state, state_len};
 use std::sync::atomic::Ordering;
@@ -80,9 +80,9 @@ struct Lane {
     scores: Vec<f32>,
     part: Vec<f32>,
     total: Vec<f32>,
-    /// Where attention works on pairs of bfloat16: see [`PairRows`].
-    q_pairs: Vec<u32>,
-    weights: Vec<u32>,
+    /// Where attention reads a packed cache as it is: see [`PackedRows`].
+    q_packed: Vec<u32>,
+    scratch: Vec<u32>,
 }
 
 /// Attention of every sequence's query rows over its cached keys and values; grouped queries, causal. `out` is laid out as `args.q`.
@@ -103,7 +103,7 @@ pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scr
     let table = cpu.isa.table();
     let task = Task {
         table,
-        pairs: table.pairs.filter(|_| matches!((args.k, args.v), (KvSlice::Bf16(_), KvSlice::Bf16(_)))),
+        packed: packed(table, args),
         args,
         plan,
         out: SharedSlice::new(out),
@@ -125,6 +125,18 @@ pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scr
     });
 }
 
+/// The kernels that read the cache as it is, if it is packed and there are such.
+fn packed(table: &KernelTable, args: &AttentionArgs<'_>) -> Option<&'static PackedAttention> {
+    let KvLayout { head_dim, block_size, .. } = args.layout;
+    match (args.k, args.v) {
+        (KvSlice::Bf16(_), KvSlice::Bf16(_)) => table.pairs,
+        (KvSlice::I8 { .. }, KvSlice::I8 { .. }) => {
+            table.quads.filter(|_| head_dim.is_multiple_of(PIECE) && block_size.is_multiple_of(PIECE))
+        }
+        _ => None,
+    }
+}
+
 fn check(args: &AttentionArgs<'_>, out: usize) {
     let (heads, layout) = (args.heads, args.layout);
     let KvLayout { kv_heads, head_dim, block_size, .. } = layout;
@@ -143,8 +155,9 @@ fn check(args: &AttentionArgs<'_>, out: usize) {
         if matches!(cache, KvSlice::Bf16(_)) {
             kv::check_pairs(head_dim, block_size);
         }
-        if let KvSlice::I8 { values, scales } = cache {
-            let wanted = values.len() / head_dim * kv::groups(head_dim);
+        if let KvSlice::I8 { quads, scales } = cache {
+            kv::check_quads(head_dim, block_size);
+            let wanted = 4 * quads.len() / head_dim * kv::groups(head_dim);
             assert!(scales.len() == wanted, "attention: the {name} cache has {} scales, not {wanted}", scales.len());
         }
     }
@@ -182,8 +195,8 @@ fn first_key(window: Option<usize>, position: usize) -> usize {
 /// Everything that the threads share.
 struct Task<'a> {
     table: &'static KernelTable,
-    /// If attention works on pairs.
-    pairs: Option<&'static PairKernels>,
+    /// If attention reads the cache as it is.
+    packed: Option<&'static PackedAttention>,
     args: &'a AttentionArgs<'a>,
     plan: &'a Plan,
     out: SharedSlice<'a, f32>,
@@ -239,18 +252,19 @@ impl Task<'_> {
     fn take_queries(&self, tile: &Tile, lane: &mut Lane) {
         let d = self.args.layout.head_dim;
         let len = tile.len(self.args);
-        match self.pairs {
-            Some(_) => lane.q_pairs.resize(len * d / 2, 0),
+        let words = self.packed.map_or(0, |packed| (packed.query_words)(d));
+        match self.packed {
+            Some(_) => lane.q_packed.resize(len * words, 0),
             None => lane.q.resize(len * d, 0.0),
         }
         for (first, rows) in groups(len) {
             for r in 0..rows {
                 let at = tile.row_at(self.args, first + r);
                 let q = &self.args.q[at..at + d];
-                if let Some(pairs) = self.pairs {
-                    let packed = &mut lane.q_pairs[first * d / 2..(first + rows) * d / 2];
+                if let Some(packed) = self.packed {
+                    let out = &mut lane.q_packed[first * words..(first + rows) * words];
                     // SAFETY: the table is this processor's.
-                    unsafe { (pairs.take_query)(q, self.args.scale, &mut packed[r..], rows) }
+                    unsafe { (packed.take_query)(q, self.args.scale, &mut out[r..], rows) }
                 } else {
                     let packed = &mut lane.q[first * d..(first + rows) * d];
                     for (to, q) in packed[r..].iter_mut().step_by(rows).zip(q) {
@@ -283,7 +297,7 @@ impl Task<'_> {
     ) {
         let d = self.args.layout.head_dim;
         let width = d.next_multiple_of(PIECE);
-        let Lane { q, k, v, pieces, ahead, scores, part, total, q_pairs, weights } = lane;
+        let Lane { q, k, v, pieces, ahead, scores, part, total, q_packed, scratch } = lane;
         let (k_fits, v_fits) = self.readable();
         std::mem::swap(pieces, ahead);
         if pieces.is_empty() {
@@ -310,7 +324,8 @@ impl Task<'_> {
             (kv.v, kv.v_stride) = (KvSlice::F32(v), width);
         }
         (kv.pieces, kv.ahead) = (pieces, ahead);
-        weights.resize(ROWS * SPAN_PAIRS, 0);
+        let words = self.packed.map_or(0, |packed| (packed.query_words)(d));
+        scratch.resize(self.packed.map_or(0, |packed| (packed.scratch_words)(d)), 0);
         for (first, rows) in groups(tile.len(self.args)) {
             let mut visible = [(0, 0); ROWS];
             let visible = &mut visible[..rows];
@@ -326,22 +341,19 @@ impl Task<'_> {
             let softcap = self.args.softcap;
             // SAFETY: the table is this processor's; `check` has seen that the blocks are inside the cache.
             unsafe {
-                if let (Some(pairs), KvSlice::Bf16(k), KvSlice::Bf16(v)) = (self.pairs, kv.k, kv.v) {
-                    let q = &q_pairs[first * d / 2..(first + rows) * d / 2];
-                    let (head_dim, block_size) = (d, self.args.layout.block_size);
-                    let (pieces, ahead) = (kv.pieces, kv.ahead);
-                    (pairs.attend)(&mut PairRows {
-                        q,
-                        k,
-                        v,
-                        head_dim,
-                        block_size,
-                        pieces,
-                        ahead,
+                if let Some(packed) = self.packed {
+                    (packed.attend)(&mut PackedRows {
+                        q: &q_packed[first * words..(first + rows) * words],
+                        k: packed_slice(kv.k),
+                        v: packed_slice(kv.v),
+                        head_dim: d,
+                        block_size: self.args.layout.block_size,
+                        pieces: kv.pieces,
+                        ahead: kv.ahead,
                         visible,
                         softcap,
                         scores,
-                        weights,
+                        scratch,
                         state,
                     });
                 } else {
@@ -363,8 +375,7 @@ impl Task<'_> {
         let wide = |cache: &KvSlice<'_>| match cache {
             KvSlice::F32(_) => true,
             KvSlice::F16(_) => self.table.attends_halves,
-            KvSlice::Bf16(_) => self.pairs.is_some(),
-            KvSlice::I8 { .. } => false,
+            KvSlice::Bf16(_) | KvSlice::I8 { .. } => self.packed.is_some(),
         };
         let AttentionArgs { layout: KvLayout { head_dim, block_size, .. }, k, v, .. } = self.args;
         (block_size.is_multiple_of(PIECE) && wide(k), head_dim.is_multiple_of(PIECE) && wide(v))
@@ -382,16 +393,18 @@ impl Task<'_> {
         while position < end {
             let offset = position % block_size;
             let len = PIECE.min(block_size - offset).min(end - position);
-            let block = layout.head_block(blocks[position / block_size] as usize, tile.kv_head) * block_size * d;
-            let of = |cache: &KvSlice<'_>, at: usize| match cache {
-                KvSlice::Bf16(_) => (block + at) / 2,
-                _ => block + at,
+            let head_block = layout.head_block(blocks[position / block_size] as usize, tile.kv_head);
+            let block = head_block * block_size * d;
+            let packed = |cache: &KvSlice<'_>| match cache {
+                KvSlice::Bf16(_) => 2,
+                KvSlice::I8 { .. } => 4,
+                KvSlice::F32(_) | KvSlice::F16(_) => 1,
             };
-            // Keys of pairs lie as close as others: it is the dimensions that are half as many.
-            let k_offset = if matches!(self.args.k, KvSlice::Bf16(_)) { 2 * offset } else { offset };
             pieces.push(Piece {
-                k: of(&self.args.k, k_offset),
-                v: of(&self.args.v, offset * d),
+                // Packed keys lie as close as others: it is the dimensions that are fewer.
+                k: block / packed(&self.args.k) + offset,
+                v: (block + offset * d) / packed(&self.args.v),
+                scales: head_block * block_size * kv::groups(d) + offset,
                 first: position - start,
                 len,
             });
@@ -405,11 +418,10 @@ impl Task<'_> {
         let size = PIECE * head_dim;
         to.resize(to.len().max(pieces.len() * size), 0.0);
         for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
-            if let KvSlice::I8 { values, scales } = k {
-                let (block, offset) = (piece.k / (block_size * head_dim), piece.k % (block_size * head_dim));
-                let scales = &scales[block * block_size * kv::groups(head_dim) + offset..];
+            if let KvSlice::I8 { quads, scales } = k {
+                let from = QuadPiece { quads: &quads[piece.k..], scales: &scales[piece.scales..], block_size };
                 // SAFETY: the table is this processor's.
-                unsafe { (self.table.widen_keys)(&values[piece.k..], scales, block_size, piece.len, to) }
+                unsafe { (self.table.widen_keys)(from, piece.len, to) }
             } else if let KvSlice::Bf16(pairs) = k {
                 for (i, to) in to.chunks_exact_mut(PIECE).enumerate() {
                     kv::widen_halves(&pairs[piece.k + i / 2 * block_size..][..piece.len], i % 2 == 1, to);
@@ -425,17 +437,15 @@ impl Task<'_> {
 
     /// Copies the values of pieces as floats, [`PIECE`] rows for each, and points the pieces there.
     fn copy_values(&self, pieces: &mut [Piece], to: &mut Vec<f32>) {
-        let AttentionArgs { layout: KvLayout { head_dim, .. }, ref v, .. } = *self.args;
+        let AttentionArgs { layout: KvLayout { head_dim, block_size, .. }, ref v, .. } = *self.args;
         let width = head_dim.next_multiple_of(PIECE);
         let size = PIECE * width;
         to.resize(to.len().max(pieces.len() * size), 0.0);
         for (n, (piece, to)) in pieces.iter_mut().zip(to.chunks_exact_mut(size)).enumerate() {
-            if let KvSlice::I8 { values, scales } = v {
-                let groups = kv::groups(head_dim);
-                let values = &values[piece.v..][..piece.len * head_dim];
-                let scales = &scales[piece.v / head_dim * groups..][..piece.len * groups];
+            if let KvSlice::I8 { quads, scales } = v {
+                let from = QuadPiece { quads: &quads[piece.v..], scales: &scales[piece.scales..], block_size };
                 // SAFETY: the table is this processor's.
-                unsafe { (self.table.widen_values)(values, scales, head_dim, width, to) }
+                unsafe { (self.table.widen_values)(from, head_dim, width, &mut to[..piece.len * width]) }
             } else if let KvSlice::Bf16(pairs) = v {
                 for (j, to) in to.chunks_exact_mut(width).take(piece.len).enumerate() {
                     kv::widen_halves(&pairs[piece.v + j / 2 * head_dim..][..head_dim], j % 2 == 1, to);
@@ -471,6 +481,14 @@ impl Task<'_> {
 fn groups(rows: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = rows.div_ceil(ROWS);
     (0..count).map(move |i| (i * rows / count, (i + 1) * rows / count - i * rows / count))
+}
+
+fn packed_slice(cache: KvSlice<'_>) -> PackedSlice<'_> {
+    match cache {
+        KvSlice::Bf16(words) => PackedSlice { words, scales: &[] },
+        KvSlice::I8 { quads: words, scales } => PackedSlice { words, scales },
+        KvSlice::F32(_) | KvSlice::F16(_) => unreachable!("these caches are not packed"),
+    }
 }
 
 /// Values of a cache from `at` on as floats.

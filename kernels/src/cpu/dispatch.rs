@@ -1,11 +1,12 @@
 //! The instruction sets, and the table of kernels each one has.
 
-use super::attention::pairs::PairKernels;
+use super::attention::packed::PackedAttention;
 use super::attention::span::{SpanRows, Visible};
 use super::elementwise::Activation;
 use super::encoder::EncoderKernels;
 use super::floats::{FloatDot, FloatPairs, Widen};
 use super::isa;
+use super::kv::QuadPiece;
 use super::packed::{ActTile, GroupSource, Strip};
 use super::panel::{ActPanel, WeightPanel};
 use super::quant::QuantType;
@@ -190,11 +191,13 @@ pub struct KernelTable {
     /// Whether `attend` reads half precision as fast as floats: it gets floats otherwise.
     pub attends_halves: bool,
     /// Attention on pairs of bfloat16, where that is faster.
-    pub pairs: Option<&'static PairKernels>,
+    pub pairs: Option<&'static PackedAttention>,
+    /// Attention on quads of bytes, where that is faster than to widen them.
+    pub quads: Option<&'static PackedAttention>,
     /// See [`super::kv::widen_keys`].
-    pub widen_keys: unsafe fn(values: &[i8], scales: &[f32], stride: usize, len: usize, out: &mut [f32]),
+    pub widen_keys: unsafe fn(from: QuadPiece<'_>, len: usize, out: &mut [f32]),
     /// See [`super::kv::widen_values`].
-    pub widen_values: unsafe fn(values: &[i8], scales: &[f32], head_dim: usize, width: usize, out: &mut [f32]),
+    pub widen_values: unsafe fn(from: QuadPiece<'_>, head_dim: usize, width: usize, out: &mut [f32]),
     /// One row of RMS normalisation: `x`, `weight`, `eps`, `out`.
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     /// `residual += x`.

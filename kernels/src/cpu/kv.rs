@@ -17,6 +17,9 @@ pub const KV_GROUP: usize = 32;
 /// What the tokens of a block and the dimensions of a head must be a multiple of in a cache of bfloat16 pairs.
 pub const KV_PIECE: usize = KEYS;
 
+/// What they must be a multiple of in an 8-bit cache.
+pub const KV_QUAD: usize = 4;
+
 /// How a cache is laid out, and the layer that a call is about.
 #[derive(Clone, Copy, Debug)]
 pub struct KvLayout {
@@ -63,12 +66,14 @@ pub enum KvSlice<'a> {
     /// tokens, heads one of as many dimensions. Where the instruction set multiplies such pairs ([`crate::Isa::Avx512Bf16`]), attention does, and rounds queries and
     /// softmax weights to bfloat16 too.
     Bf16(&'a [u32]),
-    /// Integers of -127 to 127 times the scale of their group: 1.125 bytes a value. Where a group has a value that is not finite, all are
-    /// NaN.
+    /// Integers of -127 to 127 times the scale of their group of [`KV_GROUP`] dimensions: 1.125 bytes a value. Where a group has a value that
+    /// is not finite, all are NaN. Where the instruction set multiplies bytes, attention does, with queries and softmax weights of 16 bits.
     I8 {
-        /// The integers.
-        values: &'a [i8],
-        /// Laid out as the values, with the groups of [`KV_GROUP`] dimensions in place of the dimensions.
+        /// Four integers each, the first in the lowest byte: K `[num_blocks, layers, kv_heads, head_dim / 4, block_size]` with four
+        /// dimensions in a quad, V `[num_blocks, layers, kv_heads, block_size / 4, head_dim]` with four tokens. Heads have a multiple of
+        /// [`KV_QUAD`] dimensions, blocks one of as many tokens.
+        quads: &'a [u32],
+        /// `[num_blocks, layers, kv_heads, groups, block_size]`.
         scales: &'a [f32],
     },
 }
@@ -85,7 +90,7 @@ pub enum KvSliceMut<'a> {
     /// See [`KvSlice::I8`]; rounded to nearest even.
     I8 {
         /// The integers.
-        values: &'a mut [i8],
+        quads: &'a mut [u32],
         /// Their scales.
         scales: &'a mut [f32],
     },
@@ -98,7 +103,7 @@ impl KvSlice<'_> {
             KvSlice::F32(s) => s.len(),
             KvSlice::F16(s) => s.len(),
             KvSlice::Bf16(s) => 2 * s.len(),
-            KvSlice::I8 { values, .. } => values.len(),
+            KvSlice::I8 { quads, .. } => 4 * quads.len(),
         }
     }
 }
@@ -108,35 +113,50 @@ pub(crate) const fn groups(head_dim: usize) -> usize {
     head_dim.div_ceil(KV_GROUP)
 }
 
-/// Widens up to [`KEYS`] consecutive 8-bit keys of one block: dimension i of key j is at `i * stride + j` of `values`, its scale at
-/// `i / KV_GROUP * stride + j` of `scales`. `out` is `[head_dim, KEYS]`.
+/// 8-bit keys or values of one head in one block, from some token on (for values a multiple of [`KV_QUAD`]).
+#[derive(Clone, Copy)]
+pub struct QuadPiece<'a> {
+    /// Dimensions 4i.. of key j are at `i * block_size + j`, dimension i of values 4j.. at `j * head_dim + i`.
+    pub quads: &'a [u32],
+    /// The scale of group i of token j is at `i * block_size + j`.
+    pub scales: &'a [f32],
+    pub block_size: usize,
+}
+
+/// Widens `len` keys, up to [`KEYS`]. `out` is `[head_dim, KEYS]`.
 #[inline(always)]
-pub(crate) fn widen_keys(values: &[i8], scales: &[f32], stride: usize, len: usize, out: &mut [f32]) {
-    for (i, out) in out.as_chunks_mut::<KEYS>().0.iter_mut().enumerate() {
-        let (values, scales) = (&values[i * stride..], &scales[i / KV_GROUP * stride..]);
-        match (values.first_chunk::<KEYS>(), scales.first_chunk::<KEYS>()) {
-            // Of a known length: a register.
-            (Some(values), Some(scales)) if len == KEYS => widen(values, scales, out),
-            _ => widen(&values[..len], &scales[..len], &mut out[..len]),
+pub(crate) fn widen_keys(from: QuadPiece<'_>, len: usize, out: &mut [f32]) {
+    let QuadPiece { quads, scales, block_size } = from;
+    for (i, out) in out.as_chunks_mut::<{ 4 * KEYS }>().0.iter_mut().enumerate() {
+        let (quads, scales) = (&quads[i * block_size..], &scales[4 * i / KV_GROUP * block_size..]);
+        for (byte, out) in out.as_chunks_mut::<KEYS>().0.iter_mut().enumerate() {
+            match (quads.first_chunk::<KEYS>(), scales.first_chunk::<KEYS>()) {
+                // Of a known length: registers.
+                (Some(quads), Some(scales)) if len == KEYS => widen(quads, byte, scales, out),
+                _ => widen(&quads[..len], byte, &scales[..len], &mut out[..len]),
+            }
         }
     }
 }
 
+/// Widens a byte of each quad.
 #[inline(always)]
-fn widen(values: &[i8], scales: &[f32], out: &mut [f32]) {
-    for ((out, &value), &scale) in out.iter_mut().zip(values).zip(scales) {
-        *out = f32::from(value) * scale;
+fn widen(quads: &[u32], byte: usize, scales: &[f32], out: &mut [f32]) {
+    for ((out, &quad), &scale) in out.iter_mut().zip(quads).zip(scales) {
+        *out = f32::from((quad >> (8 * byte)) as i8) * scale;
     }
 }
 
-/// Widens consecutive 8-bit values of one head, `[keys, head_dim]` with their scales, to rows of `width` floats.
+/// Widens values to rows of `width` floats, of which the first `head_dim` are written.
 #[inline(always)]
-pub(crate) fn widen_values(values: &[i8], scales: &[f32], head_dim: usize, width: usize, out: &mut [f32]) {
-    let rows = values.chunks_exact(head_dim).zip(scales.chunks_exact(groups(head_dim)));
-    for ((values, scales), out) in rows.zip(out.chunks_exact_mut(width)) {
-        for ((values, &scale), out) in values.chunks(KV_GROUP).zip(scales).zip(out.chunks_mut(KV_GROUP)) {
-            for (out, &value) in out.iter_mut().zip(values) {
-                *out = f32::from(value) * scale;
+pub(crate) fn widen_values(from: QuadPiece<'_>, head_dim: usize, width: usize, out: &mut [f32]) {
+    let QuadPiece { quads, scales, block_size } = from;
+    for (j, out) in out.chunks_exact_mut(width).enumerate() {
+        let row = &quads[j / 4 * head_dim..][..head_dim];
+        for (g, (row, out)) in row.chunks(KV_GROUP).zip(out[..head_dim].chunks_mut(KV_GROUP)).enumerate() {
+            let scale = scales[g * block_size + j];
+            for (out, &quad) in out.iter_mut().zip(row) {
+                *out = f32::from((quad >> (j % 4 * 8)) as i8) * scale;
             }
         }
     }
@@ -160,6 +180,13 @@ pub(crate) fn check_pairs(head_dim: usize, block_size: usize) {
     assert!(
         head_dim.is_multiple_of(KEYS) && block_size.is_multiple_of(KEYS),
         "a bfloat16 cache: heads of {head_dim} in blocks of {block_size}, but both must be multiples of {KEYS}"
+    );
+}
+
+pub(crate) fn check_quads(head_dim: usize, block_size: usize) {
+    assert!(
+        head_dim.is_multiple_of(KV_QUAD) && block_size.is_multiple_of(KV_QUAD),
+        "an 8-bit cache: heads of {head_dim} in blocks of {block_size}, but both must be multiples of {KV_QUAD}"
     );
 }
 
@@ -192,11 +219,24 @@ struct Place {
     block_size: usize,
 }
 
+impl Place {
+    /// The scales of the token's `groups` groups.
+    ///
+    /// # Safety
+    /// As for [`Target::store_key`].
+    unsafe fn scales<'a>(self, of: &'a SharedSlice<'_, f32>, groups: usize) -> impl Iterator<Item = &'a mut f32> {
+        let Place { head_block, offset, block_size } = self;
+        // SAFETY: the caller's promise.
+        let scales = unsafe { of.slice(head_block * block_size * groups + offset, (groups - 1) * block_size + 1) };
+        scales.iter_mut().step_by(block_size)
+    }
+}
+
 enum Target<'a> {
     F32(SharedSlice<'a, f32>),
     F16(SharedSlice<'a, f16>),
     Bf16(SharedSlice<'a, u32>),
-    I8 { values: SharedSlice<'a, i8>, scales: SharedSlice<'a, f32> },
+    I8 { quads: SharedSlice<'a, u32>, scales: SharedSlice<'a, f32> },
 }
 
 impl<'a> Target<'a> {
@@ -214,14 +254,14 @@ impl<'a> Target<'a> {
                 let len = 2 * s.len();
                 (Target::Bf16(SharedSlice::new(s)), len)
             }
-            KvSliceMut::I8 { values, scales } => {
-                let len = values.len();
+            KvSliceMut::I8 { quads, scales } => {
+                let len = 4 * quads.len();
                 assert!(
                     scales.len() == len / head_dim * groups(head_dim),
                     "write_kv: the {name} cache has {} scales for {len} values in heads of {head_dim}",
                     scales.len()
                 );
-                (Target::I8 { values: SharedSlice::new(values), scales: SharedSlice::new(scales) }, len)
+                (Target::I8 { quads: SharedSlice::new(quads), scales: SharedSlice::new(scales) }, len)
             }
         };
         assert!(
@@ -248,13 +288,16 @@ impl<'a> Target<'a> {
                         *pair = *pair & !(0xffff << shift) | bf16_bits(x) << shift;
                     }
                 }
-                Target::I8 { values, scales } => {
-                    let values = values.slice(token * row.len(), row.len());
-                    let scales = scales.slice(token * groups(row.len()), groups(row.len()));
-                    for ((row, values), scale) in row.chunks(KV_GROUP).zip(values.chunks_mut(KV_GROUP)).zip(scales) {
+                Target::I8 { quads, scales } => {
+                    let shift = token % 4 * 8;
+                    let quads = quads.slice(token / 4 * row.len(), row.len());
+                    let scales = place.scales(scales, groups(row.len()));
+                    for ((row, quads), scale) in row.chunks(KV_GROUP).zip(quads.chunks_mut(KV_GROUP)).zip(scales) {
                         let mut bytes = [0; KV_GROUP];
                         *scale = quantize(row, &mut bytes);
-                        values.copy_from_slice(&bytes[..row.len()]);
+                        for (quad, byte) in quads.iter_mut().zip(bytes) {
+                            *quad = *quad & !(0xff << shift) | u32::from(byte.cast_unsigned()) << shift;
+                        }
                     }
                 }
             }
@@ -295,16 +338,17 @@ impl<'a> Target<'a> {
                         *pair = bf16_bits(x[0]) | bf16_bits(x[1]) << 16;
                     }
                 }
-                Target::I8 { values, scales } => {
-                    let groups = groups(row.len());
-                    let mut to = values.slice(at, len).iter_mut().step_by(stride);
-                    let scales = scales.slice(head_block * stride * groups + offset, (groups - 1) * stride + 1);
-                    for (row, scale) in row.chunks(KV_GROUP).zip(scales.iter_mut().step_by(stride)) {
+                Target::I8 { quads, scales } => {
+                    let at = head_block * stride * (row.len() / 4) + offset;
+                    let mut to = quads.slice(at, (row.len() / 4 - 1) * stride + 1).iter_mut().step_by(stride);
+                    let scales = place.scales(scales, groups(row.len()));
+                    for (row, scale) in row.chunks(KV_GROUP).zip(scales) {
                         let mut bytes = [0; KV_GROUP];
                         *scale = quantize(row, &mut bytes);
-                        for (byte, to) in bytes[..row.len()].iter().zip(to.by_ref()) {
-                            *to = *byte;
-                        }
+                        let quads = bytes.as_chunks::<4>().0.iter().take(row.len() / 4);
+                        quads
+                            .zip(to.by_ref())
+                            .for_each(|(bytes, to)| *to = u32::from_le_bytes(bytes.map(i8::cast_unsigned)));
                     }
                 }
             }
@@ -342,6 +386,9 @@ pub fn write_kv(
     );
     if matches!((&k_cache, &v_cache), (KvSliceMut::Bf16(_), _) | (_, KvSliceMut::Bf16(_))) {
         check_pairs(head_dim, block_size);
+    }
+    if matches!((&k_cache, &v_cache), (KvSliceMut::I8 { .. }, _) | (_, KvSliceMut::I8 { .. })) {
+        check_quads(head_dim, block_size);
     }
     let (k_cache, k_len) = Target::new(k_cache, block, head_dim, "K");
     let (v_cache, v_len) = Target::new(v_cache, block, head_dim, "V");

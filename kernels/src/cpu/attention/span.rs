@@ -36,6 +36,8 @@ pub struct Piece {
     pub k: usize,
     /// Where its values begin in [`SpanKv::v`]: dimension i of key j is at `v + j * v_stride + i`.
     pub v: usize,
+    /// Where its scales begin, of keys as of values, in a cache that has such: those of group i are at `scales + i * block_size`.
+    pub scales: usize,
     /// Its first key, counted from the beginning of the span.
     pub first: usize,
     /// Its keys, 1..=`PIECE`.

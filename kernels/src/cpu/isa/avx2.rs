@@ -28,6 +28,7 @@ pub const TABLE: KernelTable = KernelTable {
     fold: attend::fold,
     attends_halves: true,
     pairs: None,
+    quads: None,
     widen_keys: attend::widen_keys,
     widen_values: attend::widen_values,
     rms_norm,

@@ -7,6 +7,7 @@ mod elementwise;
 mod floats;
 mod formats;
 mod pairs;
+mod quads;
 
 use super::avx2;
 use crate::cpu::dispatch::{FloatKernels, KernelTable, PackedKernels};
@@ -16,6 +17,7 @@ use crate::cpu::encoder::EncoderKernels;
 pub const TABLE: KernelTable = KernelTable {
     attend: attend::attend,
     fold: attend::fold,
+    quads: Some(&quads::QUADS),
     widen_keys: attend::widen_keys,
     widen_values: attend::widen_values,
     rms_norm: elementwise::rms_norm,

@@ -2,7 +2,7 @@
 
 use super::total;
 use crate::cpu::attention::span::{self, SpanRows, Vector, Visible};
-use crate::cpu::kv;
+use crate::cpu::kv::{self, QuadPiece};
 use half::f16;
 use std::arch::x86_64::*;
 
@@ -20,13 +20,13 @@ pub fn fold(total: &mut [f32], part: &[f32], visible: &[Visible]) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn widen_keys(values: &[i8], scales: &[f32], stride: usize, len: usize, out: &mut [f32]) {
-    kv::widen_keys(values, scales, stride, len, out);
+pub fn widen_keys(from: QuadPiece<'_>, len: usize, out: &mut [f32]) {
+    kv::widen_keys(from, len, out);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn widen_values(values: &[i8], scales: &[f32], head_dim: usize, width: usize, out: &mut [f32]) {
-    kv::widen_values(values, scales, head_dim, width, out);
+pub fn widen_values(from: QuadPiece<'_>, head_dim: usize, width: usize, out: &mut [f32]) {
+    kv::widen_values(from, head_dim, width, out);
 }
 
 /// 256-bit registers.

@@ -3,18 +3,20 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
 use super::attend::Avx512;
-use crate::cpu::attention::pairs::{PairKernels, PairRows, SPAN_PAIRS};
+use crate::cpu::attention::packed::{AHEAD, PackedAttention, PackedRows};
 use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SPAN, STRIDE, Vector, blind, empty_state};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
 /// The kernels. They need AVX-512 F, BW, DQ, VL and BF16.
-pub static PAIRS: PairKernels = PairKernels { take_query, attend };
+pub static PAIRS: PackedAttention =
+    PackedAttention { query_words: |head_dim| head_dim / 2, scratch_words: |_| ROWS * SPAN_PAIRS, take_query, attend };
+
+/// Pairs of keys in a span, each with a pair of weights.
+const SPAN_PAIRS: usize = SPAN / 2;
 
 /// Registers of sums of a row: with 6 rows, 4 of keys or values and one that is broadcast, 29 of the 32.
 const WIDE: usize = 4;
-/// Pieces of the next span that are asked for beside one of a span: more than one, because a sequence's last span is often short.
-const AHEAD: usize = 2;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
@@ -39,16 +41,16 @@ fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-fn attend(b: &mut PairRows<'_>) {
+fn attend(b: &mut PackedRows<'_>) {
     let count = b.visible.len();
     let fits = b.scores.len() >= SCORES
-        && b.weights.len() >= ROWS * SPAN_PAIRS
+        && b.scratch.len() >= ROWS * SPAN_PAIRS
         && b.q.len() == b.head_dim / 2 * count
         && b.head_dim.is_multiple_of(PIECE)
         && b.state.len() == count * (2 + b.head_dim)
         && b.pieces.iter().all(|piece| {
-            piece.k + (b.head_dim / 2 - 1) * b.block_size + PIECE <= b.k.len()
-                && piece.v + PIECE / 2 * b.head_dim <= b.v.len()
+            piece.k + (b.head_dim / 2 - 1) * b.block_size + PIECE <= b.k.words.len()
+                && piece.v + PIECE / 2 * b.head_dim <= b.v.words.len()
                 && piece.first.is_multiple_of(PIECE)
         });
     assert!(fits, "attention: buffers of the wrong size: this is a bug");
@@ -67,7 +69,7 @@ fn attend(b: &mut PairRows<'_>) {
 }
 
 #[inline(always)]
-unsafe fn rows<const R: usize>(b: &mut PairRows<'_>) {
+unsafe fn rows<const R: usize>(b: &mut PackedRows<'_>) {
     empty_state(R, b.state);
     let seen = b.visible.iter().filter(|(low, high)| low < high);
     let Some((from, to)) = seen.copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else { return };
@@ -100,18 +102,18 @@ unsafe fn rows<const R: usize>(b: &mut PairRows<'_>) {
 
 /// Scores of all rows for the keys of `W` pieces from number `first` on.
 #[inline(always)]
-unsafe fn score<const R: usize, const W: usize>(b: &mut PairRows<'_>, first: usize) {
-    let base = b.k.as_ptr();
+unsafe fn score<const R: usize, const W: usize>(b: &mut PackedRows<'_>, first: usize) {
+    let base = b.k.words.as_ptr();
     let mut keys = [base; W];
     let mut ahead = [[base; W]; AHEAD];
     for w in 0..W {
         let own = &b.pieces[first + w];
         keys[w] = base.wrapping_add(own.k);
         for n in 0..AHEAD {
-            ahead[n][w] = base.wrapping_add(b.ahead.get(n * b.pieces.len() + first + w).unwrap_or(own).k);
+            ahead[n][w] = base.wrapping_add(b.beside(first + w, n).unwrap_or(own).k);
         }
     }
-    let asked = b.ahead.len().div_ceil(b.pieces.len()).min(AHEAD);
+    let asked = b.asked();
     // SAFETY: the caller's promise: each piece has `PIECE` readable keys.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); W]; R];
@@ -162,12 +164,12 @@ unsafe fn multiply_add(a: __m512i, b: __m512i, sum: __m512) -> __m512 {
 /// # Safety
 /// As for [`attend`]; `from..to` holds all keys that some row sees.
 #[inline(always)]
-unsafe fn soften<const R: usize>(b: &mut PairRows<'_>, from: usize, to: usize) {
+unsafe fn soften<const R: usize>(b: &mut PackedRows<'_>, from: usize, to: usize) {
     for (scores, &visible) in b.scores.chunks_exact_mut(STRIDE).zip(b.visible) {
         blind(scores, visible, from, to, b.softcap);
     }
     let scores = b.scores.as_ptr();
-    let weights: *mut u32 = b.weights.as_mut_ptr();
+    let weights: *mut u32 = b.scratch.as_mut_ptr();
     // SAFETY: from..to is inside the rows of scores and of weights.
     unsafe {
         let mut max = [_mm512_set1_ps(f32::MIN); R];
@@ -199,7 +201,12 @@ unsafe fn soften<const R: usize>(b: &mut PairRows<'_>, from: usize, to: usize) {
 
 /// Adds the weighted values of the pairs `from..to` to `N` rows, first to last. `PARTLY`: of the one row's own keys only.
 #[inline(always)]
-unsafe fn weigh_columns<const N: usize, const PARTLY: bool>(b: &mut PairRows<'_>, row: usize, from: usize, to: usize) {
+unsafe fn weigh_columns<const N: usize, const PARTLY: bool>(
+    b: &mut PackedRows<'_>,
+    row: usize,
+    from: usize,
+    to: usize,
+) {
     let (low, high) = b.visible[row];
     let (from, to) = if PARTLY { (from.max(low / 2), to.min(high.div_ceil(2))) } else { (from, to) };
     if from >= to || PARTLY && low >= high {
@@ -222,7 +229,7 @@ unsafe fn weigh_columns<const N: usize, const PARTLY: bool>(b: &mut PairRows<'_>
 
 #[inline(always)]
 unsafe fn weigh<const N: usize, const W: usize, const PARTLY: bool>(
-    b: &mut PairRows<'_>,
+    b: &mut PackedRows<'_>,
     row: usize,
     column: usize,
     from: usize,
@@ -231,7 +238,7 @@ unsafe fn weigh<const N: usize, const W: usize, const PARTLY: bool>(
     let rows = b.visible.len();
     let width = b.head_dim;
     let (low, high) = b.visible[row];
-    let weights = &b.weights[row * SPAN_PAIRS..];
+    let weights = &b.scratch[row * SPAN_PAIRS..];
     let out = b.state[2 * rows + row * width + column..].as_mut_ptr();
     // SAFETY: the pairs from..to have weights and are in pieces, `column` and the W registers behind it are inside a row.
     unsafe {
@@ -244,12 +251,11 @@ unsafe fn weigh<const N: usize, const W: usize, const PARTLY: bool>(
         for (index, piece) in b.pieces.iter().enumerate() {
             let mut ahead = [0; AHEAD];
             for n in 0..AHEAD {
-                let wanted = b.ahead.get(n * b.pieces.len() + index);
-                ahead[n] = wanted.map_or(0, |wanted| wanted.v.wrapping_sub(piece.v));
+                ahead[n] = b.beside(index, n).map_or(0, |wanted| wanted.v.wrapping_sub(piece.v));
             }
             let start = piece.first / 2;
             let (first, end) = (from.max(start), to.min(start + PIECE / 2));
-            let mut values = b.v.as_ptr().wrapping_add(piece.v + first.saturating_sub(start) * width + column);
+            let mut values = b.v.words.as_ptr().wrapping_add(piece.v + first.saturating_sub(start) * width + column);
             for pair in first..end {
                 let mut x = [_mm512_setzero_si512(); W];
                 for w in 0..W {
