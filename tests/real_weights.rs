@@ -66,10 +66,12 @@ fn qwen2_5_coder_1_5b_is_near_its_reference() {
     quantized("qwen2.5-coder-1.5b", &FEW);
 }
 
-/// Bytes cost more than the default's bfloat16: Qwen 2.5's keys have a few large dimensions, whose groups lose the others.
+/// Bytes cost more than the default's bfloat16. Qwen 2.5's keys have a few large dimensions: measured as the others, they would take the bits
+/// of all that share a scale with them (a mean of 0.044 for the 0.5b).
 #[test]
 fn an_8_bit_cache_costs_what_the_readme_says() {
-    let models = [("smollm2-135m", 0.025), ("gemma-3-270m", 0.02), ("qwen2.5-coder-0.5b", 0.06)];
+    let models =
+        [("smollm2-135m", 0.025), ("gemma-3-270m", 0.02), ("qwen2.5-coder-0.5b", 0.02), ("qwen2.5-coder-1.5b", 0.02)];
     for (alias, mean) in models {
         let reference = Reference::read(alias, &FEW);
         let setup = Setup { activations: Precision::Int8, kv: Some(KvDtype::I8), ..Setup::default() };

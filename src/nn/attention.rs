@@ -1,6 +1,7 @@
 //! The attention block: projections, norms of q and k, rope, cache, attention, output projection.
 use candle_core::{Result, Tensor};
 
+use super::key_units::KeyUnits;
 use super::linear::{Linear, LinearShape};
 use super::norm::RmsNorm;
 use crate::model::spec::{AttnBias, AttnSpec};
@@ -14,6 +15,8 @@ pub struct Attention {
     o: Linear,
     /// Norms of each head of q and of k.
     qk_norm: Option<(RmsNorm, RmsNorm)>,
+    /// For caches that round the dimensions of a key together.
+    key_units: Option<KeyUnits>,
     params: AttentionParams,
     head_dim: usize,
 }
@@ -40,9 +43,11 @@ impl Attention {
             Linear::load(source, &format!("{name}.{part}"), LinearShape { inputs, outputs, bias }, cx)
         };
         let head_norm = |part: &str, norm| RmsNorm::load(source, &format!("{name}.{part}"), spec.head_dim, norm, cx);
+        let k = linear("k_proj", hidden, kv_width, qkv_bias)?;
         Ok(Self {
+            key_units: KeyUnits::of(&k, spec)?,
             q: linear("q_proj", hidden, q_width, qkv_bias)?,
-            k: linear("k_proj", hidden, kv_width, qkv_bias)?,
+            k,
             v: linear("v_proj", hidden, kv_width, qkv_bias)?,
             o: linear("o_proj", q_width, hidden, o_bias)?,
             qk_norm: match spec.qk_norm {
@@ -74,6 +79,9 @@ impl Attention {
         let [q, k, v] = Linear::forward_group(cx, [&self.q, &self.k, &self.v], x)?;
         let norms = self.qk_norm.as_ref().map(|(q, k)| (q.of_heads(), k.of_heads()));
         let (q, k) = ops::rotate_heads(cx, (q, k), self.head_dim, norms, rotation)?;
+        if let Some(units) = self.key_units.as_ref().filter(|_| kv.rounds_together()) {
+            units.apply(cx, &q, &k)?;
+        }
         ops::write_kv(cx, k, v, &batch.slots, &mut kv)?;
         Ok(q)
     }

@@ -53,6 +53,12 @@ impl Linear {
         Ok(outs.try_into().expect("one output per projection, anything else is a bug"))
     }
 
+    /// What is added to every row, `[outputs]`.
+    #[must_use]
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// The layer as ops take it.
     pub fn projection(&self) -> Projection<'_> {
         Projection { weight: &self.weight, bias: self.bias.as_ref() }

@@ -1,6 +1,7 @@
 //! Blocks of a decoder, over `ops/`: each loads its weights by name and runs on whatever device its context has.
 pub mod attention;
 pub mod embedding;
+mod key_units;
 pub mod linear;
 pub mod mlp;
 pub mod norm;

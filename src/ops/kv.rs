@@ -158,6 +158,12 @@ impl LayerKv<'_> {
         self.kv.shape
     }
 
+    /// Whether dimensions of a key share a scale, so that a large one takes bits from the others.
+    #[must_use]
+    pub fn rounds_together(&self) -> bool {
+        self.kv.dtype == KvDtype::I8
+    }
+
     /// Where the layer is in the kernels' slices.
     pub(super) fn layout(&self) -> KvLayout {
         let KvShape { layers, kv_heads, block_size, head_dim, .. } = self.kv.shape;

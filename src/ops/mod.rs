@@ -38,5 +38,5 @@ pub use kv::{KvDtype, KvShape, LayerKv, PagedKv, write_kv};
 pub use logits::logits;
 pub use matmul::{Projection, matmul};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_owned};
-pub use rope::{HeadNorm, RopeParams, Rotation, rotate_heads, rotation};
+pub use rope::{HeadNorm, RopeParams, Rotation, rotate_heads, rotation, scale_columns};
 pub use wick_kernels::{Activation, Pointwise};
