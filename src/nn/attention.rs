@@ -78,10 +78,11 @@ impl Attention {
     ) -> Result<Tensor> {
         let [q, k, v] = Linear::forward_group(cx, [&self.q, &self.k, &self.v], x)?;
         let norms = self.qk_norm.as_ref().map(|(q, k)| (q.of_heads(), k.of_heads()));
-        let (q, k) = ops::rotate_heads(cx, (q, k), self.head_dim, norms, rotation)?;
+        let mut qk = ops::rotate_heads(cx, (q, k), self.head_dim, norms, rotation)?;
         if let Some(units) = self.key_units.as_ref().filter(|_| kv.rounds_together()) {
-            units.apply(cx, &q, &k)?;
+            qk = units.apply(cx, qk)?;
         }
+        let (q, k) = qk;
         ops::write_kv(cx, k, v, &batch.slots, &mut kv)?;
         Ok(q)
     }

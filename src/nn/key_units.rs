@@ -5,7 +5,7 @@
 //! query's multiplied by it (as in SmoothAttention of QServe: Lin et al. 2024, arXiv:2405.04532), for the two dimensions of a rotary pair the
 //! same one; it is the same to the bit for a power of two. The bias tells which, so that nothing need be measured.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::linear::Linear;
 use crate::model::spec::AttnSpec;
@@ -14,9 +14,9 @@ use crate::ops::{self, ExecContext};
 /// The units of a layer.
 pub struct KeyUnits {
     /// What queries are multiplied by, `[heads · head_dim]`.
-    queries: Vec<f32>,
+    queries: Tensor,
     /// What keys are, `[kv_heads · head_dim]`.
-    keys: Vec<f32>,
+    keys: Tensor,
 }
 
 impl KeyUnits {
@@ -26,24 +26,21 @@ impl KeyUnits {
     /// Candle failed.
     pub fn of(k: &Linear, spec: &AttnSpec) -> Result<Option<Self>> {
         let Some(bias) = k.bias().filter(|_| spec.qk_norm.is_none()) else { return Ok(None) };
-        let bias: Vec<f32> = bias.to_device(&Device::Cpu)?.to_vec1()?;
-        Ok(key_units(&bias, spec.head_dim, spec.rope.rotary_dim).map(|units| {
-            let group = spec.heads / spec.kv_heads;
-            let heads = units.chunks_exact(spec.head_dim);
-            Self {
-                queries: heads.flat_map(|head| std::iter::repeat_n(head, group)).flatten().copied().collect(),
-                keys: units.iter().map(|unit| 1.0 / unit).collect(),
-            }
-        }))
+        let device = bias.device();
+        let bias: Vec<f32> = bias.to_vec1()?;
+        let Some(units) = key_units(&bias, spec.head_dim, spec.rope.rotary_dim) else { return Ok(None) };
+        let keys = Tensor::from_iter(units.iter().map(|unit| 1.0 / unit), device)?;
+        let of_group = |head| std::iter::repeat_n(head, spec.heads / spec.kv_heads);
+        let queries = units.chunks_exact(spec.head_dim).flat_map(of_group).flatten().copied();
+        Ok(Some(Self { queries: Tensor::from_iter(queries, device)?, keys }))
     }
 
-    /// Measures the keys in these units, and the queries in their inverses. In place.
+    /// Queries in the inverses of the units, keys in the units. Neither may be shared.
     ///
     /// # Errors
-    /// Candle failed.
-    pub fn apply(&self, cx: &ExecContext, q: &Tensor, k: &Tensor) -> Result<()> {
-        ops::scale_columns(cx, q, &self.queries)?;
-        ops::scale_columns(cx, k, &self.keys)
+    /// As [`ops::scale_columns`].
+    pub fn apply(&self, cx: &ExecContext, (q, k): (Tensor, Tensor)) -> Result<(Tensor, Tensor)> {
+        Ok((ops::scale_columns(cx, q, &self.queries)?, ops::scale_columns(cx, k, &self.keys)?))
     }
 }
 

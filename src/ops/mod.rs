@@ -20,6 +20,7 @@ pub mod logits;
 pub mod matmul;
 pub mod norm;
 pub mod rope;
+mod scale;
 mod slices;
 #[cfg(test)]
 mod tests;
@@ -38,5 +39,6 @@ pub use kv::{KvDtype, KvShape, LayerKv, PagedKv, write_kv};
 pub use logits::logits;
 pub use matmul::{Projection, matmul};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_owned};
-pub use rope::{HeadNorm, RopeParams, Rotation, rotate_heads, rotation, scale_columns};
+pub use rope::{HeadNorm, RopeParams, Rotation, rotate_heads, rotation};
+pub use scale::scale_columns;
 pub use wick_kernels::{Activation, Pointwise};

@@ -90,22 +90,6 @@ pub fn rotate_heads(
     }
 }
 
-/// Multiplies the columns of `x`, `[tokens, columns]` on the CPU, by `factors`, `[columns]`; in place, so it must not be shared.
-///
-/// # Errors
-/// A shape does not fit, or the context is not one of the CPU kernels.
-pub fn scale_columns(cx: &ExecContext, x: &Tensor, factors: &[f32]) -> Result<()> {
-    let (_, columns) = x.dims2()?;
-    if cx.kernels().is_none() || columns != factors.len() {
-        bail!("{} factors for {columns} columns of the CPU kernels", factors.len())
-    }
-    with_f32_mut(x, |x| {
-        for row in x.chunks_exact_mut(columns) {
-            row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
-        }
-    })
-}
-
 fn reference(x: &Tensor, head_dim: usize, head_norm: Option<HeadNorm>, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (tokens, width) = x.dims2()?;
     let half = cos.dim(D::Minus1)?;

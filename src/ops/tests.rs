@@ -249,6 +249,14 @@ fn two_sequences() -> ForwardBatch {
 }
 
 #[test]
+fn columns_are_multiplied_by_their_factors() {
+    let (x, factors) = (values(3, 8, 1), values(1, 8, 2).flatten_all().unwrap());
+    let expected = scale_columns(&reference(), own(&x), &factors).unwrap();
+    contexts().iter().for_each(|cx| assert_close(&scale_columns(cx, own(&x), &factors).unwrap(), &expected, 0.0));
+    assert!(scale_columns(&contexts()[0], own(&values(3, 7, 1)), &factors).is_err());
+}
+
+#[test]
 fn attention_over_written_blocks() {
     let shape = KvShape { num_blocks: 6, layers: 3, kv_heads: 2, block_size: 4, head_dim: 16 };
     let batch = two_sequences();

@@ -395,15 +395,10 @@ impl Task<'_> {
             let len = PIECE.min(block_size - offset).min(end - position);
             let head_block = layout.head_block(blocks[position / block_size] as usize, tile.kv_head);
             let block = head_block * block_size * d;
-            let packed = |cache: &KvSlice<'_>| match cache {
-                KvSlice::Bf16(_) => 2,
-                KvSlice::I8 { .. } => 4,
-                KvSlice::F32(_) | KvSlice::F16(_) => 1,
-            };
             pieces.push(Piece {
                 // Packed keys lie as close as others: it is the dimensions that are fewer.
-                k: block / packed(&self.args.k) + offset,
-                v: (block + offset * d) / packed(&self.args.v),
+                k: block / self.args.k.packed() + offset,
+                v: (block + offset * d) / self.args.v.packed(),
                 scales: head_block * block_size * kv::groups(d) + offset,
                 first: position - start,
                 len,

@@ -102,8 +102,17 @@ impl KvSlice<'_> {
         match self {
             KvSlice::F32(s) => s.len(),
             KvSlice::F16(s) => s.len(),
-            KvSlice::Bf16(s) => 2 * s.len(),
-            KvSlice::I8 { quads, .. } => 4 * quads.len(),
+            KvSlice::Bf16(s) => self.packed() * s.len(),
+            KvSlice::I8 { quads, .. } => self.packed() * quads.len(),
+        }
+    }
+
+    /// Values that lie in one element.
+    pub(crate) fn packed(&self) -> usize {
+        match self {
+            KvSlice::F32(_) | KvSlice::F16(_) => 1,
+            KvSlice::Bf16(_) => 2,
+            KvSlice::I8 { .. } => 4,
         }
     }
 }

@@ -4,7 +4,7 @@
 //! A pair or a quad is a `u32` whose low end comes first. Queries and keys are packed by dimension, weights and values by key, so that a
 //! register holds several keys, or several dimensions, and nothing is summed across it. Everything between spans is floats.
 
-use super::span::{Piece, Visible};
+use super::span::{PIECE, Piece, SCORES, Visible};
 
 /// The kernels of an instruction set for one form of cache. Blocks and heads are multiples of `PIECE`.
 pub struct PackedAttention {
@@ -46,7 +46,7 @@ pub struct PackedRows<'a> {
     pub softcap: Option<f32>,
     /// `SCORES` floats.
     pub scores: &'a mut [f32],
-    /// For weights, and what else the kernels need.
+    /// `scratch_words`: for weights, and what else the kernels need.
     pub scratch: &'a mut [u32],
     /// What the rows get from the span: see [`super::span::state_len`].
     pub state: &'a mut [f32],
@@ -56,6 +56,23 @@ pub struct PackedRows<'a> {
 pub const AHEAD: usize = 2;
 
 impl PackedRows<'_> {
+    /// # Panics
+    /// If buffers are not as `kernels` want them, or a piece is outside a cache that has `values` of them in a word.
+    pub fn check(&self, kernels: &PackedAttention, values: usize) {
+        let (rows, head_dim) = (self.visible.len(), self.head_dim);
+        let fits = self.scores.len() >= SCORES
+            && self.scratch.len() >= (kernels.scratch_words)(head_dim)
+            && self.q.len() == (kernels.query_words)(head_dim) * rows
+            && head_dim.is_multiple_of(PIECE)
+            && self.state.len() == rows * (2 + head_dim)
+            && self.pieces.iter().all(|piece| {
+                piece.k + (head_dim / values - 1) * self.block_size + PIECE <= self.k.words.len()
+                    && piece.v + PIECE / values * head_dim <= self.v.words.len()
+                    && piece.first.is_multiple_of(PIECE)
+            });
+        assert!(fits, "attention: buffers of the wrong size: this is a bug");
+    }
+
     /// The piece that is asked for as number `n` beside piece `index`.
     #[inline(always)]
     pub fn beside(&self, index: usize, n: usize) -> Option<&Piece> {

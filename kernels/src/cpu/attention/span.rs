@@ -60,6 +60,32 @@ pub struct SpanKv<'a> {
 /// The keys of a span that a row sees, `low..high`; empty where it sees none.
 pub type Visible = (usize, usize);
 
+/// The keys between the first and the last that some row sees.
+pub(crate) fn seen(visible: &[Visible]) -> Option<Visible> {
+    let seen = visible.iter().filter(|(low, high)| low < high);
+    seen.copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+}
+
+/// Calls what is written for a number of rows that the compiler knows: 1..=[`ROWS`].
+macro_rules! by_rows {
+    ($b:expr, $rows:ident => $call:expr) => {
+        match $b.visible.len() {
+            1 => by_rows!(@ 1, $rows, $call),
+            2 => by_rows!(@ 2, $rows, $call),
+            3 => by_rows!(@ 3, $rows, $call),
+            4 => by_rows!(@ 4, $rows, $call),
+            5 => by_rows!(@ 5, $rows, $call),
+            6 => by_rows!(@ 6, $rows, $call),
+            n => unreachable!("{n} rows at once: this is a bug"),
+        }
+    };
+    (@ $n:literal, $rows:ident, $call:expr) => {{
+        const $rows: usize = $n;
+        $call
+    }};
+}
+pub(crate) use by_rows;
+
 /// Some query rows against one span.
 pub struct SpanRows<'a> {
     /// The rows' queries times the scale, `[head_dim, rows]`.
@@ -146,23 +172,14 @@ impl Element for f16 {
 pub(crate) unsafe fn attend<V: Vector, const W: usize>(b: &mut SpanRows<'_>) {
     // SAFETY: the caller's promise.
     unsafe {
-        match b.visible.len() {
-            1 => rows::<V, 1, W>(b),
-            2 => rows::<V, 2, W>(b),
-            3 => rows::<V, 3, W>(b),
-            4 => rows::<V, 4, W>(b),
-            5 => rows::<V, 5, W>(b),
-            6 => rows::<V, 6, W>(b),
-            n => unreachable!("{n} rows at once: this is a bug"),
-        }
+        by_rows!(b, R => rows::<V, R, W>(b));
     }
 }
 
 #[inline(always)]
 unsafe fn rows<V: Vector, const R: usize, const W: usize>(b: &mut SpanRows<'_>) {
     empty_state(R, b.state);
-    let seen = b.visible.iter().filter(|(low, high)| low < high);
-    let Some((from, to)) = seen.copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else { return };
+    let Some((from, to)) = seen(b.visible) else { return };
     // SAFETY: the caller's promise; every key in `from..to` is in a piece.
     unsafe {
         match b.kv.k {

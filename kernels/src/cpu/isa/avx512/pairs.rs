@@ -4,7 +4,7 @@
 
 use super::attend::Avx512;
 use crate::cpu::attention::packed::{AHEAD, PackedAttention, PackedRows};
-use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SPAN, STRIDE, Vector, blind, empty_state};
+use crate::cpu::attention::span::{PIECE, ROWS, SPAN, STRIDE, Vector, blind, by_rows, empty_state, seen};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -42,37 +42,17 @@ fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 fn attend(b: &mut PackedRows<'_>) {
-    let count = b.visible.len();
-    let fits = b.scores.len() >= SCORES
-        && b.scratch.len() >= ROWS * SPAN_PAIRS
-        && b.q.len() == b.head_dim / 2 * count
-        && b.head_dim.is_multiple_of(PIECE)
-        && b.state.len() == count * (2 + b.head_dim)
-        && b.pieces.iter().all(|piece| {
-            piece.k + (b.head_dim / 2 - 1) * b.block_size + PIECE <= b.k.words.len()
-                && piece.v + PIECE / 2 * b.head_dim <= b.v.words.len()
-                && piece.first.is_multiple_of(PIECE)
-        });
-    assert!(fits, "attention: buffers of the wrong size: this is a bug");
+    b.check(&PAIRS, 2);
     // SAFETY: this function is compiled for, and only called with, the features that it needs.
     unsafe {
-        match b.visible.len() {
-            1 => rows::<1>(b),
-            2 => rows::<2>(b),
-            3 => rows::<3>(b),
-            4 => rows::<4>(b),
-            5 => rows::<5>(b),
-            6 => rows::<6>(b),
-            n => unreachable!("{n} rows at once: this is a bug"),
-        }
+        by_rows!(b, R => rows::<R>(b));
     }
 }
 
 #[inline(always)]
 unsafe fn rows<const R: usize>(b: &mut PackedRows<'_>) {
     empty_state(R, b.state);
-    let seen = b.visible.iter().filter(|(low, high)| low < high);
-    let Some((from, to)) = seen.copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else { return };
+    let Some((from, to)) = seen(b.visible) else { return };
     // SAFETY: the caller's promise.
     unsafe {
         let first = b.pieces[0].first / PIECE;

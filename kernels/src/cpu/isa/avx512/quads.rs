@@ -8,7 +8,7 @@
 
 use super::attend::Avx512;
 use crate::cpu::attention::packed::{AHEAD, PackedAttention, PackedRows};
-use crate::cpu::attention::span::{PIECE, ROWS, SCORES, SPAN, STRIDE, Vector, Visible, blind, empty_state};
+use crate::cpu::attention::span::{PIECE, ROWS, SPAN, STRIDE, Vector, Visible, blind, by_rows, empty_state, seen};
 use crate::cpu::kv::{KV_GROUP, groups};
 use crate::cpu::packed::FINE_MAX;
 use crate::cpu::panel::SMALLEST_AMAX;
@@ -76,40 +76,20 @@ fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn attend(b: &mut PackedRows<'_>) {
-    let (count, groups) = (b.visible.len(), groups(b.head_dim));
-    let fits = b.scores.len() >= SCORES
-        && b.scratch.len() >= scratch_words(b.head_dim)
-        && b.q.len() == query_words(b.head_dim) * count
-        && b.head_dim.is_multiple_of(PIECE)
-        && b.state.len() == count * (2 + b.head_dim)
-        && b.pieces.iter().all(|piece| {
-            let scales = piece.scales + (groups - 1) * b.block_size + PIECE;
-            piece.k + (b.head_dim / 4 - 1) * b.block_size + PIECE <= b.k.words.len()
-                && piece.v + PIECE / 4 * b.head_dim <= b.v.words.len()
-                && scales <= b.k.scales.len()
-                && scales <= b.v.scales.len()
-                && piece.first.is_multiple_of(PIECE)
-        });
-    assert!(fits, "attention: buffers of the wrong size: this is a bug");
+    b.check(&QUADS, 4);
+    let scales = (groups(b.head_dim) - 1) * b.block_size + PIECE;
+    let fits = b.pieces.iter().all(|piece| piece.scales + scales <= b.k.scales.len().min(b.v.scales.len()));
+    assert!(fits, "attention: too few scales: this is a bug");
     // SAFETY: this function is compiled for, and only called with, the features that it needs.
     unsafe {
-        match count {
-            1 => rows::<1>(b),
-            2 => rows::<2>(b),
-            3 => rows::<3>(b),
-            4 => rows::<4>(b),
-            5 => rows::<5>(b),
-            6 => rows::<6>(b),
-            n => unreachable!("{n} rows at once: this is a bug"),
-        }
+        by_rows!(b, R => rows::<R>(b));
     }
 }
 
 #[inline(always)]
 unsafe fn rows<const R: usize>(b: &mut PackedRows<'_>) {
     empty_state(R, b.state);
-    let seen = b.visible.iter().filter(|(low, high)| low < high);
-    let Some((from, to)) = seen.copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) else { return };
+    let Some((from, to)) = seen(b.visible) else { return };
     // SAFETY: the caller's promise.
     unsafe {
         let first = b.pieces[0].first / PIECE;
@@ -139,13 +119,14 @@ unsafe fn rows<const R: usize>(b: &mut PackedRows<'_>) {
 unsafe fn score<const R: usize, const W: usize>(b: &mut PackedRows<'_>, first: usize) {
     let (quads, groups) = (b.head_dim / 4, groups(b.head_dim));
     let (base, scales) = (b.k.words.as_ptr(), b.k.scales.as_ptr());
+    let asked = b.asked();
     let mut ahead = [[base; W]; AHEAD];
     for w in 0..W {
         let own = &b.pieces[first + w];
         for n in 0..AHEAD {
             let wanted = b.beside(first + w, n).unwrap_or(own);
             ahead[n][w] = base.wrapping_add(wanted.k);
-            if n < b.asked() {
+            if n < asked {
                 for g in 0..groups {
                     let at = wanted.scales + g * b.block_size;
                     // SAFETY: any address may be asked for.
@@ -157,7 +138,6 @@ unsafe fn score<const R: usize, const W: usize>(b: &mut PackedRows<'_>, first: u
             }
         }
     }
-    let asked = b.asked();
     let (bytes, rest) = b.q.split_at(2 * quads * R);
     let (bytes, rest) = (bytes.as_chunks::<R>().0, rest.as_chunks::<R>().0);
     let scores = b.scores.as_mut_ptr();
