@@ -1,13 +1,12 @@
 //! What steps cost, learnt from the last ones: how much of the waiting prompts a step may compute beside sequences that decode, and what a
 //! guessed token costs beside them.
 //!
-//! Decoding sequences wait for the whole step, so a prompt's part in it is bounded by time: the step may take a few times
-//! what it takes without the prompt. Where more sequences wait for their first token than decode, it may take that many
-//! times longer: everybody's waiting counts the same. What a step and a prompt token take is learnt from the last steps. Only the speed of
-//! the answers depends on it: how a prompt is cut into chunks changes no byte of any output.
+//! Decoding sequences wait for the whole step, so a prompt's part in it is bounded by time: beside one prompt the step may take
+//! twice what it takes without. Where several wait for their first token it may take longer: prompts stand in line, so that the time
+//! they wait in all grows with the square of their number, and what a prompt takes from those who decode it takes from them sooner or
+//! later; only how evenly their tokens come depends on it. What a step and a prompt token take is learnt from the last steps. Only the
+//! speed of the answers depends on it: how a prompt is cut into chunks changes no byte of any output.
 
-/// How many times as long as without prompts a step may take, where as many sequences decode as wait, or more.
-const STRETCH_MAX: f64 = 2.0;
 /// Steps shorter than this are left alone: nobody sees the difference, and short steps measure the machine's other work.
 const STEP_SECONDS_MIN: f64 = 0.005;
 /// When more waits than these many chunks, chunks grow: with a long queue it matters more how fast it gets shorter.
@@ -52,7 +51,9 @@ impl Pace {
         let (Some(step), Some(token)) = (self.decode.seconds(self.decodes), self.prompt_token.median()) else {
             return most;
         };
-        let stretch = STRETCH_MAX * (waiting as f64 / self.decodes.max(1) as f64).max(1.0);
+        // Twice the sum of 1 to `waiting`: the turns that they wait, each its own included.
+        let waiting = waiting.max(1) as f64;
+        let stretch = waiting * (waiting + 1.0);
         let seconds = (stretch * step).max(STEP_SECONDS_MIN) - step;
         // A cast saturates: tokens that take no time may all come.
         let in_time = (seconds / token.max(1e-12)) as usize;
@@ -149,9 +150,11 @@ mod tests {
 
     #[test]
     fn the_more_wait_the_longer_others_do() {
-        // 8 decode. 2 * 3 times 10 ms less the step itself are left.
-        assert_eq!(pace(10.0, 0.26).chunk(100, 24, 512), 192);
-        assert_eq!(pace(10.0, 0.25).chunk(100, 8, 512), 40);
+        // 2 * 3 times 10 ms less the step itself are left, then 3 * 4 times.
+        assert_eq!(pace(10.0, 0.26).chunk(100, 2, 512), 192);
+        assert_eq!(pace(10.0, 0.26).chunk(100, 3, 512), 423);
+        assert_eq!(pace(10.0, 0.26).chunk(100, 3, 128), 128, "the configured bound stands");
+        assert_eq!(pace(10.0, 0.25).chunk(100, 0, 512), 40, "a prompt that goes on after a preemption");
     }
 
     #[test]
