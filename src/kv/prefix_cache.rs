@@ -33,7 +33,8 @@ pub struct PrefixCache {
     block_size: usize,
     hash_mask: u64,
     by_hash: HashMap<BlockHash, BlockId>,
-    /// What a block holds, if it was published since it was last handed out.
+    /// What a block holds, if it was published since it was last handed out. It ends with the last block that ever was: blocks
+    /// are handed out in ascending order, and a large cache that is little used takes no memory for the others.
     entries: Vec<Option<Entry>>,
     /// `[num_blocks, block_size]`; meaningful where `entries` is `Some`.
     tokens: Vec<u32>,
@@ -48,7 +49,7 @@ impl PrefixCache {
             block_size,
             hash_mask,
             by_hash: HashMap::with_capacity(num_blocks),
-            entries: vec![None; num_blocks],
+            entries: Vec::with_capacity(num_blocks),
             tokens: vec![0; num_blocks * block_size],
             next_id: 0,
         }
@@ -74,7 +75,7 @@ impl PrefixCache {
     #[must_use]
     pub fn get(&self, parent: PrefixId, hash: BlockHash, tokens: &[u32]) -> Option<(BlockId, PrefixId)> {
         let block = *self.by_hash.get(&hash)?;
-        let entry = self.entries[block.index()]?;
+        let entry = self.entry(block)?;
         let same = entry.parent == parent && &self.tokens[self.range(block)] == tokens;
         same.then_some((block, PrefixId::Published(entry.id)))
     }
@@ -100,6 +101,9 @@ impl PrefixCache {
         let id = self.next_id;
         self.next_id += 1;
         self.by_hash.insert(hash, block);
+        if self.entries.len() <= block.index() {
+            self.entries.resize(block.index() + 1, None);
+        }
         self.entries[block.index()] = Some(Entry { hash, parent, id });
         let range = self.range(block);
         self.tokens[range].copy_from_slice(tokens);
@@ -135,14 +139,18 @@ impl PrefixCache {
 
     /// The block's content is about to be overwritten.
     pub fn forget(&mut self, block: BlockId) {
-        if let Some(entry) = self.entries[block.index()].take() {
+        if let Some(entry) = self.entries.get_mut(block.index()).and_then(Option::take) {
             self.by_hash.remove(&entry.hash);
         }
     }
 
     #[must_use]
     pub fn contains(&self, block: BlockId) -> bool {
-        self.entries[block.index()].is_some()
+        self.entry(block).is_some()
+    }
+
+    fn entry(&self, block: BlockId) -> Option<Entry> {
+        self.entries.get(block.index()).copied().flatten()
     }
 
     fn range(&self, block: BlockId) -> std::ops::Range<usize> {
