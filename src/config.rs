@@ -149,13 +149,15 @@ pub enum SpeculationArg {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvDtypeArg {
-    /// bf16 where the CPU multiplies it (AVX-512 BF16) and activations are 8-bit, f16 elsewhere
+    /// int16 where the CPU multiplies it (AVX-512 VNNI), f16 elsewhere
     Auto,
     F16,
-    /// Attention is rounded to bfloat16 where the CPU multiplies that: up to 1.8 times as fast for prompts
+    /// For GPUs only
     Bf16,
     F32,
-    /// A byte and a scale for each 32 values: 56% of f16's memory, less exact, slower to read; CPU only
+    /// 16-bit integers with a scale for each head: f16's memory, as exact, fastest where the CPU multiplies them; CPU only
+    Int16,
+    /// A byte and a scale for each 32 values: 56% of f16's memory, less exact; with AVX-512 VNNI long contexts decode faster, elsewhere slower; CPU only
     Int8,
 }
 

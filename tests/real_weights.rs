@@ -66,7 +66,7 @@ fn qwen2_5_coder_1_5b_is_near_its_reference() {
     quantized("qwen2.5-coder-1.5b", &FEW);
 }
 
-/// Bytes cost more than the default's bfloat16. Qwen 2.5's keys have a few large dimensions: measured as the others, they would take the bits
+/// Bytes cost more than the default's 16 bits. Qwen 2.5's keys have a few large dimensions: measured as the others, they would take the bits
 /// of all that share a scale with them (a mean of 0.044 for the 0.5b).
 #[test]
 fn an_8_bit_cache_costs_what_the_readme_says() {

@@ -15,7 +15,7 @@ use wick_kernels::{Isa, Precision, QuantType};
 const REFERENCE_TOLERANCE: f32 = 2e-4;
 /// An f16 cache rounds keys and values to 11 bits; behind it an 8-bit activation may round to its neighbour.
 const CACHE_TOLERANCES: [(KvDtype, f32, f32); 3] =
-    [(KvDtype::F16, 2e-2, 4e-2), (KvDtype::Bf16, 2e-1, 2e-1), (KvDtype::I8, 2e-1, 2e-1)];
+    [(KvDtype::F16, 2e-2, 4e-2), (KvDtype::I16, 2e-2, 4e-2), (KvDtype::I8, 2e-1, 2e-1)];
 
 /// Formats of the tested ones whose products depend on how activations are rounded.
 const ROUNDED: [QuantType; 4] = [QuantType::Q8_0, QuantType::Q4_0, QuantType::Q5_1, QuantType::BF16];

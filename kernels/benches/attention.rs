@@ -1,6 +1,6 @@
 //! Speed of attention at the shapes of the catalogue's models, against this machine's limits, which are measured first: prefill as a share
-//! of the float multiply-add roof, decode as a share of the bandwidth of reading memory. Keys and values are half precision, pairs of
-//! bfloat16, or bytes, in shuffled blocks of 16; decode walks through many times as much as the caches hold, in large pages, as a model's
+//! of the multiply-add roof, decode as a share of the bandwidth of reading memory. Keys and values are half precision, pairs of
+//! integers, or bytes, in shuffled blocks of 16; decode walks through many times as much as the caches hold, in large pages, as a model's
 //! layers do.
 //!
 //! `cargo bench -p wick-kernels --bench attention -- [threads] [isa] [model]`, on an idle machine.
@@ -55,8 +55,8 @@ fn main() {
                 let seqs: Vec<SeqSpan<'_>> = tables.by_ref().take(count).enumerate().map(sequence).collect();
                 let args = AttentionArgs {
                     q: &q,
-                    k: k.slice(cached),
-                    v: v.slice(cached),
+                    k: k.slice(cached, head_dim),
+                    v: v.slice(cached, head_dim),
                     layout: KvLayout { layers: 1, layer: 0, kv_heads, head_dim, block_size: BLOCK_SIZE },
                     heads,
                     scale: 0.1,
@@ -70,11 +70,11 @@ fn main() {
         println!("{name}: {heads}/{kv_heads} heads of {head_dim}");
         for cached in [Cached::Half, Cached::Pairs, Cached::Bytes] {
             // Others widen the pairs: a way to read the cache, not a fast one.
-            if cached == Cached::Pairs && !cpu.isa.pairs() {
+            if cached == Cached::Pairs && !cpu.isa.shorts() {
                 continue;
             }
             let roof = setup.multiply_add_roof(cached == Cached::Pairs);
-            println!(" {}, multiply-adds of its floats {roof:.0} GFLOP/s", cached.label());
+            println!(" {}, its multiply-adds {roof:.0} GFLOP/s", cached.label());
             for context in [512, 2048] {
                 let q_len = 512;
                 let seconds = run(1, q_len, context, cached);
@@ -111,13 +111,13 @@ impl Cached {
     fn label(self) -> &'static str {
         match self {
             Cached::Half => "half precision",
-            Cached::Pairs => "pairs of bfloat16",
+            Cached::Pairs => "pairs of integers",
             Cached::Bytes => "bytes",
         }
     }
 
     fn bytes(self, values: usize) -> f64 {
-        values as f64 * if self == Cached::Bytes { 1.125 } else { 2.0 }
+        values as f64 * if self == Cached::Bytes { 1.125 } else { 2.0 } // a scale for each head is left out
     }
 }
 
@@ -138,16 +138,16 @@ impl Cache {
             scales: Pages::zeroed(VALUES / KV_GROUP),
         };
         cache.halves.fill(f16::from_f32(0.25));
-        cache.pairs.fill(0x3e80_3e80);
+        cache.pairs.fill(0x0fff_0fff);
         cache.quads.fill(0x7f7f_7f7f);
         cache.scales.fill(0.25 / 127.0);
         cache
     }
 
-    fn slice(&self, cached: Cached) -> KvSlice<'_> {
+    fn slice(&self, cached: Cached, head_dim: usize) -> KvSlice<'_> {
         match cached {
             Cached::Half => KvSlice::F16(&self.halves),
-            Cached::Pairs => KvSlice::Bf16(&self.pairs),
+            Cached::Pairs => KvSlice::I16 { pairs: &self.pairs, scales: &self.scales[..VALUES / head_dim] },
             Cached::Bytes => KvSlice::I8 { quads: &self.quads, scales: &self.scales },
         }
     }

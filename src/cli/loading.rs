@@ -100,10 +100,17 @@ pub(super) async fn plan_models(
     let isa = engine.isa.as_deref().map(Isa::from_name).transpose()?;
     let (machine, why) = Machine::choose(DeviceChoice::parse(&engine.device)?, isa)?;
     tracing::info!(device = %why, "device");
-    anyhow::ensure!(
-        machine.device.is_cpu() || engine.kv_dtype != KvDtypeArg::Int8,
-        "--kv-dtype int8 is for the CPU only: choose f16, or --device cpu"
-    );
+    match engine.kv_dtype {
+        KvDtypeArg::Int16 | KvDtypeArg::Int8 => anyhow::ensure!(
+            machine.device.is_cpu(),
+            "--kv-dtype int16 and int8 are for the CPU only: choose f16, or --device cpu"
+        ),
+        KvDtypeArg::Bf16 => anyhow::ensure!(
+            !machine.device.is_cpu(),
+            "--kv-dtype bf16 is for GPUs only: on the CPU choose f16, or int16, which are more exact and take as much memory"
+        ),
+        KvDtypeArg::Auto | KvDtypeArg::F16 | KvDtypeArg::F32 => {}
+    }
     for name in names {
         if let (Some(asked), Some(context)) = (engine.context, hub::known_context(name, &fetch.options())?) {
             fits(asked, context, name)?;
@@ -201,12 +208,11 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: R
     let logit_rows_max = (PROMPT_LOGITS_BYTES / (spec.row_width() * size_of::<f32>())).max(1);
     let head_dims: Vec<usize> = spec.layers.iter().map(|layer| layer.attn.head_dim).collect();
     let kv_dtype = match args.kv_dtype {
-        KvDtypeArg::Auto => {
-            machine.kv_dtype(precision(args.activations), &files.weights.formats(), &head_dims, block_size)
-        }
+        KvDtypeArg::Auto => machine.kv_dtype(&head_dims, block_size),
         KvDtypeArg::F16 => KvDtype::F16,
         KvDtypeArg::Bf16 => KvDtype::Bf16,
         KvDtypeArg::F32 => KvDtype::F32,
+        KvDtypeArg::Int16 => KvDtype::I16,
         KvDtypeArg::Int8 => KvDtype::I8,
     };
     if let Some(head_dim) =

@@ -15,9 +15,12 @@ pub enum KvDtype {
     /// Two bytes a value; keys and values are rounded to nearest even when written.
     #[default]
     F16,
-    /// Two bytes a value, for CPUs that multiply pairs of them: attention then rounds queries and softmax weights to bfloat16 too.
+    /// Two bytes a value with the range of f32; not with the CPU kernels, whose integers are as small and more exact.
     Bf16,
     F32,
+    /// Integers with a scale for each head, two bytes a value, for CPUs that multiply pairs of them: attention then rounds queries and softmax
+    /// weights to such integers, too. Only with the CPU kernels.
+    I16,
     /// Bytes with a scale for each 32 dimensions of a head; only with the CPU kernels.
     I8,
 }
@@ -29,6 +32,7 @@ impl KvDtype {
         match self {
             Self::F16 | Self::Bf16 => 2 * head_dim,
             Self::F32 => 4 * head_dim,
+            Self::I16 => 2 * head_dim + size_of::<f32>(),
             Self::I8 => head_dim + head_dim.div_ceil(KV_GROUP) * size_of::<f32>(),
         }
     }
@@ -37,8 +41,8 @@ impl KvDtype {
     #[must_use]
     pub fn multiple(self) -> usize {
         match self {
-            Self::F16 | Self::F32 => 1,
-            Self::Bf16 => KV_PIECE,
+            Self::F16 | Self::Bf16 | Self::F32 => 1,
+            Self::I16 => KV_PIECE,
             Self::I8 => KV_QUAD,
         }
     }
@@ -56,6 +60,7 @@ impl fmt::Display for KvDtype {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::F32 => "f32",
+            Self::I16 => "int16",
             Self::I8 => "int8",
         })
     }
@@ -100,7 +105,10 @@ pub struct LayerKv<'a> {
 enum KvStore {
     HostF16(Pages<f16>),
     HostF32(Pages<f32>),
-    HostBf16(Pages<u32>),
+    HostI16 {
+        pairs: Pages<u32>,
+        scales: Pages<f32>,
+    },
     HostI8 {
         quads: Pages<u32>,
         scales: Pages<f32>,
@@ -123,7 +131,11 @@ impl PagedKv {
             Ok(match (cx.kernels(), dtype) {
                 (Some(_), KvDtype::F32) => KvStore::HostF32(Pages::zeroed(shape.elements())),
                 (Some(_), KvDtype::F16) => KvStore::HostF16(Pages::zeroed(shape.elements())),
-                (Some(_), KvDtype::Bf16) => KvStore::HostBf16(Pages::zeroed(shape.elements() / 2)),
+                (Some(_), KvDtype::Bf16) => bail!("a bf16 KV cache exists on other devices than the CPU: choose int16"),
+                (Some(_), KvDtype::I16) => KvStore::HostI16 {
+                    pairs: Pages::zeroed(shape.elements() / 2),
+                    scales: Pages::zeroed(shape.heads()),
+                },
                 (Some(_), KvDtype::I8) => KvStore::HostI8 {
                     quads: Pages::zeroed(shape.elements() / 4),
                     scales: Pages::zeroed(shape.heads() * shape.head_dim.div_ceil(KV_GROUP)),
@@ -131,7 +143,7 @@ impl PagedKv {
                 (None, KvDtype::F16) => KvStore::Tensors(zeros(cx.device(), shape, DType::F16)?),
                 (None, KvDtype::Bf16) => KvStore::Tensors(zeros(cx.device(), shape, DType::BF16)?),
                 (None, KvDtype::F32) => KvStore::Tensors(zeros(cx.device(), shape, DType::F32)?),
-                (None, KvDtype::I8) => bail!("an 8-bit KV cache exists on the CPU only: choose f16"),
+                (None, KvDtype::I16 | KvDtype::I8) => bail!("an {dtype} KV cache exists on the CPU only: choose f16"),
             })
         };
         Ok(Self { shape, dtype, k: store()?, v: store()? })
@@ -194,7 +206,7 @@ impl KvStore {
         match self {
             Self::HostF16(values) => Ok(KvSlice::F16(values)),
             Self::HostF32(values) => Ok(KvSlice::F32(values)),
-            Self::HostBf16(pairs) => Ok(KvSlice::Bf16(pairs)),
+            Self::HostI16 { pairs, scales } => Ok(KvSlice::I16 { pairs, scales }),
             Self::HostI8 { quads, scales } => Ok(KvSlice::I8 { quads, scales }),
             Self::Tensors(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
         }
@@ -204,7 +216,7 @@ impl KvStore {
         match self {
             Self::HostF16(values) => Ok(KvSliceMut::F16(values)),
             Self::HostF32(values) => Ok(KvSliceMut::F32(values)),
-            Self::HostBf16(pairs) => Ok(KvSliceMut::Bf16(pairs)),
+            Self::HostI16 { pairs, scales } => Ok(KvSliceMut::I16 { pairs, scales }),
             Self::HostI8 { quads, scales } => Ok(KvSliceMut::I8 { quads, scales }),
             Self::Tensors(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
         }

@@ -284,6 +284,28 @@ fn attention_over_written_blocks() {
 }
 
 #[test]
+fn attention_over_pairs_of_integers() {
+    let shape = KvShape { num_blocks: 3, layers: 1, kv_heads: 2, block_size: 16, head_dim: 16 };
+    let batch = ForwardBatch {
+        input_ids: Indices::new(vec![0; 20]),
+        positions: Indices::new((0..20).collect()),
+        slots: Indices::new((32..48).chain(16..20).collect()),
+        seqs: vec![SeqRange { q_start: 0, q_len: 20, context_len: 20, blocks: 0..2 }],
+        block_ids: vec![2, 1],
+        logit_rows: Indices::default(),
+    };
+    let (q, k, v) = (values(20, 64, 1), values(20, 32, 2), values(20, 32, 3));
+    let params = AttentionParams { heads: 4, scale: 0.25, window: Some(18), softcap: Some(1.5) };
+    let run = |cx: &ExecContext, dtype| {
+        let mut kv = PagedKv::new(cx, shape, dtype).unwrap();
+        write_kv(cx, own(&k), own(&v), &batch.slots, &mut kv.layer(0)).unwrap();
+        paged_attention(cx, own(&q), &kv.layer(0), params, &batch).unwrap()
+    };
+    let expected = run(&reference(), KvDtype::F32);
+    contexts().iter().for_each(|cx| assert_close(&run(cx, KvDtype::I16), &expected, 1e-3));
+}
+
+#[test]
 fn reference_attention_is_a_softmax_over_the_visible_keys() {
     // One head of two dimensions, window 2, against sums written out by hand.
     let cx = reference();
@@ -353,9 +375,12 @@ fn caches_that_cannot_be_are_errors() {
     let shape = KvShape { num_blocks: 2, layers: 1, kv_heads: 1, block_size: 16, head_dim: 24 };
     let error = |cx: &ExecContext, dtype| PagedKv::new(cx, shape, dtype).err().unwrap().to_string();
     for cx in contexts() {
-        assert!(error(&cx, KvDtype::Bf16).contains("heads of 24 in blocks of 16"));
+        assert!(error(&cx, KvDtype::I16).contains("heads of 24 in blocks of 16"));
+        assert!(error(&cx, KvDtype::Bf16).contains("choose int16"));
     }
-    assert!(error(&reference(), KvDtype::I8).contains("on the CPU only"));
+    for dtype in [KvDtype::I16, KvDtype::I8] {
+        assert!(error(&reference(), dtype).contains("on the CPU only"));
+    }
 }
 
 /// Attention, feed-forward, norm and sums of embeddings of an encoder.

@@ -1,12 +1,11 @@
 //! `--device`: which device runs the model.
-use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 use std::sync::Arc;
 
 use candle_core::Device;
-use wick_kernels::{Cpu, Isa, Precision, QuantType, ThreadPool};
+use wick_kernels::{Cpu, Isa, Precision, ThreadPool};
 
 use crate::ops::{ExecContext, KvDtype};
 
@@ -110,21 +109,12 @@ impl Machine {
         self.device.is_cpu() && self.isa.packs()
     }
 
-    /// The KV format for a model with matrices of these formats and heads of such sizes that is fastest here and as exact as activations of
-    /// this precision.
+    /// The KV format that is fastest here for a model with heads of such sizes: of two bytes a value in any case, and none is more exact.
     #[must_use]
-    pub fn kv_dtype(
-        &self,
-        activations: Precision,
-        formats: &BTreeSet<QuantType>,
-        head_dims: &[usize],
-        block_size: usize,
-    ) -> KvDtype {
-        // Beside float matrices, whose activations are rounded to bfloat16 or not at all, it would make a good part of the error.
-        let blocks = formats.iter().any(|ty| !matches!(ty, QuantType::F32 | QuantType::F16 | QuantType::BF16));
-        let pairs = self.device.is_cpu() && self.isa.pairs() && activations == Precision::Int8 && blocks;
-        let fit = head_dims.iter().all(|&head_dim| KvDtype::Bf16.holds(head_dim, block_size));
-        if pairs && fit { KvDtype::Bf16 } else { KvDtype::F16 }
+    pub fn kv_dtype(&self, head_dims: &[usize], block_size: usize) -> KvDtype {
+        let multiplied = self.device.is_cpu() && self.isa.shorts();
+        let fit = head_dims.iter().all(|&head_dim| KvDtype::I16.holds(head_dim, block_size));
+        if multiplied && fit { KvDtype::I16 } else { KvDtype::F16 }
     }
 }
 

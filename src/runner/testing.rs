@@ -158,10 +158,6 @@ impl WeightSource for SeededWeights {
         self.tensors.contains_key(name)
     }
 
-    fn formats(&self) -> BTreeSet<QuantType> {
-        [self.matrix_type].into()
-    }
-
     fn memory(&self, _: bool) -> WeightMemory {
         let bytes = self.tensors.values().map(|(_, values)| 4 * values.len() as u64).sum();
         WeightMemory { bytes, form: WeightForm::Mapped { copied: 0 } }

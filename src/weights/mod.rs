@@ -13,11 +13,9 @@ pub(crate) use map::read_json;
 pub use matrix::{MappedBytes, MappedMatrix, Matrix};
 pub(crate) use safetensors::open_tensors;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use wick_kernels::QuantType;
 
 use crate::model::config::HfConfig;
 use crate::model::spec::NormWeight;
@@ -73,8 +71,6 @@ pub trait WeightSource: Send {
     fn norm(&self, name: &str, len: usize, kind: NormWeight, device: &Device) -> Result<Tensor, LoadError>;
     /// Whether there is such a tensor, taken or not.
     fn contains(&self, name: &str) -> bool;
-    /// The formats of its matrices.
-    fn formats(&self) -> BTreeSet<QuantType>;
     /// The weights' share of the memory plan; `packed`: matrices are packed for products as they are loaded.
     fn memory(&self, packed: bool) -> WeightMemory;
     /// Ends the taking.

@@ -125,10 +125,6 @@ impl WeightSource for TensorStore {
         self.entries.contains_key(name)
     }
 
-    fn formats(&self) -> BTreeSet<QuantType> {
-        self.entries.values().filter(|entry| entry.shape.len() == 2).map(|entry| entry.ty.ty).collect()
-    }
-
     fn memory(&self, packed: bool) -> WeightMemory {
         // An input embedding that is not the output matrix too is only looked up in, and not packed.
         let untied = !self.output || self.contains("lm_head.weight");

@@ -171,7 +171,10 @@ async fn arguments_out_of_range() {
     serve(&[&model, "--kv-memory", "1MiB"]).await.failed(&["--kv-memory 1.0 MiB is less than", "lower --context"]);
     serve(&[&model, "--kv-memory", "1000TiB"]).await.failed(&["--kv-memory 1000.0 TiB does not fit", "lower it"]);
     serve(&[&model, "--kv-dtype", "int8", "--block-size", "2"]).await.failed(&["--kv-dtype int8", "a multiple of 4"]);
-    serve(&[&model, "--kv-dtype", "bf16", "--block-size", "8"]).await.failed(&["--kv-dtype bf16", "a multiple of 16"]);
+    serve(&[&model, "--kv-dtype", "int16", "--block-size", "8"])
+        .await
+        .failed(&["--kv-dtype int16", "a multiple of 16"]);
+    serve(&[&model, "--kv-dtype", "bf16"]).await.failed(&["--kv-dtype bf16 is for GPUs only", "choose f16, or int16"]);
     serve(&[&model, "--context", "8193"]).await.failed(&["--context 8193 is more than the 8192 tokens", "lower it"]);
     serve(&[&model, &model]).await.failed(&["two models would both be named"]);
     serve(&[&model, &model, "--alias", "x"]).await.failed(&["--alias names one model"]);

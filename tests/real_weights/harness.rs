@@ -92,9 +92,7 @@ impl Engine {
             threads: NonZeroUsize::new(setup.threads).unwrap(),
             isa: None,
             activations: setup.activations,
-            kv_dtype: setup.kv.unwrap_or_else(|| {
-                machine.kv_dtype(setup.activations, &files.weights.formats(), &head_dims, BLOCK_SIZE)
-            }),
+            kv_dtype: setup.kv.unwrap_or_else(|| machine.kv_dtype(&head_dims, BLOCK_SIZE)),
             block_size: BLOCK_SIZE,
             num_blocks: setup.num_blocks,
         };

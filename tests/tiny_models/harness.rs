@@ -52,7 +52,7 @@ impl Model {
     /// With a cache of this format, in blocks that it can have; `None` if it cannot hold the model's heads.
     pub fn holding(mut self, dtype: KvDtype) -> Option<Self> {
         self.options.kv_dtype = dtype;
-        if dtype == KvDtype::Bf16 {
+        if dtype == KvDtype::I16 {
             self.options.block_size = 16;
         }
         let holds = self.spec.layers.iter().all(|layer| dtype.holds(layer.attn.head_dim, self.options.block_size));

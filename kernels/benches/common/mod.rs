@@ -67,7 +67,7 @@ impl Setup {
         (threads * per_thread) as f64 / seconds / 1e9
     }
 
-    /// Floating-point operations a second of fused multiply-adds on all threads, with nothing to load, in 10^9.
+    /// Operations a second of fused multiply-adds of floats (or of pairs of integers) on all threads, with nothing to load, in 10^9.
     #[cfg(target_arch = "x86_64")]
     pub fn multiply_add_roof(&self, paired: bool) -> f64 {
         use std::arch::x86_64::*;
@@ -94,21 +94,20 @@ impl Setup {
             }
             black_box(sums);
         }
-        #[target_feature(enable = "avx512f,avx512bf16")]
+        #[target_feature(enable = "avx512f,avx512vnni")]
         fn pairs() {
-            // SAFETY: all bits are bfloat16s.
-            let a: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi16(black_box(0x3e80))) };
-            let mut sums = [_mm512_setzero_ps(); 16];
+            let a = _mm512_set1_epi16(black_box(3));
+            let mut sums = [_mm512_setzero_si512(); 16];
             for _ in 0..TURNS {
                 for sum in &mut sums {
-                    *sum = _mm512_dpbf16_ps(*sum, a, a);
+                    *sum = _mm512_dpwssd_epi32(*sum, a, a);
                 }
             }
             black_box(sums);
         }
         // SAFETY: `Isa::from_name` and `Isa::detect` have checked that the processor has the instruction set.
         match self.cpu.isa {
-            Isa::Avx512Bf16 if paired => self.rate(2 * TURNS * 16 * 32, || unsafe { pairs() }),
+            Isa::Avx512Vnni | Isa::Avx512Bf16 if paired => self.rate(2 * TURNS * 16 * 32, || unsafe { pairs() }),
             Isa::Avx512Vnni | Isa::Avx512Bf16 => self.rate(2 * TURNS * 16 * 16, || unsafe { wide() }),
             Isa::Avx2 | Isa::AvxVnni => self.rate(2 * TURNS * 12 * 8, || unsafe { narrow() }),
             _ => f64::NAN,

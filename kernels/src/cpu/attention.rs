@@ -129,7 +129,7 @@ pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scr
 fn packed(table: &KernelTable, args: &AttentionArgs<'_>) -> Option<&'static PackedAttention> {
     let KvLayout { head_dim, block_size, .. } = args.layout;
     match (args.k, args.v) {
-        (KvSlice::Bf16(_), KvSlice::Bf16(_)) => table.pairs,
+        (KvSlice::I16 { .. }, KvSlice::I16 { .. }) => table.shorts,
         (KvSlice::I8 { .. }, KvSlice::I8 { .. }) => {
             table.quads.filter(|_| head_dim.is_multiple_of(PIECE) && block_size.is_multiple_of(PIECE))
         }
@@ -152,12 +152,13 @@ fn check(args: &AttentionArgs<'_>, out: usize) {
     let blocks = args.k.len().min(args.v.len()) / layout.values();
     let tokens = out / width;
     for (cache, name) in [(&args.k, "K"), (&args.v, "V")] {
-        if matches!(cache, KvSlice::Bf16(_)) {
-            kv::check_pairs(head_dim, block_size);
+        match cache {
+            KvSlice::F32(_) | KvSlice::F16(_) => {}
+            KvSlice::I16 { .. } => kv::check_pairs(head_dim, block_size),
+            KvSlice::I8 { .. } => kv::check_quads(head_dim, block_size),
         }
-        if let KvSlice::I8 { quads, scales } = cache {
-            kv::check_quads(head_dim, block_size);
-            let wanted = 4 * quads.len() / head_dim * kv::groups(head_dim);
+        if let KvSlice::I16 { scales, .. } | KvSlice::I8 { scales, .. } = cache {
+            let wanted = cache.len() / head_dim * cache.scales(head_dim);
             assert!(scales.len() == wanted, "attention: the {name} cache has {} scales, not {wanted}", scales.len());
         }
     }
@@ -375,7 +376,7 @@ impl Task<'_> {
         let wide = |cache: &KvSlice<'_>| match cache {
             KvSlice::F32(_) => true,
             KvSlice::F16(_) => self.table.attends_halves,
-            KvSlice::Bf16(_) | KvSlice::I8 { .. } => self.packed.is_some(),
+            KvSlice::I16 { .. } | KvSlice::I8 { .. } => self.packed.is_some(),
         };
         let AttentionArgs { layout: KvLayout { head_dim, block_size, .. }, k, v, .. } = self.args;
         (block_size.is_multiple_of(PIECE) && wide(k), head_dim.is_multiple_of(PIECE) && wide(v))
@@ -399,7 +400,7 @@ impl Task<'_> {
                 // Packed keys lie as close as others: it is the dimensions that are fewer.
                 k: block / self.args.k.packed() + offset,
                 v: (block + offset * d) / self.args.v.packed(),
-                scales: head_block * block_size * kv::groups(d) + offset,
+                scales: head_block * block_size * self.args.k.scales(d) + offset,
                 first: position - start,
                 len,
             });
@@ -417,9 +418,10 @@ impl Task<'_> {
                 let from = QuadPiece { quads: &quads[piece.k..], scales: &scales[piece.scales..], block_size };
                 // SAFETY: the table is this processor's.
                 unsafe { (self.table.widen_keys)(from, piece.len, to) }
-            } else if let KvSlice::Bf16(pairs) = k {
+            } else if let KvSlice::I16 { pairs, scales } = k {
                 for (i, to) in to.chunks_exact_mut(PIECE).enumerate() {
-                    kv::widen_halves(&pairs[piece.k + i / 2 * block_size..][..piece.len], i % 2 == 1, to);
+                    let pairs = &pairs[piece.k + i / 2 * block_size..][..piece.len];
+                    kv::widen_shorts(pairs, i % 2 == 1, scales[piece.scales..].iter().copied(), to);
                 }
             } else {
                 for (i, to) in to.chunks_exact_mut(PIECE).enumerate() {
@@ -441,9 +443,10 @@ impl Task<'_> {
                 let from = QuadPiece { quads: &quads[piece.v..], scales: &scales[piece.scales..], block_size };
                 // SAFETY: the table is this processor's.
                 unsafe { (self.table.widen_values)(from, head_dim, width, &mut to[..piece.len * width]) }
-            } else if let KvSlice::Bf16(pairs) = v {
+            } else if let KvSlice::I16 { pairs, scales } = v {
                 for (j, to) in to.chunks_exact_mut(width).take(piece.len).enumerate() {
-                    kv::widen_halves(&pairs[piece.v + j / 2 * head_dim..][..head_dim], j % 2 == 1, to);
+                    let pairs = &pairs[piece.v + j / 2 * head_dim..][..head_dim];
+                    kv::widen_shorts(pairs, j % 2 == 1, std::iter::repeat(scales[piece.scales + j]), to);
                 }
             } else {
                 for (j, to) in to.chunks_exact_mut(width).take(piece.len).enumerate() {
@@ -480,8 +483,7 @@ fn groups(rows: usize) -> impl Iterator<Item = (usize, usize)> {
 
 fn packed_slice(cache: KvSlice<'_>) -> PackedSlice<'_> {
     match cache {
-        KvSlice::Bf16(words) => PackedSlice { words, scales: &[] },
-        KvSlice::I8 { quads: words, scales } => PackedSlice { words, scales },
+        KvSlice::I16 { pairs: words, scales } | KvSlice::I8 { quads: words, scales } => PackedSlice { words, scales },
         KvSlice::F32(_) | KvSlice::F16(_) => unreachable!("these caches are not packed"),
     }
 }
@@ -494,6 +496,6 @@ fn widen(cache: &KvSlice<'_>, at: usize, to: &mut [f32]) {
             let s: &[f16] = &s[at..at + to.len()];
             s.convert_to_f32_slice(to);
         }
-        KvSlice::Bf16(_) | KvSlice::I8 { .. } => unreachable!("these caches have kernels of their own"),
+        KvSlice::I16 { .. } | KvSlice::I8 { .. } => unreachable!("these caches have kernels of their own"),
     }
 }

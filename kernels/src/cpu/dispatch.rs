@@ -130,9 +130,9 @@ impl Isa {
         self != Isa::Scalar
     }
 
-    /// Whether it multiplies pairs of bfloat16, so that a cache of them is the fastest for attention.
-    pub fn pairs(self) -> bool {
-        self == Isa::Avx512Bf16
+    /// Whether it multiplies pairs of 16-bit integers, so that a cache of them is the fastest for attention.
+    pub fn shorts(self) -> bool {
+        matches!(self, Isa::Avx512Vnni | Isa::Avx512Bf16)
     }
 
     /// Its kernels.
@@ -190,8 +190,8 @@ pub struct KernelTable {
     pub fold: unsafe fn(total: &mut [f32], part: &[f32], visible: &[Visible]),
     /// Whether `attend` reads half precision as fast as floats: it gets floats otherwise.
     pub attends_halves: bool,
-    /// Attention on pairs of bfloat16, where that is faster.
-    pub pairs: Option<&'static PackedAttention>,
+    /// Attention on pairs of 16-bit integers, where that is faster than to widen them.
+    pub shorts: Option<&'static PackedAttention>,
     /// Attention on quads of bytes, where that is faster than to widen them.
     pub quads: Option<&'static PackedAttention>,
     /// See [`super::kv::widen_keys`].

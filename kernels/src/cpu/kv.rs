@@ -14,11 +14,18 @@ use half::slice::HalfFloatSliceExt;
 /// Dimensions of a head that share a scale in an 8-bit cache; the last ones may be fewer.
 pub const KV_GROUP: usize = 32;
 
-/// What the tokens of a block and the dimensions of a head must be a multiple of in a cache of bfloat16 pairs.
+/// What the tokens of a block and the dimensions of a head must be a multiple of in a cache of pairs.
 pub const KV_PIECE: usize = KEYS;
 
 /// What they must be a multiple of in an 8-bit cache.
 pub const KV_QUAD: usize = 4;
+
+/// The norm of a 16-bit key or query, in its units: no product of two is 2^31 or more, nor the product of any of their dimensions (Cauchy and
+/// Schwarz), and no dimension is beyond 16 bits.
+pub(crate) const KEY_NORM: f32 = 32000.0;
+
+/// Largest magnitude of a 16-bit value, in its units: leaves room for the weights of a span.
+pub(crate) const VALUE_MAX: f32 = 4095.0;
 
 /// How a cache is laid out, and the layer that a call is about.
 #[derive(Clone, Copy, Debug)]
@@ -61,11 +68,17 @@ pub enum KvSlice<'a> {
     F32(&'a [f32]),
     /// Half precision: half the memory; values beyond 65504 become infinite.
     F16(&'a [f16]),
-    /// Pairs of bfloat16, the first in the low half: K `[num_blocks, layers, kv_heads, head_dim / 2, block_size]` with two dimensions in a
-    /// pair, V `[num_blocks, layers, kv_heads, block_size / 2, head_dim]` with two tokens in a pair. Blocks have a multiple of [`KV_PIECE`]
-    /// tokens, heads one of as many dimensions. Where the instruction set multiplies such pairs ([`crate::Isa::Avx512Bf16`]), attention does, and rounds queries and
-    /// softmax weights to bfloat16 too.
-    Bf16(&'a [u32]),
+    /// Integers times the scale of their head, 2 bytes a value and 4 a head. Keys have a norm of 32000, values are up to 4095 large: products
+    /// of them add up in 32 bits. A head that is not finite is NaN. Where the instruction set multiplies pairs of them, attention does, with
+    /// queries and softmax weights that are such integers, too.
+    I16 {
+        /// Two integers each, the first in the low half: K `[num_blocks, layers, kv_heads, head_dim / 2, block_size]` with two dimensions in
+        /// a pair, V `[num_blocks, layers, kv_heads, block_size / 2, head_dim]` with two tokens. Blocks have a multiple of [`KV_PIECE`]
+        /// tokens, heads one of as many dimensions.
+        pairs: &'a [u32],
+        /// `[num_blocks, layers, kv_heads, block_size]`.
+        scales: &'a [f32],
+    },
     /// Integers of -127 to 127 times the scale of their group of [`KV_GROUP`] dimensions: 1.125 bytes a value. Where a group has a value that
     /// is not finite, all are NaN. Where the instruction set multiplies bytes, attention does, with queries and softmax weights of 16 bits.
     I8 {
@@ -85,8 +98,13 @@ pub enum KvSliceMut<'a> {
     F32(&'a mut [f32]),
     /// Half precision, rounded to nearest even.
     F16(&'a mut [f16]),
-    /// See [`KvSlice::Bf16`]; rounded to nearest even.
-    Bf16(&'a mut [u32]),
+    /// See [`KvSlice::I16`]; rounded to nearest even.
+    I16 {
+        /// The integers.
+        pairs: &'a mut [u32],
+        /// Their scales.
+        scales: &'a mut [f32],
+    },
     /// See [`KvSlice::I8`]; rounded to nearest even.
     I8 {
         /// The integers.
@@ -102,7 +120,7 @@ impl KvSlice<'_> {
         match self {
             KvSlice::F32(s) => s.len(),
             KvSlice::F16(s) => s.len(),
-            KvSlice::Bf16(s) => self.packed() * s.len(),
+            KvSlice::I16 { pairs, .. } => self.packed() * pairs.len(),
             KvSlice::I8 { quads, .. } => self.packed() * quads.len(),
         }
     }
@@ -111,8 +129,17 @@ impl KvSlice<'_> {
     pub(crate) fn packed(&self) -> usize {
         match self {
             KvSlice::F32(_) | KvSlice::F16(_) => 1,
-            KvSlice::Bf16(_) => 2,
+            KvSlice::I16 { .. } => 2,
             KvSlice::I8 { .. } => 4,
+        }
+    }
+
+    /// Scales of a head's key, or of its value.
+    pub(crate) fn scales(&self, head_dim: usize) -> usize {
+        match self {
+            KvSlice::F32(_) | KvSlice::F16(_) => 0,
+            KvSlice::I16 { .. } => 1,
+            KvSlice::I8 { .. } => groups(head_dim),
         }
     }
 }
@@ -171,24 +198,17 @@ pub(crate) fn widen_values(from: QuadPiece<'_>, head_dim: usize, width: usize, o
     }
 }
 
-/// The bits of the nearest bfloat16, ties to even; NaN stays NaN.
-fn bf16_bits(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
-}
-
-/// Widens the low or the high halves of pairs.
-pub(crate) fn widen_halves(pairs: &[u32], high: bool, out: &mut [f32]) {
-    for (out, &pair) in out.iter_mut().zip(pairs) {
-        *out = f32::from_bits(if high { pair & 0xffff_0000 } else { pair << 16 });
+/// Widens the low or the high integers of pairs, each with its scale.
+pub(crate) fn widen_shorts(pairs: &[u32], high: bool, scales: impl Iterator<Item = f32>, out: &mut [f32]) {
+    for ((out, &pair), scale) in out.iter_mut().zip(pairs).zip(scales) {
+        *out = f32::from((pair >> (16 * u32::from(high))) as i16) * scale;
     }
 }
 
 pub(crate) fn check_pairs(head_dim: usize, block_size: usize) {
     assert!(
         head_dim.is_multiple_of(KEYS) && block_size.is_multiple_of(KEYS),
-        "a bfloat16 cache: heads of {head_dim} in blocks of {block_size}, but both must be multiples of {KEYS}"
+        "a cache of pairs: heads of {head_dim} in blocks of {block_size}, but both must be multiples of {KEYS}"
     );
 }
 
@@ -199,21 +219,47 @@ pub(crate) fn check_quads(head_dim: usize, block_size: usize) {
     );
 }
 
+/// The largest magnitude.
+fn largest(x: &[f32]) -> f32 {
+    // Their order is that of their bits, with infinity and NaN on top.
+    let bits = x.iter().fold(0, |m, v| m.max(v.abs().to_bits().cast_signed()));
+    f32::from_bits(bits.cast_unsigned())
+}
+
+/// The root of the sum of squares of a multiple of [`KEYS`] values, summed in as many lanes.
+fn norm(x: &[f32]) -> f32 {
+    let mut lanes = [0.0; KEYS];
+    for x in x.as_chunks::<KEYS>().0 {
+        lanes.iter_mut().zip(x).for_each(|(lane, x)| *lane += x * x);
+    }
+    lanes.iter().sum::<f32>().sqrt()
+}
+
+/// The scale of values of some size that are rounded to integers of the size `to`, and its inverse.
+pub(crate) fn scale_of(size: f32, to: f32) -> (f32, f32) {
+    let scale = size / to;
+    if !size.is_finite() {
+        (f32::NAN, 0.0)
+    } else if scale < 1e-30 {
+        // So small that the scale has few bits, or its inverse overflows: counts as zero.
+        (0.0, 0.0)
+    } else {
+        (scale, to / size)
+    }
+}
+
+/// The 16-bit integer nearest to `x` times the inverse of a scale, ties to even; 0 where `x` is not finite.
+fn nearest(x: f32, inverse: f32) -> u16 {
+    // The low bits of such a sum are the integer's.
+    const { assert!(ROUND.to_bits() as u16 == 0) };
+    (x * inverse + ROUND).to_bits() as u16
+}
+
 /// Rounds the values of a group to 8 bits; returns their scale.
 fn quantize(x: &[f32], out: &mut [i8; KV_GROUP]) -> f32 {
-    // Among magnitudes the order is that of their bits, with infinity and NaN on top.
-    let amax = f32::from_bits(x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff)));
-    if !amax.is_finite() {
-        return f32::NAN;
-    }
-    let scale = amax / 127.0;
-    // A magnitude so small that its scale has few bits, or whose inverse overflows, counts as zero.
-    if scale < 1e-30 {
-        return 0.0;
-    }
-    let inverse = 127.0 / amax;
+    let (scale, inverse) = scale_of(largest(x), 127.0);
     for (out, x) in out.iter_mut().zip(x) {
-        *out = (x * inverse + ROUND - ROUND) as i8;
+        *out = nearest(*x, inverse) as i8;
     }
     scale
 }
@@ -244,12 +290,19 @@ impl Place {
 enum Target<'a> {
     F32(SharedSlice<'a, f32>),
     F16(SharedSlice<'a, f16>),
-    Bf16(SharedSlice<'a, u32>),
+    I16 { pairs: SharedSlice<'a, u32>, scales: SharedSlice<'a, f32> },
     I8 { quads: SharedSlice<'a, u32>, scales: SharedSlice<'a, f32> },
 }
 
 impl<'a> Target<'a> {
     fn new(slice: KvSliceMut<'a>, block: usize, head_dim: usize, name: &str) -> (Self, usize) {
+        let check_scales = |scales: &[f32], len: usize, each: usize| {
+            assert!(
+                scales.len() == len / head_dim * each,
+                "write_kv: the {name} cache has {} scales for {len} values in heads of {head_dim}",
+                scales.len()
+            );
+        };
         let (target, len) = match slice {
             KvSliceMut::F32(s) => {
                 let len = s.len();
@@ -259,17 +312,14 @@ impl<'a> Target<'a> {
                 let len = s.len();
                 (Target::F16(SharedSlice::new(s)), len)
             }
-            KvSliceMut::Bf16(s) => {
-                let len = 2 * s.len();
-                (Target::Bf16(SharedSlice::new(s)), len)
+            KvSliceMut::I16 { pairs, scales } => {
+                let len = 2 * pairs.len();
+                check_scales(scales, len, 1);
+                (Target::I16 { pairs: SharedSlice::new(pairs), scales: SharedSlice::new(scales) }, len)
             }
             KvSliceMut::I8 { quads, scales } => {
                 let len = 4 * quads.len();
-                assert!(
-                    scales.len() == len / head_dim * groups(head_dim),
-                    "write_kv: the {name} cache has {} scales for {len} values in heads of {head_dim}",
-                    scales.len()
-                );
+                check_scales(scales, len, groups(head_dim));
                 (Target::I8 { quads: SharedSlice::new(quads), scales: SharedSlice::new(scales) }, len)
             }
         };
@@ -291,10 +341,12 @@ impl<'a> Target<'a> {
             match self {
                 Target::F32(s) => s.slice(token * row.len(), row.len()).copy_from_slice(row),
                 Target::F16(s) => s.slice(token * row.len(), row.len()).convert_from_f32_slice(row),
-                Target::Bf16(s) => {
+                Target::I16 { pairs, scales } => {
                     let shift = token % 2 * 16;
-                    for (pair, &x) in s.slice(token / 2 * row.len(), row.len()).iter_mut().zip(row) {
-                        *pair = *pair & !(0xffff << shift) | bf16_bits(x) << shift;
+                    let (scale, inverse) = scale_of(largest(row), VALUE_MAX);
+                    scales.slice(token, 1)[0] = scale;
+                    for (pair, &x) in pairs.slice(token / 2 * row.len(), row.len()).iter_mut().zip(row) {
+                        *pair = *pair & !(0xffff << shift) | u32::from(nearest(x, inverse)) << shift;
                     }
                 }
                 Target::I8 { quads, scales } => {
@@ -340,11 +392,13 @@ impl<'a> Target<'a> {
                         }
                     }
                 }
-                Target::Bf16(s) => {
+                Target::I16 { pairs, scales } => {
+                    let (scale, inverse) = scale_of(norm(row), KEY_NORM);
+                    scales.slice(head_block * stride + offset, 1)[0] = scale;
                     let at = head_block * stride * (row.len() / 2) + offset;
-                    let pairs = s.slice(at, (row.len() / 2 - 1) * stride + 1);
+                    let pairs = pairs.slice(at, (row.len() / 2 - 1) * stride + 1);
                     for (pair, x) in pairs.iter_mut().step_by(stride).zip(row.as_chunks::<2>().0) {
-                        *pair = bf16_bits(x[0]) | bf16_bits(x[1]) << 16;
+                        *pair = u32::from(nearest(x[0], inverse)) | u32::from(nearest(x[1], inverse)) << 16;
                     }
                 }
                 Target::I8 { quads, scales } => {
@@ -393,11 +447,12 @@ pub fn write_kv(
         v.len(),
         slots.len()
     );
-    if matches!((&k_cache, &v_cache), (KvSliceMut::Bf16(_), _) | (_, KvSliceMut::Bf16(_))) {
-        check_pairs(head_dim, block_size);
-    }
-    if matches!((&k_cache, &v_cache), (KvSliceMut::I8 { .. }, _) | (_, KvSliceMut::I8 { .. })) {
-        check_quads(head_dim, block_size);
+    for cache in [&k_cache, &v_cache] {
+        match cache {
+            KvSliceMut::F32(_) | KvSliceMut::F16(_) => {}
+            KvSliceMut::I16 { .. } => check_pairs(head_dim, block_size),
+            KvSliceMut::I8 { .. } => check_quads(head_dim, block_size),
+        }
     }
     let (k_cache, k_len) = Target::new(k_cache, block, head_dim, "K");
     let (v_cache, v_len) = Target::new(v_cache, block, head_dim, "V");

@@ -1,5 +1,5 @@
 //! Attention that reads a cache of packed values as it is, for instruction sets that multiply and add several values of a lane at once:
-//! pairs of bfloat16 at twice the speed of floats, quads of bytes from half as much memory.
+//! pairs of 16-bit integers at twice the speed of floats, quads of bytes from half as much memory.
 //!
 //! A pair or a quad is a `u32` whose low end comes first. Queries and keys are packed by dimension, weights and values by key, so that a
 //! register holds several keys, or several dimensions, and nothing is summed across it. Everything between spans is floats.
@@ -23,7 +23,7 @@ pub struct PackedAttention {
 pub struct PackedSlice<'a> {
     /// Pairs or quads.
     pub words: &'a [u32],
-    /// Of quads: see [`KvSlice::I8`](crate::cpu::kv::KvSlice::I8). Pairs have none.
+    /// See [`KvSlice::I16`](crate::cpu::kv::KvSlice::I16) and [`KvSlice::I8`](crate::cpu::kv::KvSlice::I8).
     pub scales: &'a [f32],
 }
 
@@ -57,8 +57,8 @@ pub const AHEAD: usize = 2;
 
 impl PackedRows<'_> {
     /// # Panics
-    /// If buffers are not as `kernels` want them, or a piece is outside a cache that has `values` of them in a word.
-    pub fn check(&self, kernels: &PackedAttention, values: usize) {
+    /// If buffers are not as `kernels` want them, or a piece is outside a cache that has `values` of them in a word and `scales` for a token.
+    pub fn check(&self, kernels: &PackedAttention, values: usize, scales: usize) {
         let (rows, head_dim) = (self.visible.len(), self.head_dim);
         let fits = self.scores.len() >= SCORES
             && self.scratch.len() >= (kernels.scratch_words)(head_dim)
@@ -68,6 +68,8 @@ impl PackedRows<'_> {
             && self.pieces.iter().all(|piece| {
                 piece.k + (head_dim / values - 1) * self.block_size + PIECE <= self.k.words.len()
                     && piece.v + PIECE / values * head_dim <= self.v.words.len()
+                    && piece.scales + (scales - 1) * self.block_size + PIECE
+                        <= self.k.scales.len().min(self.v.scales.len())
                     && piece.first.is_multiple_of(PIECE)
             });
         assert!(fits, "attention: buffers of the wrong size: this is a bug");

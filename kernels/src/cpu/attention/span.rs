@@ -185,7 +185,7 @@ unsafe fn rows<V: Vector, const R: usize, const W: usize>(b: &mut SpanRows<'_>) 
         match b.kv.k {
             KvSlice::F32(k) => score_all::<V, f32, R, W>(k.as_ptr(), b, from, to),
             KvSlice::F16(k) => score_all::<V, f16, R, W>(k.as_ptr(), b, from, to),
-            KvSlice::Bf16(_) | KvSlice::I8 { .. } => unreachable!("other keys are widened before"),
+            KvSlice::I16 { .. } | KvSlice::I8 { .. } => unreachable!("other keys are widened before"),
         }
         for r in 0..R {
             let (low, high) = b.visible[r];
@@ -197,7 +197,7 @@ unsafe fn rows<V: Vector, const R: usize, const W: usize>(b: &mut SpanRows<'_>) 
         match b.kv.v {
             KvSlice::F32(v) => weigh_all::<V, f32, R, W>(v.as_ptr(), b),
             KvSlice::F16(v) => weigh_all::<V, f16, R, W>(v.as_ptr(), b),
-            KvSlice::Bf16(_) | KvSlice::I8 { .. } => unreachable!("other values are widened before"),
+            KvSlice::I16 { .. } | KvSlice::I8 { .. } => unreachable!("other values are widened before"),
         }
     }
 }

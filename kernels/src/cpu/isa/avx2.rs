@@ -27,7 +27,7 @@ pub const TABLE: KernelTable = KernelTable {
     attend: attend::attend,
     fold: attend::fold,
     attends_halves: true,
-    pairs: None,
+    shorts: None,
     quads: None,
     widen_keys: attend::widen_keys,
     widen_values: attend::widen_values,

@@ -6,8 +6,9 @@ mod dot;
 mod elementwise;
 mod floats;
 mod formats;
-mod pairs;
+mod integers;
 mod quads;
+mod shorts;
 
 use super::avx2;
 use crate::cpu::dispatch::{FloatKernels, KernelTable, PackedKernels};
@@ -17,6 +18,7 @@ use crate::cpu::encoder::EncoderKernels;
 pub const TABLE: KernelTable = KernelTable {
     attend: attend::attend,
     fold: attend::fold,
+    shorts: Some(&shorts::SHORTS),
     quads: Some(&quads::QUADS),
     widen_keys: attend::widen_keys,
     widen_values: attend::widen_values,
@@ -35,9 +37,6 @@ pub const TABLE: KernelTable = KernelTable {
     ..avx2::TABLE
 };
 
-/// The same with BF16's dot products: for BF16 matrices, and for attention, which can be rounded to it.
-pub static BF16_TABLE: KernelTable = KernelTable {
-    pairs: Some(&pairs::PAIRS),
-    floats: FloatKernels { pairs: Some(&floats::PAIRS), ..TABLE.floats },
-    ..TABLE
-};
+/// The same with BF16's dot products for BF16 matrices.
+pub static BF16_TABLE: KernelTable =
+    KernelTable { floats: FloatKernels { pairs: Some(&floats::PAIRS), ..TABLE.floats }, ..TABLE };

@@ -29,7 +29,7 @@ pub const TABLE: KernelTable = KernelTable {
     attend: attend::attend,
     fold: attend::fold,
     attends_halves: false,
-    pairs: None,
+    shorts: None,
     quads: None,
     widen_keys: |from, len, out| widen_keys(from, len, out),
     widen_values: |from, head_dim, width, out| widen_values(from, head_dim, width, out),

@@ -6,12 +6,11 @@
 
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
-use super::attend::Avx512;
+use super::integers::{self, factors};
 use crate::cpu::attention::packed::{AHEAD, PackedAttention, PackedRows};
-use crate::cpu::attention::span::{PIECE, ROWS, SPAN, STRIDE, Vector, Visible, blind, by_rows, empty_state, seen};
-use crate::cpu::kv::{KV_GROUP, groups};
+use crate::cpu::attention::span::{PIECE, ROWS, SPAN, STRIDE, by_rows, empty_state, seen};
+use crate::cpu::kv::{KV_GROUP, groups, scale_of};
 use crate::cpu::packed::FINE_MAX;
-use crate::cpu::panel::SMALLEST_AMAX;
 use std::arch::x86_64::*;
 
 /// The kernels. They need AVX-512 F, BW, DQ, VL and VNNI.
@@ -49,14 +48,7 @@ fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
         let magnitude = |x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
         // As bits: what is no number is the largest.
         let largest = _mm512_reduce_max_epi32(_mm512_max_epi32(magnitude(x[0]), magnitude(x[1])));
-        let largest = f32::from_bits(largest.cast_unsigned());
-        let (step, inverse) = if !largest.is_finite() {
-            (f32::NAN, 0.0)
-        } else if largest < SMALLEST_AMAX {
-            (0.0, 0.0)
-        } else {
-            (largest / FINE_MAX, FINE_MAX / largest)
-        };
+        let (step, inverse) = scale_of(f32::from_bits(largest.cast_unsigned()), FINE_MAX);
         let n = x.map(|x| _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse))));
         let high = n.map(|n| _mm512_srai_epi32::<8>(_mm512_add_epi32(n, _mm512_set1_epi32(128))));
         for (bytes, first) in [(high, 0), (n, quads)] {
@@ -76,10 +68,7 @@ fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn attend(b: &mut PackedRows<'_>) {
-    b.check(&QUADS, 4);
-    let scales = (groups(b.head_dim) - 1) * b.block_size + PIECE;
-    let fits = b.pieces.iter().all(|piece| piece.scales + scales <= b.k.scales.len().min(b.v.scales.len()));
-    assert!(fits, "attention: too few scales: this is a bug");
+    b.check(&QUADS, 4, groups(b.head_dim));
     // SAFETY: this function is compiled for, and only called with, the features that it needs.
     unsafe {
         by_rows!(b, R => rows::<R>(b));
@@ -201,84 +190,28 @@ unsafe fn score<const R: usize, const W: usize>(b: &mut PackedRows<'_>, first: u
     }
 }
 
-/// Makes weights of the scores of all rows for the keys `from..to`, whole pieces: e^(score - the row's largest) times the scale of the key's
-/// values, in 16 bits of the largest such scale that the row sees. Keys that a row does not see have the weight 0. The row's values begin as
-/// what their sums are to be multiplied by.
+/// Makes weights of the scores of all rows for the keys `from..to`, whole pieces, times the scale of the key's values, in 16 bits of the
+/// largest such scale that the row sees. The row's values begin as what their sums are to be multiplied by.
 ///
 /// # Safety
-/// As for [`attend`]; `from..to` holds all keys that some row sees.
+/// As for [`integers::soften`].
 #[inline(always)]
 unsafe fn soften<const R: usize>(b: &mut PackedRows<'_>, from: usize, to: usize) {
-    for (scores, &visible) in b.scores.chunks_exact_mut(STRIDE).zip(b.visible) {
-        blind(scores, visible, from, to, b.softcap);
-    }
-    let scores = b.scores.as_mut_ptr();
-    // SAFETY: from..to is inside the rows of scores and of weights.
+    // SAFETY: the caller's promise; the last words of the scratch are for factors.
     unsafe {
-        let mut max = [_mm512_set1_ps(f32::MIN); R];
-        for at in (from..to).step_by(PIECE) {
+        integers::soften::<R>(b, from, to);
+        for g in 0..groups(b.head_dim) {
+            let mut unit = 0.0;
             for r in 0..R {
-                max[r] = _mm512_max_ps(max[r], _mm512_loadu_ps(scores.add(r * STRIDE + at)));
-            }
-        }
-        // A NaN score may or may not end up here: either way its weight is NaN, and so are the row's sum and result.
-        for r in 0..R {
-            b.state[r] = _mm512_reduce_max_ps(max[r]);
-            max[r] = _mm512_set1_ps(b.state[r]);
-        }
-        let mut sums = [_mm512_setzero_ps(); R];
-        for at in (from..to).step_by(PIECE) {
-            for r in 0..R {
-                let at = scores.add(r * STRIDE + at);
-                let weight = Avx512::exp(_mm512_sub_ps(_mm512_loadu_ps(at), max[r]));
-                sums[r] = _mm512_add_ps(sums[r], weight);
-                _mm512_storeu_ps(at, weight);
-            }
-        }
-        for r in 0..R {
-            b.state[R + r] = _mm512_reduce_add_ps(sums[r]);
-        }
-    }
-    for g in 0..groups(b.head_dim) {
-        let mut unit = 0.0;
-        for r in 0..R {
-            // SAFETY: as above.
-            unsafe {
                 if r == 0 || b.visible[r] != b.visible[r - 1] {
-                    unit = factors(b, g, b.visible[r], from, to);
+                    let to_factors = b.scratch[ROWS * 2 * SPAN_QUADS * groups(b.head_dim)..].as_mut_ptr().cast();
+                    let range = (from, to);
+                    unit = factors(b, g * b.block_size, WEIGHT_MAX, b.visible[r], range, to_factors) / WEIGHT_MAX;
                 }
                 round(b, r, g, from, to);
+                b.state[2 * R + r * b.head_dim + g * KV_GROUP] = unit;
             }
-            b.state[2 * R + r * b.head_dim + g * KV_GROUP] = unit;
         }
-    }
-}
-
-/// Writes, for the keys `from..to`, what makes integers of their weights in a group: the scales of their values over the largest one that is
-/// visible, times [`WEIGHT_MAX`]; 0 for keys that are not. Returns what such an integer times a value of 1 stands for.
-#[inline(always)]
-unsafe fn factors(b: &mut PackedRows<'_>, g: usize, (low, high): Visible, from: usize, to: usize) -> f32 {
-    let first = b.pieces[0].first / PIECE;
-    let to_factors = b.scratch[ROWS * 2 * SPAN_QUADS * groups(b.head_dim)..].as_mut_ptr().cast::<f32>();
-    // SAFETY: the pieces' scales are inside the cache, from..to is inside a span.
-    unsafe {
-        let scales = |at: usize| {
-            let piece = &b.pieces[at / PIECE - first];
-            let (skipped, end) = (low.saturating_sub(at).min(16), high.saturating_sub(at).min(16));
-            let mask = ((1_u32 << end) - 1) & !((1_u32 << skipped) - 1);
-            _mm512_maskz_loadu_ps(mask as u16, b.v.scales.as_ptr().wrapping_add(piece.scales + g * b.block_size))
-        };
-        // As bits: none is negative, and what is no number is the largest.
-        let mut largest = _mm512_setzero_si512();
-        for at in (from..to).step_by(PIECE) {
-            largest = _mm512_max_epi32(largest, _mm512_castps_si512(scales(at)));
-        }
-        let largest = f32::from_bits(_mm512_reduce_max_epi32(largest).cast_unsigned());
-        let inverse = if largest == 0.0 { 0.0 } else { WEIGHT_MAX / largest };
-        for at in (from..to).step_by(PIECE) {
-            _mm512_storeu_ps(to_factors.add(at), _mm512_mul_ps(scales(at), _mm512_set1_ps(inverse)));
-        }
-        largest / WEIGHT_MAX
     }
 }
 

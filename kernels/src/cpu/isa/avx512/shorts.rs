@@ -1,0 +1,244 @@
+//! Attention over pairs of 16-bit integers: `vpdpwssd`, which multiplies and adds two for each of 16 lanes, at the rate of the products with
+//! weights (`vdpbf16ps` has a quarter of it on Intel's processors).
+//!
+//! Queries and softmax weights become integers, too. All are so small ([`KEY_NORM`], [`VALUE_MAX`]) that the products of a head, and those of
+//! a span, add up exactly in 32 bits.
+
+#![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
+
+use super::integers::{factors, soften};
+use crate::cpu::attention::packed::{AHEAD, PackedAttention, PackedRows};
+use crate::cpu::attention::span::{PIECE, ROWS, SPAN, STRIDE, by_rows, empty_state, seen};
+use crate::cpu::kv::{KEY_NORM, VALUE_MAX, scale_of};
+use std::arch::x86_64::*;
+
+/// The kernels. They need AVX-512 F, BW, DQ, VL and VNNI.
+pub static SHORTS: PackedAttention = PackedAttention { query_words, scratch_words, take_query, attend };
+
+/// Registers of sums of a row: with 6 rows, 4 of keys or values and one that is broadcast, 29 of the 32.
+const WIDE: usize = 4;
+/// Pairs of keys in a span, each with a pair of weights.
+const SPAN_PAIRS: usize = SPAN / 2;
+/// Largest softmax weight, and what the weights of a span may add up to: times the largest value it is below 2^31, half a unit for
+/// each key included.
+const WEIGHT_MAX: f32 = 32767.0;
+const WEIGHTS_MAX: f32 = 524_288.0;
+const _: () = assert!((WEIGHTS_MAX as u64 + SPAN as u64 / 2) * VALUE_MAX as u64 <= i32::MAX as u64);
+
+/// Pairs of dimensions, and what a unit of them stands for.
+fn query_words(head_dim: usize) -> usize {
+    head_dim / 2 + 1
+}
+
+/// The weights of each row, and one row's factors.
+fn scratch_words(_: usize) -> usize {
+    ROWS * SPAN_PAIRS + SPAN
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
+    let pieces = q.as_chunks::<PIECE>().0;
+    let scale = _mm512_set1_ps(scale);
+    let mut squares = _mm512_setzero_ps();
+    for q in pieces {
+        // SAFETY: 64 bytes.
+        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(q.as_ptr()) }, scale);
+        squares = _mm512_fmadd_ps(x, x, squares);
+    }
+    let (step, inverse) = scale_of(_mm512_reduce_add_ps(squares).sqrt(), KEY_NORM);
+    for (at, q) in pieces.iter().enumerate() {
+        // SAFETY: 64 bytes.
+        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(q.as_ptr()) }, scale);
+        let n = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse))));
+        let mut pairs = [0_u32; PIECE / 2];
+        // SAFETY: 32 bytes.
+        unsafe { _mm256_storeu_si256(pairs.as_mut_ptr().cast(), n) };
+        let places = out[at * (PIECE / 2) * stride..].iter_mut().step_by(stride);
+        places.zip(&pairs).for_each(|(to, pair)| *to = *pair);
+    }
+    out[q.len() / 2 * stride] = step.to_bits();
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn attend(b: &mut PackedRows<'_>) {
+    b.check(&SHORTS, 2, 1);
+    // SAFETY: this function is compiled for, and only called with, the features that it needs.
+    unsafe {
+        by_rows!(b, R => rows::<R>(b));
+    }
+}
+
+#[inline(always)]
+unsafe fn rows<const R: usize>(b: &mut PackedRows<'_>) {
+    empty_state(R, b.state);
+    let Some((from, to)) = seen(b.visible) else { return };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let first = b.pieces[0].first / PIECE;
+        let (begin, end) = (from / PIECE - first, to.div_ceil(PIECE) - first);
+        let mut index = begin;
+        while index + WIDE <= end {
+            score::<R, WIDE>(b, index);
+            index += WIDE;
+        }
+        while index < end {
+            score::<R, 1>(b, index);
+            index += 1;
+        }
+        let units = weights::<R>(b, (from / PIECE * PIECE, to.next_multiple_of(PIECE)));
+        let mut column = 0;
+        while column + WIDE * PIECE <= b.head_dim {
+            weigh::<R, WIDE>(b, column, begin, end, &units);
+            column += WIDE * PIECE;
+        }
+        while column < b.head_dim {
+            weigh::<R, 1>(b, column, begin, end, &units);
+            column += PIECE;
+        }
+    }
+}
+
+/// Scores of all rows for the keys of `W` pieces from number `first` on.
+#[inline(always)]
+unsafe fn score<const R: usize, const W: usize>(b: &mut PackedRows<'_>, first: usize) {
+    let (base, scales) = (b.k.words.as_ptr(), b.k.scales.as_ptr());
+    let asked = b.asked();
+    let mut keys = [base; W];
+    let mut ahead = [[base; W]; AHEAD];
+    for w in 0..W {
+        let own = &b.pieces[first + w];
+        keys[w] = base.wrapping_add(own.k);
+        for n in 0..AHEAD {
+            let wanted = b.beside(first + w, n).unwrap_or(own);
+            ahead[n][w] = base.wrapping_add(wanted.k);
+            if n < asked {
+                // SAFETY: any address may be asked for.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T1>(scales.wrapping_add(wanted.scales).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(b.v.scales.as_ptr().wrapping_add(wanted.scales).cast());
+                }
+            }
+        }
+    }
+    let (pairs, steps) = b.q.split_at(b.head_dim / 2 * R);
+    let scores = b.scores.as_mut_ptr();
+    // SAFETY: the caller's promise: each piece has `PIECE` readable keys.
+    unsafe {
+        let mut sums = [[_mm512_setzero_si512(); W]; R];
+        for q in pairs.as_chunks::<R>().0 {
+            let mut x = [_mm512_setzero_si512(); W];
+            for w in 0..W {
+                x[w] = _mm512_loadu_si512(keys[w].cast());
+                keys[w] = keys[w].wrapping_add(b.block_size);
+            }
+            for n in 0..AHEAD {
+                if n < asked {
+                    for w in 0..W {
+                        _mm_prefetch::<_MM_HINT_T1>(ahead[n][w].cast());
+                        ahead[n][w] = ahead[n][w].wrapping_add(b.block_size);
+                    }
+                }
+            }
+            for r in 0..R {
+                let q = _mm512_set1_epi32(q[r].cast_signed());
+                for w in 0..W {
+                    sums[r][w] = _mm512_dpwssd_epi32(sums[r][w], x[w], q);
+                }
+            }
+        }
+        for w in 0..W {
+            let piece = &b.pieces[first + w];
+            let scale = _mm512_loadu_ps(scales.add(piece.scales));
+            for r in 0..R {
+                let scale = _mm512_mul_ps(scale, _mm512_set1_ps(f32::from_bits(steps[r])));
+                let score = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][w]), scale);
+                _mm512_storeu_ps(scores.add(r * STRIDE + piece.first), score);
+            }
+        }
+    }
+}
+
+/// Makes integers of the softmax weights of all rows for the keys `from..to`, whole pieces, times the scales of their values; returns what
+/// one times a value of 1 stands for, of each row.
+///
+/// # Safety
+/// As for [`soften`].
+#[inline(always)]
+unsafe fn weights<const R: usize>(b: &mut PackedRows<'_>, (from, to): (usize, usize)) -> [f32; R] {
+    let mut units = [0.0; R];
+    // SAFETY: the caller's promise; from..to is inside a span, and the last words of the scratch are for factors.
+    unsafe {
+        soften::<R>(b, from, to);
+        let (weights, shares) = b.scratch.split_at_mut(ROWS * SPAN_PAIRS);
+        let (weights, shares) = (weights.as_mut_ptr(), shares.as_mut_ptr().cast::<f32>());
+        let scores = b.scores.as_ptr();
+        let mut largest = 0.0;
+        for r in 0..R {
+            if r == 0 || b.visible[r] != b.visible[r - 1] {
+                largest = factors(b, 0, 1.0, b.visible[r], (from, to), shares);
+            }
+            // As many bits as the sum leaves room for.
+            let most = (WEIGHTS_MAX / b.state[R + r]).min(WEIGHT_MAX);
+            units[r] = largest / most;
+            let most = _mm512_set1_ps(most);
+            for at in (from..to).step_by(PIECE) {
+                let share = _mm512_mul_ps(_mm512_loadu_ps(shares.add(at)), most);
+                let n = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(scores.add(r * STRIDE + at)), share));
+                _mm256_storeu_si256(weights.add(r * SPAN_PAIRS + at / 2).cast(), _mm512_cvtepi32_epi16(n));
+            }
+        }
+    }
+    units
+}
+
+/// Adds up the weighted values of all rows over the pieces `begin..end`, for the dimensions of `W` registers from `column` on.
+#[inline(always)]
+unsafe fn weigh<const R: usize, const W: usize>(
+    b: &mut PackedRows<'_>,
+    column: usize,
+    begin: usize,
+    end: usize,
+    units: &[f32; R],
+) {
+    let width = b.head_dim;
+    let weights = b.scratch.as_ptr();
+    // SAFETY: the pieces' keys have weights; `column` and the W registers behind it are inside a row.
+    unsafe {
+        let mut sums = [[_mm512_setzero_si512(); W]; R];
+        for index in begin..end {
+            let piece = &b.pieces[index];
+            let mut ahead = [0; AHEAD];
+            for n in 0..AHEAD {
+                ahead[n] = b.beside(index, n).map_or(0, |wanted| wanted.v.wrapping_sub(piece.v));
+            }
+            let mut values = b.v.words.as_ptr().wrapping_add(piece.v + column);
+            for pair in piece.first / 2..(piece.first + PIECE) / 2 {
+                let mut x = [_mm512_setzero_si512(); W];
+                for w in 0..W {
+                    x[w] = _mm512_loadu_si512(values.add(w * PIECE).cast());
+                }
+                for n in 0..AHEAD {
+                    if ahead[n] != 0 {
+                        for w in 0..W {
+                            _mm_prefetch::<_MM_HINT_T1>(values.wrapping_add(ahead[n].wrapping_add(w * PIECE)).cast());
+                        }
+                    }
+                }
+                values = values.wrapping_add(width);
+                for r in 0..R {
+                    let weight = _mm512_set1_epi32((*weights.add(r * SPAN_PAIRS + pair)).cast_signed());
+                    for w in 0..W {
+                        sums[r][w] = _mm512_dpwssd_epi32(sums[r][w], x[w], weight);
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            let out = b.state[2 * R + r * width + column..].as_mut_ptr();
+            let unit = _mm512_set1_ps(units[r]);
+            for w in 0..W {
+                _mm512_storeu_ps(out.add(w * PIECE), _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][w]), unit));
+            }
+        }
+    }
+}
