@@ -134,11 +134,11 @@ impl PagedKv {
                 (Some(_), KvDtype::Bf16) => bail!("a bf16 KV cache exists on other devices than the CPU: choose int16"),
                 (Some(_), KvDtype::I16) => KvStore::HostI16 {
                     pairs: Pages::zeroed(shape.elements() / 2),
-                    scales: Pages::zeroed(shape.heads()),
+                    scales: Pages::zeroed_small_first(shape.heads()),
                 },
                 (Some(_), KvDtype::I8) => KvStore::HostI8 {
                     quads: Pages::zeroed(shape.elements() / 4),
-                    scales: Pages::zeroed(shape.heads() * shape.head_dim.div_ceil(KV_GROUP)),
+                    scales: Pages::zeroed_small_first(shape.heads() * shape.head_dim.div_ceil(KV_GROUP)),
                 },
                 (None, KvDtype::F16) => KvStore::Tensors(zeros(cx.device(), shape, DType::F16)?),
                 (None, KvDtype::Bf16) => KvStore::Tensors(zeros(cx.device(), shape, DType::BF16)?),

@@ -40,17 +40,20 @@ unsafe impl Send for Chunk {}
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    /// `len` bytes, a multiple of [`ALIGN`].
-    fn new(len: usize) -> Chunk {
+    /// `len` bytes, a multiple of [`ALIGN`]; from the byte `large_from` on, if it has as many, in large pages.
+    fn new(len: usize, large_from: usize) -> Chunk {
         let size = len.checked_add(LARGE_PAGE).expect("a matrix of 2^64 bytes is a bug");
         let Ok(mut map) = MmapMut::map_anon(size) else {
             handle_alloc_error(Layout::from_size_align(size, ALIGN).unwrap_or(Layout::new::<u8>()))
         };
+        let base = map.as_mut_ptr();
+        let skipped = base.addr().next_multiple_of(LARGE_PAGE) - base.addr();
+        let start = base.wrapping_add(skipped);
         // Advice: where the system does not take it, pages are small.
         #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let base = map.as_mut_ptr();
-        let start = base.wrapping_add(base.addr().next_multiple_of(LARGE_PAGE) - base.addr());
+        if large_from < len {
+            let _ = map.advise_range(memmap2::Advice::HugePage, skipped + large_from, len - large_from);
+        }
         Chunk { start, len, used: Mutex::new(0), _map: map }
     }
 
@@ -76,18 +79,18 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// `bytes` bytes, or some more, all zero, from a multiple of 64 on.
-    fn zeroed(bytes: usize) -> Block {
+    /// `bytes` bytes, or some more, all zero, from a multiple of 64 on; where they are many, in large pages from the byte `large_from` on.
+    fn zeroed(bytes: usize, large_from: usize) -> Block {
         let len = bytes.checked_next_multiple_of(ALIGN).expect("a matrix of 2^64 bytes is a bug");
         let all = "a fresh chunk has what it was made for: anything else is a bug";
         if len >= CHUNK / 2 {
-            return Arc::new(Chunk::new(len)).take(len).expect(all);
+            return Arc::new(Chunk::new(len, large_from)).take(len).expect(all);
         }
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(block) = current.upgrade().and_then(|chunk| chunk.take(len)) {
             return block;
         }
-        let chunk = Arc::new(Chunk::new(CHUNK));
+        let chunk = Arc::new(Chunk::new(CHUNK, 0));
         *current = Arc::downgrade(&chunk);
         chunk.take(len).expect(all)
     }
@@ -100,7 +103,7 @@ impl Block {
         part_bytes: usize,
         fill: &(dyn Fn(Range<usize>, &mut [u8]) + Sync),
     ) -> Block {
-        let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
+        let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"), 0);
         let shared = SharedSlice::new(block.bytes_mut());
         let piece = parts.div_ceil(8 * cpu.pool.threads()).min(PIECE / part_bytes.max(1)).max(1);
         cpu.for_pieces(parts, piece, |start, end| {
@@ -148,8 +151,18 @@ impl<T: Plain> Pages<T> {
     /// `len` zeros.
     #[must_use]
     pub fn zeroed(len: usize) -> Pages<T> {
+        Pages::in_large_pages_from(0, len)
+    }
+
+    /// The same for what is often little: the first pages are small.
+    #[must_use]
+    pub fn zeroed_small_first(len: usize) -> Pages<T> {
+        Pages::in_large_pages_from(LARGE_PAGE, len)
+    }
+
+    fn in_large_pages_from(byte: usize, len: usize) -> Pages<T> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a cache of 2^64 bytes is a bug");
-        Pages { block: Block::zeroed(bytes), len, numbers: PhantomData }
+        Pages { block: Block::zeroed(bytes, byte), len, numbers: PhantomData }
     }
 }
 
@@ -220,7 +233,7 @@ mod tests {
         let mut blocks: Vec<Block> = [0, 1, 64, 100_000, CHUNK / 2 - 1, CHUNK / 2 + 1, CHUNK - 5, 3 * CHUNK]
             .into_iter()
             .map(|bytes| {
-                let mut block = Block::zeroed(bytes);
+                let mut block = Block::zeroed(bytes, 0);
                 assert!(block.bytes().len() >= bytes && block.at.addr().is_multiple_of(ALIGN));
                 assert!(block.bytes().iter().all(|&b| b == 0));
                 block.bytes_mut().fill(0xff);
