@@ -155,7 +155,7 @@ pub enum KvDtypeArg {
     /// For GPUs only
     Bf16,
     F32,
-    /// 16-bit integers with a scale for each head: f16's memory, as exact, fastest where the CPU multiplies them; CPU only
+    /// 16-bit integers with a scale for each head: as exact as f16, fastest where the CPU multiplies them; CPU only
     Int16,
     /// A byte and a scale for each 32 values: 56% of f16's memory, less exact; with AVX-512 VNNI long contexts decode faster, elsewhere slower; CPU only
     Int8,

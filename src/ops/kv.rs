@@ -170,7 +170,7 @@ impl LayerKv<'_> {
         self.kv.shape
     }
 
-    /// Whether dimensions of a key share a scale, so that a large one takes bits from the others.
+    /// Whether dimensions of a key share a scale and so few bits that a large one takes those of the others.
     #[must_use]
     pub fn rounds_together(&self) -> bool {
         self.kv.dtype == KvDtype::I8
