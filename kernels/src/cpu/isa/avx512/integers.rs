@@ -4,8 +4,50 @@
 
 use super::attend::Avx512;
 use crate::cpu::attention::packed::PackedRows;
-use crate::cpu::attention::span::{PIECE, STRIDE, Vector, Visible, blind};
+use crate::cpu::attention::span::{PIECE, Piece, STRIDE, Vector, Visible, blind};
 use std::arch::x86_64::*;
+
+/// Calls what is written for a number of registers that the compiler knows: `WIDE` of them at a time, then one, from the first number to the
+/// last.
+macro_rules! in_registers {
+    ($at:ident in $range:expr, $width:ident => $call:expr) => {{
+        let (mut $at, end) = $range;
+        while $at + WIDE <= end {
+            const $width: usize = WIDE;
+            $call;
+            $at += WIDE;
+        }
+        while $at < end {
+            const $width: usize = 1;
+            $call;
+            $at += 1;
+        }
+    }};
+}
+pub(super) use in_registers;
+
+/// The numbers of the pieces that hold the keys `from..to`: the first, and the one behind the last.
+#[inline(always)]
+pub fn pieces(b: &PackedRows<'_>, (from, to): Visible) -> (usize, usize) {
+    let first = b.pieces[0].first / PIECE;
+    (from / PIECE - first, to.div_ceil(PIECE) - first)
+}
+
+/// Asks for the `count` scales of a token's keys and values, for all tokens of a piece.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+pub unsafe fn ask_for_scales(b: &PackedRows<'_>, piece: &Piece, count: usize) {
+    for scales in [b.k.scales, b.v.scales] {
+        for g in 0..count {
+            // SAFETY: any address may be asked for.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T1>(scales.as_ptr().wrapping_add(piece.scales + g * b.block_size).cast());
+            }
+        }
+    }
+}
 
 /// Makes weights of the scores of all rows for the keys `from..to`, whole pieces, in their place: e^(score - the row's largest), and 0 for keys
 /// that a row does not see. Leaves the largest scores and the sums of the weights in the state. All rows side by side: each is a chain of

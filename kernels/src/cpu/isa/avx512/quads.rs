@@ -6,7 +6,7 @@
 
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
-use super::integers::{self, factors};
+use super::integers::{self, ask_for_scales, factors, in_registers, pieces};
 use crate::cpu::attention::packed::{AHEAD, PackedAttention, PackedRows};
 use crate::cpu::attention::span::{PIECE, ROWS, SPAN, STRIDE, by_rows, empty_state, seen};
 use crate::cpu::kv::{KV_GROUP, groups, scale_of};
@@ -81,17 +81,8 @@ unsafe fn rows<const R: usize>(b: &mut PackedRows<'_>) {
     let Some((from, to)) = seen(b.visible) else { return };
     // SAFETY: the caller's promise.
     unsafe {
-        let first = b.pieces[0].first / PIECE;
-        let (begin, end) = (from / PIECE - first, to.div_ceil(PIECE) - first);
-        let mut index = begin;
-        while index + WIDE <= end {
-            score::<R, WIDE>(b, index);
-            index += WIDE;
-        }
-        while index < end {
-            score::<R, 1>(b, index);
-            index += 1;
-        }
+        let (begin, end) = pieces(b, (from, to));
+        in_registers!(index in (begin, end), W => score::<R, W>(b, index));
         soften::<R>(b, from / PIECE * PIECE, to.next_multiple_of(PIECE));
         for g in 0..groups(b.head_dim) {
             if b.head_dim - g * KV_GROUP >= KV_GROUP {
@@ -116,14 +107,8 @@ unsafe fn score<const R: usize, const W: usize>(b: &mut PackedRows<'_>, first: u
             let wanted = b.beside(first + w, n).unwrap_or(own);
             ahead[n][w] = base.wrapping_add(wanted.k);
             if n < asked {
-                for g in 0..groups {
-                    let at = wanted.scales + g * b.block_size;
-                    // SAFETY: any address may be asked for.
-                    unsafe {
-                        _mm_prefetch::<_MM_HINT_T1>(scales.wrapping_add(at).cast());
-                        _mm_prefetch::<_MM_HINT_T1>(b.v.scales.as_ptr().wrapping_add(at).cast());
-                    }
-                }
+                // SAFETY: the caller's promise.
+                unsafe { ask_for_scales(b, wanted, groups) }
             }
         }
     }

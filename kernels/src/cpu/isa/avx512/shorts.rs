@@ -6,7 +6,7 @@
 
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
-use super::integers::{factors, soften};
+use super::integers::{ask_for_scales, factors, in_registers, pieces, soften};
 use crate::cpu::attention::packed::{AHEAD, PackedAttention, PackedRows};
 use crate::cpu::attention::span::{PIECE, ROWS, SPAN, STRIDE, by_rows, empty_state, seen};
 use crate::cpu::kv::{KEY_NORM, VALUE_MAX, scale_of};
@@ -74,27 +74,10 @@ unsafe fn rows<const R: usize>(b: &mut PackedRows<'_>) {
     let Some((from, to)) = seen(b.visible) else { return };
     // SAFETY: the caller's promise.
     unsafe {
-        let first = b.pieces[0].first / PIECE;
-        let (begin, end) = (from / PIECE - first, to.div_ceil(PIECE) - first);
-        let mut index = begin;
-        while index + WIDE <= end {
-            score::<R, WIDE>(b, index);
-            index += WIDE;
-        }
-        while index < end {
-            score::<R, 1>(b, index);
-            index += 1;
-        }
+        let (begin, end) = pieces(b, (from, to));
+        in_registers!(index in (begin, end), W => score::<R, W>(b, index));
         let units = weights::<R>(b, (from / PIECE * PIECE, to.next_multiple_of(PIECE)));
-        let mut column = 0;
-        while column + WIDE * PIECE <= b.head_dim {
-            weigh::<R, WIDE>(b, column, begin, end, &units);
-            column += WIDE * PIECE;
-        }
-        while column < b.head_dim {
-            weigh::<R, 1>(b, column, begin, end, &units);
-            column += PIECE;
-        }
+        in_registers!(column in (0, b.head_dim / PIECE), W => weigh::<R, W>(b, column * PIECE, begin, end, &units));
     }
 }
 
@@ -112,11 +95,8 @@ unsafe fn score<const R: usize, const W: usize>(b: &mut PackedRows<'_>, first: u
             let wanted = b.beside(first + w, n).unwrap_or(own);
             ahead[n][w] = base.wrapping_add(wanted.k);
             if n < asked {
-                // SAFETY: any address may be asked for.
-                unsafe {
-                    _mm_prefetch::<_MM_HINT_T1>(scales.wrapping_add(wanted.scales).cast());
-                    _mm_prefetch::<_MM_HINT_T1>(b.v.scales.as_ptr().wrapping_add(wanted.scales).cast());
-                }
+                // SAFETY: the caller's promise.
+                unsafe { ask_for_scales(b, wanted, 1) }
             }
         }
     }
