@@ -242,12 +242,12 @@ pub struct FloatKernels {
 
 /// The kernels for packed matrices. All instruction sets give the same bits.
 pub struct PackedKernels {
-    /// The root of the mean square of a row, summed in 16 lanes.
-    pub root_mean_square: unsafe fn(x: &[f32]) -> f32,
-    /// Quantises some groups of a tile of activations; `groups` has [`super::packed::group_bytes`] for each, `low` has
-    /// [`super::packed::low_bytes`], which are written only where the group is fine. Only the table's own `dot` knows how the values of a
-    /// fine group are laid out.
-    pub quantize: unsafe fn(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]),
+    /// The roots of the mean squares of rows of `cols` values, a multiple of 16, each summed in 16 lanes.
+    pub root_mean_squares: unsafe fn(x: &[f32], cols: usize, out: &mut [f32]),
+    /// Quantises some groups of a tile of activations; `groups` has [`super::packed::group_bytes`] for each, `aside` has
+    /// [`super::packed::aside_bytes`], which are written only as far as there are low bytes and sums. Only the table's own `dot` knows how
+    /// the values of a fine group are laid out.
+    pub quantize: unsafe fn(source: &GroupSource<'_>, groups: &mut [u8], aside: &mut [u8]),
     /// The products of 16 rows of a matrix with a tile, to as many rows of 16 columns.
     pub dot: unsafe fn(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>),
 }

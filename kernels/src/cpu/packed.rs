@@ -27,8 +27,8 @@ mod pieces;
 mod refine;
 
 pub use acts::{
-    APART_THREADS, ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, WIDEST_TILE, all_fine, cut,
-    group_bytes, low_bytes,
+    ActTile, COARSE_MAX, FINE_MAX, Field, GroupSource, Precision, Sum, WIDEST_TILE, all_fine, aside_bytes, cut,
+    group_bytes,
 };
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use matmul::matmul_with;
@@ -168,6 +168,11 @@ impl PackedMatrix {
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
         self.strips.bytes()
+    }
+
+    /// Whether something was added to its quants.
+    fn has_offset(&self) -> bool {
+        self.packing.offset > 0
     }
 
     fn strip(&self, index: usize) -> Strip<'_> {

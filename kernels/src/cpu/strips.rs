@@ -4,7 +4,7 @@
 use super::Cpu;
 use super::matmul::MatrixRef;
 use super::memory::Block;
-use super::packed::{APART_THREADS, WIDEST_TILE};
+use super::packed::WIDEST_TILE;
 use super::quant::QuantType;
 use super::shared::{Rows, SharedSlice};
 use std::fmt;
@@ -15,6 +15,8 @@ use std::ops::Range;
 const TICKET_BYTES: usize = 128 * 1024;
 /// Most matrices of one region: a layer's queries, keys and values are three.
 const MATRICES_MAX: usize = 4;
+/// Most threads for which the rows of four tiles are shared out, as those of many are: each block of tiles reads the weights once more.
+const FEW_THREADS: usize = 4;
 /// Tiles that are few: they fit into a core's first-level cache, or nearly.
 const FEW_TILES: usize = 3;
 
@@ -125,7 +127,7 @@ impl<const LANES: usize> fmt::Debug for Strips<LANES> {
 pub fn blocks(tiles: usize, threads: usize) -> usize {
     match threads {
         1 => 1,
-        2..=APART_THREADS => (tiles / 4).max((tiles / 2).clamp(1, 2)),
+        2..=FEW_THREADS => (tiles / 4).max((tiles / 2).clamp(1, 2)),
         _ => (tiles / 4).max(1),
     }
 }

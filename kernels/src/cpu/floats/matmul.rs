@@ -98,7 +98,7 @@ pub fn float_matmul(
         for start in (0..m).step_by(chunk) {
             let x = &x[start * cols..(start + chunk).min(m) * cols];
             let row_words = form.words(cols).next_multiple_of(CHUNK);
-            plan(x.len() / cols, row_words, cpu.pool.threads(), &mut scratch.tiles);
+            plan(x.len() / cols, row_words, &mut scratch.tiles);
             prepare(cpu, form, x, cols, &mut scratch.words, &scratch.tiles);
             multiply(cpu, form, &ws, &outs, scratch, start);
         }
@@ -106,10 +106,10 @@ pub fn float_matmul(
 }
 
 /// Cuts `rows` rows of `row_words` words into tiles.
-fn plan(rows: usize, row_words: usize, threads: usize, tiles: &mut Vec<Tile>) {
+fn plan(rows: usize, row_words: usize, tiles: &mut Vec<Tile>) {
     tiles.clear();
     let mut at = 0;
-    for (first_row, rows, height) in cut(rows, threads) {
+    for (first_row, rows, height) in cut(rows) {
         tiles.push(Tile { first_row, rows, height, at });
         at += height * row_words;
     }

@@ -32,7 +32,7 @@ pub const TABLE: KernelTable = KernelTable {
         activate: elementwise::activate,
         attend: elementwise::attend_full,
     },
-    packed: PackedKernels { root_mean_square: acts::root_mean_square, quantize: acts::quantize, dot: dot::dot },
+    packed: PackedKernels { root_mean_squares: acts::root_mean_squares, quantize: acts::quantize, dot: dot::dot },
     floats: FloatKernels { dot: floats::dot, widen: floats::widen, pairs: None },
     ..avx2::TABLE
 };

@@ -12,8 +12,8 @@ pub static TABLE: KernelTable =
     KernelTable { packed: PackedKernels { quantize, dot, ..avx2::packed::PACKED }, ..avx2::TABLE };
 
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
-    packed::acts::quantize::<false>(source, groups, low);
+fn quantize(source: &GroupSource<'_>, groups: &mut [u8], aside: &mut [u8]) {
+    packed::acts::quantize::<false>(source, groups, aside);
 }
 
 packed_dot!("avx2,fma,f16c,avxvnni", Vnni, 2);

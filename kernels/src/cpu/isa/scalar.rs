@@ -52,7 +52,7 @@ pub const TABLE: KernelTable = KernelTable {
 };
 
 pub const PACKED: PackedKernels =
-    PackedKernels { root_mean_square: packed::root_mean_square, quantize: packed::quantize, dot: packed::dot };
+    PackedKernels { root_mean_squares: packed::root_mean_squares, quantize: packed::quantize, dot: packed::dot };
 
 fn quantize(x: &[f32], out: &mut [ActPanel]) {
     for (x, panel) in x.chunks(PANEL).zip(out) {

@@ -4,8 +4,6 @@
 //! sums: everything a kernel needs for a group lies at a fixed distance from one pointer that only moves forward.
 
 use super::GROUP;
-use std::ops::RangeInclusive;
-
 /// How finely activations are rounded, with one scale for each 32 values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Precision {
@@ -43,20 +41,13 @@ impl Precision {
     }
 }
 
-/// Most threads for which the rows of a few tiles are shared out, as those of many are: each block of tiles reads the weights once more.
-pub const APART_THREADS: usize = 4;
-/// Rows that become four tiles then, and so two blocks: enough that both can read all weights and still wait for products, not for memory.
-const APART: RangeInclusive<usize> = 25..=32;
-
-/// Cuts `rows` rows into tiles for `threads` threads: the first row of each, its rows, and its height.
-pub fn cut(rows: usize, threads: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-    let even = ((2..=APART_THREADS).contains(&threads) && APART.contains(&rows)).then(|| rows.div_ceil(4));
+/// Cuts `rows` rows into tiles: the first row of each, its rows, and its height.
+pub fn cut(rows: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     let mut first = 0;
     std::iter::from_fn(move || {
         let left = rows - first;
         let taken = match left {
             0 => return None,
-            _ if even.is_some() => even?.min(left),
             _ if left <= WIDEST_TILE => left,
             // A tile of one to four rows unpacks weights for little: two middling ones do better.
             _ if left - WIDEST_TILE <= 4 => left.div_ceil(2),
@@ -68,7 +59,7 @@ pub fn cut(rows: usize, threads: usize) -> impl Iterator<Item = (usize, usize, u
     })
 }
 
-/// Bytes of one group of a tile: for each row its high bytes and the other fields; and which rows have low bytes.
+/// Bytes of one group of a tile: for each row its high bytes and the fields that all formats need; and which rows have low bytes.
 ///
 /// Low bytes have the rows whose group is fine; or all of them, where kernels make more of that: the values of the others are multiplied by
 /// 256 then, and their scale is divided by it, both exactly, so that a row's products do not depend on the tile.
@@ -81,9 +72,10 @@ pub const fn all_fine(height: usize) -> u32 {
     (1 << height) - 1
 }
 
-/// Bytes of the low bytes of a group, which are behind all groups of the tile: few are ever touched, and they stay out of the caches.
-pub const fn low_bytes(height: usize) -> usize {
-    height * GROUP
+/// Bytes that a group has beside: low bytes and sums. They are behind all groups of the tile, since few are ever touched: they stay out of
+/// the caches.
+pub const fn aside_bytes(height: usize) -> usize {
+    height * (GROUP + 4 * 5)
 }
 
 /// A part of a group behind the high bytes.
@@ -92,28 +84,40 @@ pub enum Field {
     Scale,
     /// Scale times sum.
     ScaledSum,
-    /// What an offset of 8, 16 or 128 adds to a product: minus that times the sum, exactly (i32).
-    Sum8,
-    Sum16,
-    Sum128,
-    /// The same of each half, for an offset of 32.
-    FirstHalf,
-    SecondHalf,
     /// One for the group: a u32, in which bit `r` says whether row `r` has low bytes.
     Fine,
 }
 
 impl Field {
+    /// Where the field's values begin in a group.
+    pub const fn at(self, height: usize) -> usize {
+        height * (GROUP + 4 * self as usize)
+    }
+}
+
+/// A part of what a group has beside, behind the low bytes: what an offset of the weights adds to a product, minus that times the sum of
+/// the activations, exactly (i32). Only where [`GroupSource::sums`] asks for it.
+#[derive(Clone, Copy)]
+pub enum Sum {
+    Of8,
+    Of16,
+    Of128,
+    /// Of each half, for an offset of 32.
+    FirstHalf,
+    SecondHalf,
+}
+
+impl Sum {
     /// What `offset` adds to a product of a whole group.
-    pub const fn sum(offset: u32) -> Field {
+    pub const fn of(offset: u32) -> Sum {
         match offset {
-            8 => Field::Sum8,
-            16 => Field::Sum16,
-            _ => Field::Sum128,
+            8 => Sum::Of8,
+            16 => Sum::Of16,
+            _ => Sum::Of128,
         }
     }
 
-    /// Where the field's values begin in a group.
+    /// Where its values begin.
     pub const fn at(self, height: usize) -> usize {
         height * (GROUP + 4 * self as usize)
     }
@@ -126,15 +130,15 @@ pub struct ActTile<'a> {
     pub height: usize,
     /// A group after the other, at a multiple of 4.
     pub groups: &'a [u8],
-    /// Their low bytes.
-    pub low: &'a [u8],
+    /// What they have beside.
+    pub aside: &'a [u8],
 }
 
 impl<'a> ActTile<'a> {
     /// The tile of `groups` groups whose bytes are `data`.
     pub fn new(height: usize, groups: usize, data: &'a [u8]) -> Self {
-        let (groups, low) = data.split_at(groups * group_bytes(height));
-        ActTile { height, groups, low }
+        let (groups, aside) = data.split_at(groups * group_bytes(height));
+        ActTile { height, groups, aside }
     }
 
     /// Field `field` of `row` in group `g`, as its 4 bytes.
@@ -150,7 +154,7 @@ impl<'a> ActTile<'a> {
         if u32::from_le_bytes(self.field(g, 0, Field::Fine)) >> row & 1 == 0 {
             out.iter_mut().zip(high).for_each(|(out, &high)| *out = i16::from(high as i8));
         } else {
-            let low = bytes(self.low, low_bytes(self.height));
+            let low = bytes(self.aside, aside_bytes(self.height));
             for ((out, &high), &low) in out.iter_mut().zip(high).zip(low) {
                 *out = 256 * i16::from(high as i8) + i16::from(low as i8);
             }
@@ -169,6 +173,8 @@ pub struct GroupSource<'a> {
     pub height: usize,
     /// For each row the magnitude above which a group is fine.
     pub limits: &'a [f32],
+    /// Whether the weights have offsets.
+    pub sums: bool,
 }
 
 impl<'a> GroupSource<'a> {
@@ -196,14 +202,14 @@ pub struct TilePlan {
 
 /// Bytes of a tile.
 pub const fn tile_bytes(height: usize, groups: usize) -> usize {
-    groups * (group_bytes(height) + low_bytes(height))
+    groups * (group_bytes(height) + aside_bytes(height))
 }
 
 /// Cuts `m` rows of `groups` groups into tiles, whose bytes follow each other.
-pub fn tiles(m: usize, groups: usize, threads: usize, plans: &mut Vec<TilePlan>) {
+pub fn tiles(m: usize, groups: usize, plans: &mut Vec<TilePlan>) {
     plans.clear();
     let mut at = 0;
-    for (first_row, rows, height) in cut(m, threads) {
+    for (first_row, rows, height) in cut(m) {
         plans.push(TilePlan { first_row, rows, height, at });
         at += tile_bytes(height, groups);
     }
@@ -216,9 +222,11 @@ mod tests {
     #[test]
     fn tiles_cover_every_row_once() {
         let mut plans = Vec::new();
-        for (m, threads) in (0..70).flat_map(|m| [1, 2, 64].map(|threads| (m, threads))) {
-            tiles(m, 3, threads, &mut plans);
-            assert!(crate::cpu::strips::blocks(plans.len(), threads) <= plans.len().max(1));
+        for m in 0..70 {
+            tiles(m, 3, &mut plans);
+            for threads in [1, 2, 64] {
+                assert!(crate::cpu::strips::blocks(plans.len(), threads) <= plans.len().max(1));
+            }
             let (mut row, mut bytes) = (0, 0);
             for plan in &plans {
                 assert_eq!((plan.first_row, plan.at), (row, bytes));

@@ -1,6 +1,8 @@
 //! Products of activations with packed matrices, from one row to thousands.
 
-use super::acts::{ActTile, GroupSource, Precision, TilePlan, WIDEST_TILE, group_bytes, low_bytes, tile_bytes, tiles};
+use super::acts::{
+    ActTile, GroupSource, Precision, TilePlan, WIDEST_TILE, aside_bytes, group_bytes, tile_bytes, tiles,
+};
 use super::{GROUP, LANES, PackedMatrix};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::PackedKernels;
@@ -9,9 +11,8 @@ use crate::cpu::memory::Lines;
 use crate::cpu::product;
 use crate::cpu::shared::SharedSlice;
 use crate::cpu::strips::{Strips, for_tickets};
-use std::ops::Range;
 
-/// Bytes of activations of one parallel region, low bytes left out: they are walked once for each ticket, so they should stay in a core's
+/// Bytes of activations of one parallel region, but for what few products touch: they are walked once for each ticket, so they should stay in a core's
 /// second-level cache too.
 const CHUNK_BYTES: usize = 512 * 1024;
 /// Values that one piece of the quantising region takes, at least: a few microseconds.
@@ -25,8 +26,6 @@ const OWN_VALUES: usize = 16 * 1024;
 pub struct PackedScratch {
     pub(super) acts: Lines,
     pub(super) tiles: Vec<TilePlan>,
-    /// For each row the magnitude above which a group is fine.
-    limits: Vec<f32>,
     /// What each thread has quantised for itself.
     own: Vec<Own>,
     /// Calls in which threads did so.
@@ -40,7 +39,6 @@ pub struct PackedScratch {
 #[repr(align(64))]
 struct Own {
     acts: Lines,
-    limits: Vec<f32>,
     /// The call it was for.
     call: u64,
 }
@@ -89,17 +87,19 @@ pub(crate) fn matmul_with(
     let outs: Vec<SharedSlice<'_, f32>> = outs.iter_mut().map(|out| SharedSlice::new(out)).collect();
     let row_bytes = k / GROUP * group_bytes(1);
     let chunk = (CHUNK_BYTES / row_bytes / WIDEST_TILE).max(4) * WIDEST_TILE;
+    let sums = ws.iter().any(|w| w.has_offset());
     for start in (0..m).step_by(chunk) {
         let rows = start..(start + chunk).min(m);
         let x = &x[rows.start * k..rows.end * k];
-        tiles(rows.len(), k / GROUP, cpu.pool.threads(), &mut scratch.tiles);
+        tiles(rows.len(), k / GROUP, &mut scratch.tiles);
         match scratch.tiles[..] {
             [tile] if x.len() * cpu.pool.threads() <= OWN_VALUES => {
-                let own = OwnTiles::new(cpu, kernels, x, k, precision, tile, scratch);
+                let source = Source { x, cols: k, precision, sums };
+                let own = OwnTiles::new(cpu, kernels, source, tile, scratch);
                 multiply(cpu, kernels, ws, &[tile], &Acts::Own(own), start, &outs);
             }
             _ => {
-                quantize_tiles(cpu, kernels, x, k, precision, scratch);
+                quantize_tiles(cpu, kernels, Source { x, cols: k, precision, sums }, scratch);
                 multiply(cpu, kernels, ws, &scratch.tiles, &Acts::Shared(scratch.acts.bytes()), start, &outs);
             }
         }
@@ -128,12 +128,47 @@ impl Acts<'_> {
     }
 }
 
+/// Rows of activations to quantise.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    /// Whole rows of `cols` values.
+    pub x: &'a [f32],
+    pub cols: usize,
+    pub precision: Precision,
+    /// As [`GroupSource::sums`].
+    pub sums: bool,
+}
+
+impl Source<'_> {
+    /// Quantises `count` groups of a tile from number `first` on.
+    ///
+    /// # Safety
+    /// The kernels are this processor's.
+    unsafe fn quantize(
+        &self,
+        kernels: &PackedKernels,
+        tile: &TilePlan,
+        first: usize,
+        groups: &mut [u8],
+        aside: &mut [u8],
+    ) {
+        let x = &self.x[tile.first_row * self.cols..(tile.first_row + tile.rows) * self.cols];
+        let mut limits = [0.0; WIDEST_TILE];
+        let limits = &mut limits[..tile.rows];
+        // SAFETY: the caller's promise.
+        unsafe {
+            (kernels.root_mean_squares)(x, self.cols, limits);
+            limits.iter_mut().for_each(|limit| *limit *= self.precision.fine_above());
+            let source = GroupSource { x, cols: self.cols, first, height: tile.height, limits, sums: self.sums };
+            (kernels.quantize)(&source, groups, aside);
+        }
+    }
+}
+
 /// A tile that each thread quantises for itself, when it first asks for it.
 struct OwnTiles<'a> {
     kernels: &'a PackedKernels,
-    x: &'a [f32],
-    cols: usize,
-    precision: Precision,
+    source: Source<'a>,
     tile: TilePlan,
     call: u64,
     own: SharedSlice<'a, Own>,
@@ -143,115 +178,67 @@ impl<'a> OwnTiles<'a> {
     fn new(
         cpu: &Cpu,
         kernels: &'a PackedKernels,
-        x: &'a [f32],
-        cols: usize,
-        precision: Precision,
+        source: Source<'a>,
         tile: TilePlan,
         scratch: &'a mut PackedScratch,
     ) -> Self {
         // What is in them is not even looked at: each is in its thread's cache.
         scratch.own.resize_with(cpu.pool.threads(), Own::default);
         scratch.calls += 1;
-        OwnTiles { kernels, x, cols, precision, tile, call: scratch.calls, own: SharedSlice::new(&mut scratch.own) }
+        OwnTiles { kernels, source, tile, call: scratch.calls, own: SharedSlice::new(&mut scratch.own) }
     }
 
     /// # Safety
     /// As for [`Acts::of`].
     unsafe fn of(&self, lane: usize, weights: &[u8]) -> &[u8] {
-        let OwnTiles { kernels, x, cols, tile, .. } = *self;
+        let OwnTiles { kernels, source, tile, .. } = *self;
         // SAFETY: each thread has its own, which it uses no longer.
         let own = &mut unsafe { self.own.slice(lane, 1) }[0];
         if own.call != self.call {
             own.call = self.call;
             prefetch(weights);
-            own.limits.resize(tile.rows, 0.0);
-            set_limits(kernels, x, cols, self.precision, &mut own.limits);
-            let bytes = tile_bytes(tile.height, cols / GROUP);
+            let groups = source.cols / GROUP;
+            let bytes = tile_bytes(tile.height, groups);
             if own.acts.bytes().len() < bytes {
                 own.acts = Lines::zeroed(bytes);
             }
-            let (high, low) = own.acts.bytes_mut()[..bytes].split_at_mut(cols / GROUP * group_bytes(tile.height));
-            let source = GroupSource { x, cols, first: 0, height: tile.height, limits: &own.limits };
+            let (high, aside) = own.acts.bytes_mut()[..bytes].split_at_mut(groups * group_bytes(tile.height));
             // SAFETY: the table is this processor's.
-            unsafe { (kernels.quantize)(&source, high, low) }
+            unsafe { source.quantize(kernels, &tile, 0, high, aside) }
         }
         own.acts.bytes()
     }
 }
 
-/// For each row of `x` the magnitude above which a group is fine.
-fn set_limits(kernels: &PackedKernels, x: &[f32], cols: usize, precision: Precision, limits: &mut [f32]) {
-    for (row, limit) in x.chunks_exact(cols).zip(limits) {
-        // SAFETY: the table is this processor's.
-        *limit = precision.fine_above() * unsafe { (kernels.root_mean_square)(row) };
-    }
-}
-
-/// Fills the scratch's tiles, of which there is at least one, from the rows `x`.
-pub(super) fn quantize_tiles(
-    cpu: &Cpu,
-    kernels: &PackedKernels,
-    x: &[f32],
-    cols: usize,
-    precision: Precision,
-    scratch: &mut PackedScratch,
-) {
-    let PackedScratch { acts, tiles: plans, limits, .. } = scratch;
-    let groups = cols / GROUP;
+/// Fills the scratch's tiles, of which there is at least one.
+pub(super) fn quantize_tiles(cpu: &Cpu, kernels: &PackedKernels, source: Source<'_>, scratch: &mut PackedScratch) {
+    let PackedScratch { acts, tiles: plans, .. } = scratch;
+    let groups = source.cols / GROUP;
     let bytes = plans.last().map_or(0, |last| last.at + tile_bytes(last.height, groups));
     if acts.bytes().len() < bytes {
         *acts = Lines::zeroed(bytes);
     }
     let out = SharedSlice::new(acts.bytes_mut());
-    limits.resize(x.len() / cols, 0.0);
-    let limits = SharedSlice::new(limits);
     // Of many tiles each is one run of groups; of fewer, runs are about as many as spread them evenly.
-    let spread = 4 * cpu.pool.threads();
-    let run = if plans.len() >= spread {
-        groups
-    } else {
-        (groups * plans.len()).div_ceil(spread).max(QUANTIZE_PIECE.div_ceil(plans[0].height * GROUP)).min(groups)
+    let (spread, height) = (4 * cpu.pool.threads(), plans[0].height);
+    let run = match (groups * plans.len()).div_ceil(spread).max(QUANTIZE_PIECE.div_ceil(height * GROUP)) {
+        run if plans.len() < spread && run < groups => groups.div_ceil(groups.div_ceil(run)),
+        _ => groups,
     };
     let runs = groups.div_ceil(run);
-    let run = groups.div_ceil(runs);
-    let limits_of = |rows: Range<usize>| {
-        // SAFETY: rows belong to one tile, and a row's limit is written by one piece.
-        let limits = unsafe { limits.slice(rows.start, rows.len()) };
-        set_limits(kernels, &x[rows.start * cols..], cols, precision, limits);
-        &*limits
-    };
-    let quantize_run = |plan: &TilePlan, limits: &[f32], first: usize| {
-        let count = run.min(groups - first);
-        let x = &x[plan.first_row * cols..(plan.first_row + plan.rows) * cols];
-        let (size, low_size) = (group_bytes(plan.height), low_bytes(plan.height));
-        let low_at = plan.at + groups * size + first * low_size;
-        let source = GroupSource { x, cols, first, height: plan.height, limits };
-        // SAFETY: tiles and their runs of groups are disjoint; the table is this processor's.
-        unsafe {
-            let out_groups = out.slice(plan.at + first * size, count * size);
-            (kernels.quantize)(&source, out_groups, out.slice(low_at, count * low_size));
+    cpu.for_pieces(plans.len() * runs, QUANTIZE_PIECE.div_ceil(height * run * GROUP), |start, end| {
+        for piece in start..end {
+            let (plan, first) = (&plans[piece / runs], piece % runs * run);
+            let count = run.min(groups - first);
+            let (size, aside) = (group_bytes(plan.height), aside_bytes(plan.height));
+            let aside_at = plan.at + groups * size + first * aside;
+            // SAFETY: tiles and their runs of groups are disjoint; the table is this processor's.
+            unsafe {
+                let out_groups = out.slice(plan.at + first * size, count * size);
+                source.quantize(kernels, plan, first, out_groups, out.slice(aside_at, count * aside));
+            }
         }
-    };
-    if runs == 1 {
-        let tiles_per_piece = QUANTIZE_PIECE.div_ceil(plans[0].height * cols);
-        cpu.for_pieces(plans.len(), tiles_per_piece, |start, end| {
-            for plan in &plans[start..end] {
-                quantize_run(plan, limits_of(plan.first_row..plan.first_row + plan.rows), 0);
-            }
-        });
-    } else {
-        cpu.for_pieces(x.len() / cols, QUANTIZE_PIECE.div_ceil(cols), |start, end| {
-            limits_of(start..end);
-        });
-        // SAFETY: nothing writes the limits any more.
-        let limits = unsafe { &*limits.slice(0, x.len() / cols) };
-        cpu.for_pieces(plans.len() * runs, 1, |start, end| {
-            for piece in start..end {
-                let plan = &plans[piece / runs];
-                quantize_run(plan, &limits[plan.first_row..][..plan.rows], piece % runs * run);
-            }
-        });
-    }
+    });
 }
 
 /// All products of `tiles`, whose first row is row `first_row` of the outputs.

@@ -1,7 +1,7 @@
 //! Exact products where they matter: among the largest.
 
 use super::acts::{ActTile, Precision, TilePlan, tile_bytes};
-use super::matmul::quantize_tiles;
+use super::matmul::{Source, quantize_tiles};
 use super::{GROUP, LANES, PackedMatrix, PackedScratch};
 use crate::cpu::Cpu;
 use crate::cpu::product;
@@ -35,7 +35,8 @@ pub fn packed_refine(
     let tiles = (0..m).map(|row| TilePlan { first_row: row, rows: 1, height: 1, at: row * bytes });
     scratch.tiles.clear();
     scratch.tiles.extend(tiles);
-    quantize_tiles(cpu, kernels, x, k, Precision::Exact, scratch);
+    let source = Source { x, cols: k, precision: Precision::Exact, sums: w.has_offset() };
+    quantize_tiles(cpu, kernels, source, scratch);
     let acts = scratch.acts.bytes();
     refine(cpu, (w.rows(), LANES), out, &mut scratch.peaks, margin, &|row, strip, out| {
         let tile = ActTile::new(1, groups, &acts[row * bytes..(row + 1) * bytes]);

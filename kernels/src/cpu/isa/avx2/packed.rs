@@ -3,22 +3,21 @@
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays at once
 
 use crate::cpu::dispatch::PackedKernels;
-use crate::cpu::elementwise::mean_square;
 use crate::cpu::isa::packed::{self, Dots, FIRST, Quants, SECOND, Vector, WHOLE, four, step, steps, tile::packed_dot};
 use crate::cpu::packed::{GROUP, GroupSource};
 use std::arch::x86_64::*;
 
 /// The AVX2 kernels.
-pub const PACKED: PackedKernels = PackedKernels { root_mean_square, quantize, dot };
+pub const PACKED: PackedKernels = PackedKernels { root_mean_squares, quantize, dot };
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn root_mean_square(x: &[f32]) -> f32 {
-    mean_square(x).sqrt()
+fn root_mean_squares(x: &[f32], cols: usize, out: &mut [f32]) {
+    packed::acts::root_mean_squares(x, cols, out);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
-    packed::acts::quantize::<true>(source, groups, low);
+fn quantize(source: &GroupSource<'_>, groups: &mut [u8], aside: &mut [u8]) {
+    packed::acts::quantize::<true>(source, groups, aside);
 }
 
 packed_dot!("avx2,fma,f16c", Pairs, 2);

@@ -8,7 +8,7 @@
 
 use super::formats::{Affine, AffineK, EightBits, FiveBits, FourBits, HalvesK, Quants, Scales, SixBits, Symmetric};
 use crate::cpu::isa::AHEAD;
-use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Strip, all_fine, group_bytes, low_bytes};
+use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Strip, Sum, all_fine, aside_bytes, group_bytes};
 use crate::cpu::quant::QuantType;
 use crate::cpu::shared::Rows;
 use std::arch::x86_64::*;
@@ -54,13 +54,13 @@ unsafe fn begin(offset: u32, at: *const u8) -> __m512i {
 /// `R` rows of activations with 16 rows of weights.
 ///
 /// # Safety
-/// `groups` groups of `Q` in records with their `S` are readable at `records` (a multiple of 64), as many groups of a tile of `R` rows at `acts` and their low bytes at `low` (multiples of 4), and 16 floats are writable at `out` and every `stride` after it, for `R` rows; AVX-512 F, BW and VNNI.
+/// `groups` groups of `Q` in records with their `S` are readable at `records` (a multiple of 64), as many groups of a tile of `R` rows at `acts` and what they have beside at `aside` (multiples of 4), and 16 floats are writable at `out` and every `stride` after it, for `R` rows; AVX-512 F, BW and VNNI.
 #[inline(always)]
 unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
     groups: usize,
     records: *const u8,
     acts: *const u8,
-    low: *const u8,
+    aside: *const u8,
     out: *mut f32,
     stride: usize,
 ) {
@@ -80,7 +80,8 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                 let a = acts.add(g * group_bytes(R));
                 let field = |field: Field, r: usize| a.add(field.at(R) + 4 * r);
                 let fine = *field(Field::Fine, 0).cast::<u32>();
-                let low = low.add(g * low_bytes(R));
+                let low = aside.add(g * aside_bytes(R));
+                let sum = |sum: Sum, r: usize| low.add(sum.at(R) + 4 * r);
                 if R > 2 {
                     for at in (0..Q::BYTES).step_by(LINE) {
                         _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(AHEAD + at).cast());
@@ -106,7 +107,7 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                     ($part:literal, $sum:expr, $steps:tt) => {
                         if fine == 0 {
                             for r in 0..R {
-                                dots[r] = begin(S::OFFSET, field($sum, r));
+                                dots[r] = begin(S::OFFSET, sum($sum, r));
                             }
                             multiply!(a, $steps);
                         } else if fine == all_fine(R) {
@@ -114,7 +115,7 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                             multiply!(a, $steps);
                             for r in 0..R {
                                 dots[r] =
-                                    _mm512_add_epi32(_mm512_slli_epi32::<8>(dots[r]), begin(S::OFFSET, field($sum, r)));
+                                    _mm512_add_epi32(_mm512_slli_epi32::<8>(dots[r]), begin(S::OFFSET, sum($sum, r)));
                             }
                             multiply!(low, $steps);
                         } else {
@@ -135,7 +136,7 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                             for r in 0..R {
                                 let whole = 0u16.wrapping_sub((fine >> r & 1) as u16);
                                 let high = _mm512_mask_slli_epi32::<8>(dots[r], whole, dots[r]);
-                                dots[r] = _mm512_add_epi32(_mm512_add_epi32(high, begin(S::OFFSET, field($sum, r))), lows[r]);
+                                dots[r] = _mm512_add_epi32(_mm512_add_epi32(high, begin(S::OFFSET, sum($sum, r))), lows[r]);
                             }
                         }
                         let d = S::scale(shared, record, i, $part);
@@ -152,10 +153,10 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                     };
                 }
                 if S::PARTS == 1 {
-                    add!(0, Field::sum(S::OFFSET), [0, 4, 1, 5, 2, 6, 3, 7]);
+                    add!(0, Sum::of(S::OFFSET), [0, 4, 1, 5, 2, 6, 3, 7]);
                 } else {
-                    add!(0, Field::FirstHalf, [0, 1, 2, 3]);
-                    add!(1, Field::SecondHalf, [4, 5, 6, 7]);
+                    add!(0, Sum::FirstHalf, [0, 1, 2, 3]);
+                    add!(1, Sum::SecondHalf, [4, 5, 6, 7]);
                 }
                 if S::MIN {
                     let min = S::min(shared, record, i);
@@ -179,14 +180,21 @@ fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTi
     let fits = strip.records.len() == groups.div_ceil(S::GROUPS) * S::BYTES + groups * Q::BYTES
         && strip.records.as_ptr().addr().is_multiple_of(LINE)
         && acts.groups.len() == groups * group_bytes(R)
-        && acts.low.len() == groups * low_bytes(R)
+        && acts.aside.len() == groups * aside_bytes(R)
         && acts.groups.as_ptr().addr().is_multiple_of(4)
-        && acts.low.as_ptr().addr().is_multiple_of(4)
+        && acts.aside.as_ptr().addr().is_multiple_of(4)
         && out.shape() == (R, LANES);
     assert!(fits, "a strip or a tile has the wrong size: this is a bug");
     // SAFETY: the sizes are those needed, and so are the features this function is compiled for and called with.
     unsafe {
-        tile::<Q, S, R>(groups, strip.records.as_ptr(), acts.groups.as_ptr(), acts.low.as_ptr(), out.at(), out.stride())
+        tile::<Q, S, R>(
+            groups,
+            strip.records.as_ptr(),
+            acts.groups.as_ptr(),
+            acts.aside.as_ptr(),
+            out.at(),
+            out.stride(),
+        )
     }
 }
 

@@ -1,22 +1,29 @@
 //! Quantising activations to tiles in plain Rust, for compilers to vectorise: the reference, to the bit, for all instruction sets.
 
+use crate::cpu::elementwise::mean_square;
 use crate::cpu::math::ROUND;
 use crate::cpu::packed::{
-    COARSE_MAX, FINE_MAX, Field, GROUP, GroupSource, WIDEST_TILE, all_fine, group_bytes, low_bytes,
+    COARSE_MAX, FINE_MAX, Field, GROUP, GroupSource, Sum, WIDEST_TILE, all_fine, aside_bytes, group_bytes,
 };
 use crate::cpu::panel::SMALLEST_AMAX;
+
+/// The roots of the mean squares of rows. Inlined into each instruction set.
+#[inline(always)]
+pub fn root_mean_squares(x: &[f32], cols: usize, out: &mut [f32]) {
+    x.chunks_exact(cols).zip(out).for_each(|(row, out)| *out = mean_square(row).sqrt());
+}
 
 /// Quantises groups of a tile. Inlined into each instruction set.
 ///
 /// `WORDS` lays out a fine group for a kernel that multiplies 16-bit values: not as high and low bytes but as 16-bit words, 4 for each step
 /// in the order 0, 2, 1, 3, the first 4 steps in place of the high bytes and the others in place of the low ones.
 #[inline(always)]
-pub fn quantize<const WORDS: bool>(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
+pub fn quantize<const WORDS: bool>(source: &GroupSource<'_>, groups: &mut [u8], aside: &mut [u8]) {
     let height = source.height;
-    let low = low.chunks_exact_mut(low_bytes(height));
+    let aside = aside.chunks_exact_mut(aside_bytes(height));
     // Rows that the source does not have stay zeros.
     let mut rows = [Row::ZERO; WIDEST_TILE];
-    for (g, (out, low)) in groups.chunks_exact_mut(group_bytes(height)).zip(low).enumerate() {
+    for (g, (out, aside)) in groups.chunks_exact_mut(group_bytes(height)).zip(aside).enumerate() {
         let mut fine = false;
         for ((row, x), &limit) in rows.iter_mut().zip(source.rows(g)).zip(source.limits) {
             *row = quantize_row(x.first_chunk().expect("a group of fewer values is a bug"), limit);
@@ -26,6 +33,7 @@ pub fn quantize<const WORDS: bool>(source: &GroupSource<'_>, groups: &mut [u8], 
         let which = if fine { all_fine(height) } else { 0 };
         fields[Field::Fine.at(height) - height * GROUP..].copy_from_slice(&which.to_le_bytes());
         let high = high.as_chunks_mut::<GROUP>().0;
+        let (low, sums) = aside.split_at_mut(height * GROUP);
         let low = low.as_chunks_mut::<GROUP>().0;
         for (r, ((row, high), low)) in rows.iter().zip(high).zip(low).enumerate() {
             let (mut scale, [mut a, mut b]) = (row.scale, row.sums);
@@ -57,16 +65,18 @@ pub fn quantize<const WORDS: bool>(source: &GroupSource<'_>, groups: &mut [u8], 
                     low.fill(0);
                 }
             }
-            let mut put = |field: Field, bytes: [u8; 4]| {
-                fields[field.at(height) - height * GROUP + 4 * r..][..4].copy_from_slice(&bytes);
+            let put = |bytes: &mut [u8], at: usize, value: [u8; 4]| {
+                bytes[at - height * GROUP + 4 * r..][..4].copy_from_slice(&value);
             };
-            put(Field::Scale, scale.to_le_bytes());
-            put(Field::ScaledSum, (scale * (a + b) as f32).to_le_bytes());
-            put(Field::Sum8, (-8 * (a + b)).to_le_bytes());
-            put(Field::Sum16, (-16 * (a + b)).to_le_bytes());
-            put(Field::Sum128, (-128 * (a + b)).to_le_bytes());
-            put(Field::FirstHalf, (-32 * a).to_le_bytes());
-            put(Field::SecondHalf, (-32 * b).to_le_bytes());
+            put(fields, Field::Scale.at(height), scale.to_le_bytes());
+            put(fields, Field::ScaledSum.at(height), (scale * (a + b) as f32).to_le_bytes());
+            if source.sums {
+                put(sums, Sum::Of8.at(height), (-8 * (a + b)).to_le_bytes());
+                put(sums, Sum::Of16.at(height), (-16 * (a + b)).to_le_bytes());
+                put(sums, Sum::Of128.at(height), (-128 * (a + b)).to_le_bytes());
+                put(sums, Sum::FirstHalf.at(height), (-32 * a).to_le_bytes());
+                put(sums, Sum::SecondHalf.at(height), (-32 * b).to_le_bytes());
+            }
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use super::{Dots, FIRST, Quants, SECOND, Scales, Vector, WHOLE, four};
 use crate::cpu::isa::{AHEAD, next_pass};
-use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Strip, group_bytes, low_bytes};
+use crate::cpu::packed::{ActTile, Field, GROUP, LANES, LINE, Strip, Sum, aside_bytes, group_bytes};
 use crate::cpu::shared::Rows;
 
 /// Where a strip and some rows of a tile are.
@@ -19,7 +19,7 @@ pub struct Pass {
     height: usize,
     row: usize,
     acts: *const u8,
-    low: *const u8,
+    aside: *const u8,
     out: *mut f32,
     stride: usize,
 }
@@ -34,9 +34,9 @@ impl Pass {
         let fits = strip.records.len() == groups.div_ceil(S::GROUPS) * S::BYTES + groups * Q::BYTES
             && strip.records.as_ptr().addr().is_multiple_of(LINE)
             && acts.groups.len() == groups * group_bytes(height)
-            && acts.low.len() == groups * low_bytes(height)
+            && acts.aside.len() == groups * aside_bytes(height)
             && acts.groups.as_ptr().addr().is_multiple_of(4)
-            && acts.low.as_ptr().addr().is_multiple_of(4)
+            && acts.aside.as_ptr().addr().is_multiple_of(4)
             && out.shape() == (height, LANES);
         assert!(fits, "a strip or a tile has the wrong size: this is a bug");
         Pass {
@@ -45,7 +45,7 @@ impl Pass {
             height,
             row: 0,
             acts: acts.groups.as_ptr(),
-            low: acts.low.as_ptr(),
+            aside: acts.aside.as_ptr(),
             out: out.at(),
             stride: out.stride(),
         }
@@ -75,7 +75,7 @@ unsafe fn begin<D: Dots>(offset: u32, at: *const u8) -> <D::V as Vector>::Int {
 #[inline(always)]
 pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize>(pass: &Pass) {
     const { assert!(B * D::V::LANES == LANES) };
-    let &Pass { groups, records, height, row, acts, low, out, stride } = pass;
+    let &Pass { groups, records, height, row, acts, aside, out, stride } = pass;
     // SAFETY: `Pass::new` has checked the sizes: groups and records begin at multiples of their sizes. Prefetched addresses may lie anywhere.
     unsafe {
         let mut sums = [[D::V::float(0.0); B]; R];
@@ -90,7 +90,9 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
                 }
             }
             let high = group.add(row * GROUP);
-            let low = low.add(g * low_bytes(height) + row * GROUP);
+            let aside = aside.add(g * aside_bytes(height));
+            let low = aside.add(row * GROUP);
+            let sum = |sum: Sum, r: usize| aside.add(sum.at(height) + 4 * (row + r));
             let field = |field: Field, r: usize| group.add(field.at(height) + 4 * (row + r));
             let fine = *group.add(Field::Fine.at(height)).cast::<u32>() != 0;
             // Products of the first half, where each half has a scale.
@@ -100,7 +102,7 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
                 ($part:literal, $steps:expr, $sum:expr) => {
                     let mut dots = [[D::V::word(0); B]; R];
                     for r in 0..R {
-                        dots[r] = [begin::<D>(S::OFFSET, field($sum, r)); B];
+                        dots[r] = [begin::<D>(S::OFFSET, sum($sum, r)); B];
                     }
                     if fine {
                         D::fine::<Q, R, B, { $steps }>(q, high, low, &mut dots);
@@ -127,10 +129,10 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
                 };
             }
             if S::PARTS == 1 {
-                add!(0, WHOLE, Field::sum(S::OFFSET));
+                add!(0, WHOLE, Sum::of(S::OFFSET));
             } else {
-                add!(0, FIRST, Field::FirstHalf);
-                add!(1, SECOND, Field::SecondHalf);
+                add!(0, FIRST, Sum::FirstHalf);
+                add!(1, SECOND, Sum::SecondHalf);
             }
             if S::MIN {
                 let mut min = [D::V::float(0.0); B];

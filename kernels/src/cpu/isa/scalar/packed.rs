@@ -1,19 +1,18 @@
 //! Packed products in plain Rust: the reference, to the bit, for the other instruction sets.
 
-use crate::cpu::elementwise::mean_square;
 use crate::cpu::isa::packed::acts;
 use crate::cpu::packed::{ActTile, Field, GROUP, GroupSource, LANES, Packing, Strip, WIDEST_TILE, has_min, two_scales};
 use crate::cpu::shared::Rows;
 use std::ops::Range;
 
-/// The root of the mean square of a row, summed in 16 lanes.
-pub fn root_mean_square(x: &[f32]) -> f32 {
-    mean_square(x).sqrt()
+/// The roots of the mean squares of rows, each summed in 16 lanes.
+pub fn root_mean_squares(x: &[f32], cols: usize, out: &mut [f32]) {
+    acts::root_mean_squares(x, cols, out);
 }
 
 /// Quantises groups of a tile.
-pub fn quantize(source: &GroupSource<'_>, groups: &mut [u8], low: &mut [u8]) {
-    acts::quantize::<false>(source, groups, low);
+pub fn quantize(source: &GroupSource<'_>, groups: &mut [u8], aside: &mut [u8]) {
+    acts::quantize::<false>(source, groups, aside);
 }
 
 /// The products of a strip with a tile.
