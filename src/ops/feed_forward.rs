@@ -1,10 +1,11 @@
 //! The gated feed-forward block: `down(act(gate(x)) · up(x))`.
 use candle_core::{Result, Tensor};
-use wick_kernels::Activation;
+use wick_kernels::{Activation, gated_activation, packed_gated_matmul};
 
 use super::context::{CpuKernels, ExecContext};
 use super::matmul::{self, Projection, cpu_shape, project};
 use super::slices::{f32_slice, tensor};
+use crate::weights::Matrix;
 
 /// The matrices of a block, and what is done to the gate.
 pub struct GatedFeedForward<'a> {
@@ -39,13 +40,26 @@ pub fn gated_feed_forward(cx: &ExecContext, ffn: &GatedFeedForward, x: Tensor) -
 fn some_rows(kernels: &CpuKernels, ffn: &GatedFeedForward, x: &[f32], hidden: usize, out: &mut [f32]) -> Result<()> {
     let inner = cpu_shape(ffn.gate.weight)?.0;
     let len = x.len() / hidden * inner;
-    let (mut gate, mut up, mut gated) = (kernels.buffer(len), kernels.buffer(len), kernels.buffer(len));
-    project(kernels, &[ffn.gate, ffn.up], x, hidden, &mut [&mut gate, &mut up])?;
-    wick_kernels::gated_activation(&kernels.cpu, ffn.act, &gate, &up, &mut gated);
-    project(kernels, &[ffn.down], &gated, inner, &mut [out])?;
-    for buffer in [gate, up, gated] {
-        kernels.give_back(buffer);
+    let mut gated = kernels.buffer(len);
+    match (ffn.gate, ffn.up) {
+        (
+            Projection { weight: Matrix::Packed(gate), bias: None },
+            Projection { weight: Matrix::Packed(up), bias: None },
+        ) if gate.cols() == hidden && (up.rows(), up.cols()) == (inner, hidden) => {
+            let (tokens, scratch) = (x.len() / hidden, &mut kernels.packed.borrow_mut());
+            let CpuKernels { cpu, activations, .. } = kernels;
+            packed_gated_matmul(cpu, ffn.act, [gate, up], x, tokens, &mut gated, scratch, *activations);
+        }
+        _ => {
+            let (mut gate, mut up) = (kernels.buffer(len), kernels.buffer(len));
+            project(kernels, &[ffn.gate, ffn.up], x, hidden, &mut [&mut gate, &mut up])?;
+            gated_activation(&kernels.cpu, ffn.act, &gate, &up, &mut gated);
+            kernels.give_back(gate);
+            kernels.give_back(up);
+        }
     }
+    project(kernels, &[ffn.down], &gated, inner, &mut [out])?;
+    kernels.give_back(gated);
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub use acts::{
 };
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use matmul::matmul_with;
-pub use matmul::{PackedScratch, packed_matmul};
+pub use matmul::{PackedScratch, packed_gated_matmul, packed_matmul};
 pub use refine::packed_refine;
 
 use super::quant::QuantType;

@@ -40,6 +40,18 @@ impl<'a> Rows<'a> {
         (self.rows, self.columns)
     }
 
+    /// Copies `rows` into the first rows.
+    ///
+    /// # Panics
+    /// If they are too many, or too wide.
+    pub fn fill<const N: usize>(self, rows: &[[f32; N]]) {
+        assert!(rows.len() <= self.rows && N <= self.columns, "rows of the wrong size: this is a bug");
+        for (r, row) in rows.iter().enumerate() {
+            // SAFETY: row `r` has as many columns, and they are this value's alone.
+            unsafe { self.at.add(r * self.stride).copy_from_nonoverlapping(row.as_ptr(), N) }
+        }
+    }
+
     /// Rows of `columns` (more than none) values, one behind the other.
     pub fn contiguous(values: &'a mut [f32], columns: usize) -> Rows<'a> {
         let rows = values.len() / columns;

@@ -6,10 +6,11 @@ use super::acts::{
 use super::{GROUP, LANES, PackedMatrix};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::PackedKernels;
+use crate::cpu::elementwise::Activation;
 use crate::cpu::isa::prefetch;
 use crate::cpu::memory::Lines;
 use crate::cpu::product;
-use crate::cpu::shared::SharedSlice;
+use crate::cpu::shared::{Rows, SharedSlice};
 use crate::cpu::strips::{Strips, for_tickets};
 
 /// Bytes of activations of one parallel region, but for what few products touch: they are walked once for each ticket, so they should stay in a core's
@@ -83,26 +84,116 @@ pub(crate) fn matmul_with(
     precision: Precision,
 ) {
     let shapes = ws.iter().map(|w| (w.rows(), w.cols()));
-    let Some(k) = product::columns("packed_matmul", shapes, x, m, outs) else { return };
+    let Some(cols) = product::columns("packed_matmul", shapes, x, m, outs) else { return };
     let outs: Vec<SharedSlice<'_, f32>> = outs.iter_mut().map(|out| SharedSlice::new(out)).collect();
-    let row_bytes = k / GROUP * group_bytes(1);
-    let chunk = (CHUNK_BYTES / row_bytes / WIDEST_TILE).max(4) * WIDEST_TILE;
-    let sums = ws.iter().any(|w| w.has_offset());
-    for start in (0..m).step_by(chunk) {
-        let rows = start..(start + chunk).min(m);
-        let x = &x[rows.start * k..rows.end * k];
-        tiles(rows.len(), k / GROUP, &mut scratch.tiles);
+    let source = Source { x, cols, precision, sums: ws.iter().any(|w| w.has_offset()) };
+    in_regions(cpu, kernels, source, scratch, |region| {
+        let strips: Vec<&Strips<LANES>> = ws.iter().map(|w| &w.strips).collect();
+        region.for_products(cpu, &strips, |i, s, rows, acts| {
+            let w = ws[i];
+            // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
+            unsafe { w.strips.put(s, rows, &outs[i], |out| (kernels.dot)(&w.strip(s), acts, out)) }
+        });
+    });
+}
+
+/// `out[r * gate.rows() + j]` = `act`(row `j` of `gate` . row `r` of `x`) times (row `j` of `up` . row `r` of `x`), for `x` of `m` rows: what
+/// [`packed_matmul`] and [`crate::gated_activation`] give, to the bit, but no product leaves the core's first cache.
+///
+/// # Panics
+/// If the lengths do not fit together.
+#[allow(clippy::too_many_arguments)] // those of `packed_matmul` and the activation
+pub fn packed_gated_matmul(
+    cpu: &Cpu,
+    act: Activation,
+    [gate, up]: [&PackedMatrix; 2],
+    x: &[f32],
+    m: usize,
+    out: &mut [f32],
+    scratch: &mut PackedScratch,
+    precision: Precision,
+) {
+    let (rows, cols) = (gate.rows(), gate.cols());
+    assert!((up.rows(), up.cols()) == (rows, cols), "packed_gated_matmul: a gate of {gate:?} and up of {up:?}");
+    let shapes = [(rows, cols)].into_iter();
+    if product::columns("packed_gated_matmul", shapes, x, m, &mut [&mut *out]).is_none() {
+        return;
+    }
+    let (table, out) = (cpu.isa.table(), SharedSlice::new(out));
+    let source = Source { x, cols, precision, sums: gate.has_offset() || up.has_offset() };
+    in_regions(cpu, &table.packed, source, scratch, |region| {
+        region.for_products(cpu, &[&gate.strips], |_, s, rows, acts| {
+            let gated = |out: Rows<'_>| {
+                let mut products = [[[0.0; LANES]; WIDEST_TILE]; 3];
+                let [gates, ups, both] = products.each_mut().map(|p| p[..acts.height].as_flattened_mut());
+                // SAFETY: the table is this processor's.
+                unsafe {
+                    (table.packed.dot)(&gate.strip(s), acts, Rows::contiguous(gates, LANES));
+                    (table.packed.dot)(&up.strip(s), acts, Rows::contiguous(ups, LANES));
+                    (table.gated)(act, gates, ups, both);
+                }
+                out.fill(both.as_chunks::<LANES>().0);
+            };
+            // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
+            unsafe { gate.strips.put(s, rows, &out, gated) }
+        });
+    });
+}
+
+/// Quantises `source`, as many rows at a time as stay in the caches, and has `run` multiply them.
+fn in_regions(
+    cpu: &Cpu,
+    kernels: &PackedKernels,
+    source: Source<'_>,
+    scratch: &mut PackedScratch,
+    run: impl Fn(&Region<'_>),
+) {
+    let (cols, groups) = (source.cols, source.cols / GROUP);
+    let rows = (CHUNK_BYTES / (groups * group_bytes(1)) / WIDEST_TILE).max(4) * WIDEST_TILE;
+    for (first_row, x) in (0..).step_by(rows).zip(source.x.chunks(rows * cols)) {
+        let source = Source { x, ..source };
+        tiles(x.len() / cols, groups, &mut scratch.tiles);
         match scratch.tiles[..] {
             [tile] if x.len() * cpu.pool.threads() <= OWN_VALUES => {
-                let source = Source { x, cols: k, precision, sums };
-                let own = OwnTiles::new(cpu, kernels, source, tile, scratch);
-                multiply(cpu, kernels, ws, &[tile], &Acts::Own(own), start, &outs);
+                let acts = Acts::Own(OwnTiles::new(cpu, kernels, source, tile, scratch));
+                run(&Region { tiles: &[tile], acts, groups, first_row });
             }
             _ => {
-                quantize_tiles(cpu, kernels, Source { x, cols: k, precision, sums }, scratch);
-                multiply(cpu, kernels, ws, &scratch.tiles, &Acts::Shared(scratch.acts.bytes()), start, &outs);
+                quantize_tiles(cpu, kernels, source, scratch);
+                run(&Region { tiles: &scratch.tiles, acts: Acts::Shared(scratch.acts.bytes()), groups, first_row });
             }
         }
+    }
+}
+
+/// Tiles of activations that are multiplied in one parallel region.
+struct Region<'a> {
+    tiles: &'a [TilePlan],
+    acts: Acts<'a>,
+    groups: usize,
+    /// Number of their first row in the outputs.
+    first_row: usize,
+}
+
+impl Region<'_> {
+    /// Runs `body(i, strip, (first row, rows, height), tile)` for all strips of all `matrices` with all tiles.
+    fn for_products(
+        &self,
+        cpu: &Cpu,
+        matrices: &[&Strips<LANES>],
+        body: impl Fn(usize, usize, (usize, usize, usize), &ActTile<'_>) + Sync,
+    ) {
+        let &Region { tiles, ref acts, groups, first_row } = self;
+        for_tickets(cpu, matrices, tiles.len(), move |lane, i, range, part| {
+            // SAFETY: the thread asks once for each ticket.
+            let acts = unsafe { acts.of(lane, matrices[i].strip(range.start)) };
+            for tile in &tiles[part] {
+                let acts = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
+                let acts = ActTile::new(tile.height, groups, acts);
+                let rows = (first_row + tile.first_row, tile.rows, tile.height);
+                range.clone().for_each(|s| body(i, s, rows, &acts));
+            }
+        });
     }
 }
 
@@ -236,33 +327,6 @@ pub(super) fn quantize_tiles(cpu: &Cpu, kernels: &PackedKernels, source: Source<
             unsafe {
                 let out_groups = out.slice(plan.at + first * size, count * size);
                 source.quantize(kernels, plan, first, out_groups, out.slice(aside_at, count * aside));
-            }
-        }
-    });
-}
-
-/// All products of `tiles`, whose first row is row `first_row` of the outputs.
-fn multiply(
-    cpu: &Cpu,
-    kernels: &PackedKernels,
-    ws: &[&PackedMatrix],
-    tiles: &[TilePlan],
-    acts: &Acts<'_>,
-    first_row: usize,
-    outs: &[SharedSlice<'_, f32>],
-) {
-    let strips: Vec<&Strips<LANES>> = ws.iter().map(|w| &w.strips).collect();
-    for_tickets(cpu, &strips, tiles.len(), move |lane, i, range, part| {
-        let (matrix, groups) = (ws[i], ws[i].cols() / GROUP);
-        // SAFETY: the thread asks once for each ticket.
-        let acts = unsafe { acts.of(lane, matrix.strips.strip(range.start)) };
-        for tile in &tiles[part] {
-            let bytes = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
-            let acts = ActTile::new(tile.height, groups, bytes);
-            let rows = (first_row + tile.first_row, tile.rows, tile.height);
-            for s in range.clone() {
-                // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
-                unsafe { matrix.strips.put(s, rows, &outs[i], |out| (kernels.dot)(&matrix.strip(s), &acts, out)) }
             }
         }
     });

@@ -51,8 +51,5 @@ pub fn dot(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>) {
             }
         }
     }
-    for (row, sums) in sums[..acts.height].iter().enumerate() {
-        // SAFETY: row `row` has as many columns.
-        unsafe { out.at().add(row * out.stride()).copy_from_nonoverlapping(sums.as_ptr(), LANES) }
-    }
+    out.fill(&sums[..acts.height]);
 }
