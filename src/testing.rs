@@ -139,7 +139,7 @@ impl FakeRunner {
             }
             return Err(RunnerError::BadStep("this failure was asked for by the test"));
         }
-        let mut logits = Logits { data: Vec::new(), width: self.width() };
+        let mut logits = Logits { width: self.width(), ..Logits::default() };
         for seq in &step.seqs {
             self.read(seq, &mut logits).map_err(|message| self.bad_step(seq, &message))?;
         }
@@ -210,7 +210,7 @@ impl FakeRunner {
     }
 
     fn run_free_of_cost(&self, step: &SchedulerOutput) -> Logits {
-        let mut logits = Logits { data: Vec::new(), width: self.width() };
+        let mut logits = Logits { width: self.width(), ..Logits::default() };
         for seq in &step.seqs {
             let from = match seq.logits {
                 LogitRows::None => seq.tokens.len(),

@@ -8,7 +8,7 @@ const IMPORTS: [(&str, &[&str]); 18] = [
     ("kv", &[]),
     ("sampling", &[]),
     ("scheduler", &["kv"]),
-    ("runner", &["kv", "model", "ops", "scheduler", "weights"]),
+    ("runner", &["kv", "model", "ops", "sampling", "scheduler", "weights"]),
     ("encoder", &["model", "ops", "runner", "weights"]),
     ("engine", &["grammar", "kv", "runner", "sampling", "scheduler"]),
     ("grammar", &["text"]),

@@ -24,7 +24,9 @@ pub use cpu::floats::{FloatMatrix, FloatScratch, float_matmul, float_refine};
 pub use cpu::kv::{KV_GROUP, KV_PIECE, KV_QUAD, KvLayout, KvSlice, KvSliceMut, write_kv};
 pub use cpu::matmul::{MatmulScratch, MatrixRef, matmul};
 pub use cpu::memory::{Pages, Plain};
-pub use cpu::packed::{PackedMatrix, PackedScratch, Precision, packed_gated_matmul, packed_matmul, packed_refine};
+pub use cpu::packed::{
+    PackedMatrix, PackedScratch, Precision, packed_gated_matmul, packed_matmul, packed_matmul_with_peaks, packed_refine,
+};
 pub use cpu::pool::{ThreadPool, Turn};
 pub use cpu::quant::{QuantType, dequantize};
 pub use cpu::rope::{Heads, Rotation, rotate_heads};

@@ -173,7 +173,11 @@ fn refined_products_are_exact_near_the_largest_and_untouched_elsewhere() {
             let margin = 0.1 * coarse.chunks_exact(rows).map(largest).fold(f32::INFINITY, f32::min);
             let refine = |cpu: &Cpu, x: &[f32], out: &mut [f32], precision| {
                 let m = x.len() / k;
-                float_refine(cpu, &w, x, m, out, &mut FloatScratch::default(), precision, margin);
+                let mut peaks = vec![f32::NAN; m * 41];
+                let parts = (&mut *out, &mut peaks[..]);
+                float_refine(cpu, &w, x, m, parts, &mut FloatScratch::default(), precision, margin);
+                let want: Vec<f32> = out.chunks(rows).flat_map(|row| row.chunks(32).map(largest)).collect();
+                assert_eq!(bits(&peaks), bits(&want));
             };
             let mut refined = coarse.clone();
             refine(&cpus[1], &x, &mut refined, Precision::Int8);

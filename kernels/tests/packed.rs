@@ -7,7 +7,8 @@ use common::{Rng, assert_group, assert_products, bits, cpu, isas};
 use proptest::prelude::*;
 use std::sync::Mutex;
 use wick_kernels::{
-    Cpu, Isa, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType, dequantize, packed_matmul, packed_refine,
+    Activation, Cpu, Isa, MatrixRef, PackedMatrix, PackedScratch, Precision, QuantType, dequantize, gated_activation,
+    packed_gated_matmul, packed_matmul, packed_matmul_with_peaks, packed_refine,
 };
 
 const TYPES: [QuantType; 8] = [
@@ -346,7 +347,10 @@ fn refined_products_are_exact_near_the_largest_and_untouched_elsewhere() {
             // From some strips to nearly all.
             for margin in [0.0, 0.2, 2.0].map(|part| part * spread.clone().fold(0.0, f32::max)) {
                 let refine = |cpu: &Cpu, x: &[f32], out: &mut [f32]| {
-                    packed_refine(cpu, &w, x, x.len() / k, out, &mut PackedScratch::default(), margin);
+                    let mut peaks = peaks_of(out, rows);
+                    let parts = (&mut *out, &mut peaks[..]);
+                    packed_refine(cpu, &w, x, x.len() / k, parts, &mut PackedScratch::default(), margin);
+                    assert_eq!(bits(&peaks), bits(&peaks_of(out, rows)), "they are those of what is there now");
                 };
                 let mut refined = coarse.clone();
                 refine(&cpus[1], &x, &mut refined);
@@ -372,6 +376,53 @@ fn refined_products_are_exact_near_the_largest_and_untouched_elsewhere() {
     }
     let (first, others) = refined_by_isa.split_at(9);
     others.chunks_exact(9).for_each(|other| assert!(other == first, "instruction sets differ"));
+}
+
+#[test]
+fn peaks_are_the_largest_of_a_products_strips() {
+    for isa in isas() {
+        for (ty, m) in [(QuantType::Q8_0, 1), (QuantType::Q4_1, 5), (QuantType::Q6K, 60)] {
+            let (rows, k, cpu) = (16 * 33 + 5, widths(ty)[0], cpu(isa, 3));
+            let mut rng = Rng(m as u64);
+            let w = pack(&cpu, ty, rows, k, &rng.matrix(ty, rows, k));
+            let mut x = activations(&mut rng, m, k);
+            // All of a row's products are no numbers then.
+            x[k / 2] = if m > 1 { f32::NAN } else { 1.0 };
+            for precision in PRECISIONS {
+                let want = product(&cpu, &w, &x, m, precision);
+                let (mut out, mut peaks) = (vec![f32::NAN; m * rows], vec![f32::NAN; m * 34]);
+                let parts = (&mut out[..], &mut peaks[..]);
+                packed_matmul_with_peaks(&cpu, &w, &x, m, parts, &mut PackedScratch::default(), precision);
+                assert_eq!(bits(&out), bits(&want));
+                assert_eq!(bits(&peaks), bits(&peaks_of(&want, rows)), "{} {isa:?}", ty.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn gated_products_are_those_of_both_matrices() {
+    for isa in isas() {
+        for (types, m, threads) in [([QuantType::Q4_1; 2], 1, 2), ([QuantType::Q4K, QuantType::Q6K], 33, 3)] {
+            let (rows, k, cpu) = (16 * 9 + 5, 512, cpu(isa, threads));
+            let mut rng = Rng(m as u64);
+            let [gate, up] = types.map(|ty| pack(&cpu, ty, rows, k, &rng.matrix(ty, rows, k)));
+            let x = activations(&mut rng, m, k);
+            for (act, precision) in [(Activation::Silu, Precision::Int8), (Activation::GeluTanh, Precision::Exact)] {
+                let [a, b] = [&gate, &up].map(|w| product(&cpu, w, &x, m, precision));
+                let [mut want, mut out] = [0, 1].map(|_| vec![f32::NAN; m * rows]);
+                gated_activation(&cpu, act, &a, &b, &mut want);
+                let scratch = &mut PackedScratch::default();
+                packed_gated_matmul(&cpu, act, [&gate, &up], &x, m, &mut out, scratch, precision);
+                assert_eq!(bits(&out), bits(&want), "{isa:?} {act:?}");
+            }
+        }
+    }
+}
+
+/// The largest of each strip of rows of `rows` products.
+fn peaks_of(products: &[f32], rows: usize) -> Vec<f32> {
+    products.chunks(rows).flat_map(|row| row.chunks(16).map(largest)).collect()
 }
 
 fn largest(values: &[f32]) -> f32 {

@@ -14,7 +14,7 @@ use super::message::{EngineFailure, EngineStats, Guesses, SeqEvent, StepObserver
 use super::pace::Pace;
 use crate::grammar::{Constraint, Thoughts};
 use crate::runner::{Logits, Pooler, Pooling, Runner};
-use crate::sampling::{SampledToken, Sampler, TokenLogprobs, TokenMask, logprobs};
+use crate::sampling::{LogitRow, SampledToken, Sampler, TokenLogprobs, TokenMask, logprobs};
 use crate::scheduler::{
     FinishReason, LogitRows, NewSequence, ScheduledSeq, Scheduler, SchedulerConfig, SchedulerOutput, SeqId, StopLimits,
 };
@@ -322,6 +322,7 @@ impl EngineCore {
             });
             let results =
                 parts.into_iter().map(|part| part.into_inner().unwrap_or_else(PoisonError::into_inner).1).collect();
+            drop(rows);
             runner.recycle(logits);
             Ok(results)
         }));
@@ -441,13 +442,13 @@ impl LiveSeq {
     /// The sampler is asked for every token as it would be without guesses, so its choice cannot depend on them.
     ///
     /// Of a prompt that becomes a vector, the rows are pooled; the scheduler delivers each position's row once and in order.
-    fn read_rows(&mut self, scheduled: &ScheduledSeq, rows: Vec<&mut [f32]>) -> SeqOutcome {
+    fn read_rows(&mut self, scheduled: &ScheduledSeq, rows: Vec<LogitRow<'_>>) -> SeqOutcome {
         #[cfg(test)]
         assert!(self.sampler.params.seed != super::tests::POISON, "the test poisons a request");
         let mut result = StepResult::default();
         let end = scheduled.start + scheduled.tokens.len();
         if let Some(pooler) = &mut self.pooler {
-            rows.into_iter().for_each(|row| pooler.add(row));
+            rows.into_iter().for_each(|row| pooler.add(&row));
             if end == self.prompt.len() {
                 result.embedding = self.pooler.take().map(Pooler::finish);
             }
@@ -463,7 +464,7 @@ impl LiveSeq {
                 && predicted == self.next_prompt_position
                 && let Some(&token) = self.prompt.get(predicted)
             {
-                result.prompt_logprobs.push(logprobs(row, token, usize::from(top)));
+                result.prompt_logprobs.push(logprobs(&row, token, usize::from(top)));
                 self.next_prompt_position += 1;
             }
             if !scheduled.sample || predicted < known {
@@ -485,7 +486,7 @@ impl LiveSeq {
     }
 
     /// The next token, from its row of logits. The grammar's mask is there already, except after a guess that was right.
-    fn sample(&mut self, row: &mut [f32]) -> Result<SampledToken, EngineFailure> {
+    fn sample(&mut self, row: LogitRow<'_>) -> Result<SampledToken, EngineFailure> {
         let allowed = match &mut self.constraint {
             Some(constraint) => Some(TokenMask::new(constraint.allowed()?)),
             None if self.constrained => {

@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor};
 
 use super::spec::{DecoderSpec, LayerSpec, NormPlacement, RopeSpec};
 use crate::nn::{Attention, Embedding, Mlp, RmsNorm};
-use crate::ops::{self, ExecContext, ForwardBatch, PagedKv, RopeParams};
+use crate::ops::{self, ExecContext, ForwardBatch, PagedKv, Peaks, RopeParams};
 use crate::weights::{LoadError, Matrix, WeightSource};
 
 /// A loaded model.
@@ -80,12 +80,12 @@ impl Decoder {
     }
 
     /// Computes the batch, writes its keys and values to `kv` and returns the logits of `batch.logit_rows` on the
-    /// host, `[logit_rows, vocab]` row after row (of a model that embeds the normed rows, `[logit_rows, hidden]`). Of
+    /// host, `[logit_rows, vocab]` row after row, and their peaks (of a model that embeds the normed rows, `[logit_rows, hidden]`). Of
     /// other rows the last layer computes keys and values alone.
     ///
     /// # Errors
     /// The batch does not fit the model or the cache, or the device failed. The cache then holds garbage in the batch's slots.
-    pub fn forward(&self, cx: &ExecContext, batch: &ForwardBatch, kv: &mut PagedKv) -> Result<Vec<f32>> {
+    pub fn forward(&self, cx: &ExecContext, batch: &ForwardBatch, kv: &mut PagedKv) -> Result<(Vec<f32>, Peaks)> {
         if kv.shape().layers != self.layers.len() {
             candle_core::bail!("a KV cache of {} layers for a model of {}", kv.shape().layers, self.layers.len())
         }
@@ -100,7 +100,7 @@ impl Decoder {
             let mut wanted = None;
             if i + 1 == self.layers.len() {
                 if batch.logit_rows.is_empty() {
-                    return Ok(Vec::new());
+                    return Ok((Vec::new(), Peaks::default()));
                 }
                 if batch.logit_rows.len() < batch.total_tokens() {
                     q = ops::gather_rows(cx, q, &batch.logit_rows)?;
@@ -120,7 +120,7 @@ impl Decoder {
             None => {
                 let rows = normed.flatten_all()?.to_vec1()?;
                 cx.recycle(normed);
-                Ok(rows)
+                Ok((rows, Peaks::default()))
             }
         }
     }

@@ -10,6 +10,7 @@ use wick_kernels::{
     Precision, Turn,
 };
 
+use super::logits::Peaks;
 use super::slices::take_values;
 use crate::weights::Matrix;
 
@@ -219,8 +220,9 @@ impl ExecContext {
     }
 
     /// Takes back the memory of [`super::logits()`].
-    pub fn give_back(&self, logits: Vec<f32>) {
+    pub fn give_back(&self, logits: Vec<f32>, peaks: Peaks) {
         if let Some(kernels) = self.kernels() {
+            kernels.give_back(peaks.values);
             let mut kept = kernels.logits.borrow_mut();
             kept.push(logits);
             kept.truncate(LOGITS_MAX);

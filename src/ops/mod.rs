@@ -36,7 +36,7 @@ pub use encoder::{
 pub use feed_forward::{GatedFeedForward, gated_feed_forward};
 pub use gather::gather_rows;
 pub use kv::{KvDtype, KvShape, LayerKv, PagedKv, write_kv};
-pub use logits::logits;
+pub use logits::{Peaks, logits};
 pub use matmul::{Projection, matmul};
 pub use norm::{add_rms_norm, rms_norm, rms_norm_owned};
 pub use rope::{HeadNorm, RopeParams, Rotation, rotate_heads, rotation};

@@ -16,6 +16,8 @@ pub use model_runner::{ModelRunner, RunnerOptions};
 pub use plan::{MemoryPlan, PlanError, PlanInputs};
 
 pub use crate::model::embedding::{EmbeddingSpec, Pooler, Pooling, normalize_vector};
+use crate::ops::Peaks;
+use crate::sampling::LogitRow;
 use crate::scheduler::SchedulerOutput;
 
 /// Rows of logits, `[rows, vocab]`, in the order of the step's sequences (`LogitRows::Last` gives one row, `All` one per
@@ -25,11 +27,20 @@ pub struct Logits {
     pub data: Vec<f32>,
     /// Values of a row.
     pub width: usize,
+    /// Of all rows, or not known.
+    pub peaks: Peaks,
 }
 
 impl Logits {
-    pub fn rows_mut(&mut self) -> std::slice::ChunksExactMut<'_, f32> {
-        self.data.chunks_exact_mut(self.width.max(1))
+    /// The rows, each with its peaks.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = LogitRow<'_>> {
+        let Self { data, width, peaks: Peaks { values, run } } = self;
+        let runs = width.div_ceil((*run).max(1)).max(1);
+        let mut peaks = values.chunks_exact_mut(runs);
+        data.chunks_exact_mut((*width).max(1)).map(move |row| match peaks.next() {
+            Some(peaks) => LogitRow::bounded(row, peaks, *run),
+            None => row.into(),
+        })
     }
 }
 

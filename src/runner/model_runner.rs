@@ -138,16 +138,16 @@ impl Runner for ModelRunner {
     fn execute(&mut self, step: &SchedulerOutput) -> Result<Logits, RunnerError> {
         let width = self.dimensions().unwrap_or(self.limits.vocab);
         if step.is_empty() {
-            return Ok(Logits { data: Vec::new(), width });
+            return Ok(Logits { width, ..Logits::default() });
         }
         let batch = forward_batch(step, self.limits)?;
         let _turn = self.cx.turn();
-        let data = self.decoder.forward(&self.cx, &batch, &mut self.kv)?;
-        Ok(Logits { data, width })
+        let (data, peaks) = self.decoder.forward(&self.cx, &batch, &mut self.kv)?;
+        Ok(Logits { data, width, peaks })
     }
 
     fn recycle(&mut self, logits: Logits) {
-        self.cx.give_back(logits.data);
+        self.cx.give_back(logits.data, logits.peaks);
     }
 
     fn spread(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {

@@ -1,6 +1,7 @@
 //! The random pick: temperature, `min_p`, `top_k`, `top_p`, then a draw by the cumulative distribution.
 use super::SamplingParams;
 use super::nucleus::BinnedRow;
+use super::row::View;
 use super::select::{self, Candidate};
 use super::softmax::{self, CHUNK, Weights};
 
@@ -12,8 +13,9 @@ const NUCLEUS_SECOND: usize = 1024;
 /// Picks a token of `row` with the uniform number `u` in [0, 1); `None` when no logit is above minus infinity.
 ///
 /// The temperature must not be greedy. `top_p` is a share of what `min_p` and `top_k` left.
-pub(super) fn draw(row: &[f32], params: &SamplingParams, u: f64) -> Option<u32> {
-    let max = softmax::max(row)?;
+pub(super) fn draw(view: View<'_>, params: &SamplingParams, u: f64) -> Option<u32> {
+    let max = softmax::max(view)?;
+    let row = view.logits;
     // A weight is e^((x - max) / T) and the largest is 1, so min_p is a bound on x.
     let floor = if params.min_p > 0.0 {
         (f64::from(max) + f64::from(params.temperature.min(1e30)) * f64::from(params.min_p.min(1.0)).ln()) as f32
@@ -27,12 +29,12 @@ pub(super) fn draw(row: &[f32], params: &SamplingParams, u: f64) -> Option<u32> 
         (None, None) => from_row(row, &weights, u),
         (Some(k), top_p) => {
             let mut candidates = Vec::new();
-            select::largest(row, k, floor, &mut candidates);
+            select::largest(view, k, floor, &mut candidates);
             let kept = Kept::new(&candidates, &weights);
             let target = top_p.unwrap_or(1.0) * kept.mass();
             kept.nucleus(target).pick(u)
         }
-        (None, Some(p)) => from_nucleus(row, &weights, p, u),
+        (None, Some(p)) => from_nucleus(view, &weights, p, u),
     }
 }
 
@@ -69,11 +71,12 @@ fn from_row(row: &[f32], weights: &Weights, u: f64) -> Option<u32> {
 }
 
 /// `top_p` alone: a few favourites if they hold the share `p` of the row's mass, else the row in bins.
-fn from_nucleus(row: &[f32], weights: &Weights, p: f64, u: f64) -> Option<u32> {
+fn from_nucleus(view: View<'_>, weights: &Weights, p: f64, u: f64) -> Option<u32> {
+    let row = view.logits;
     let target = p * weights.total(row, &mut Vec::new());
     let mut candidates = Vec::new();
     for k in [NUCLEUS_FIRST, NUCLEUS_SECOND] {
-        select::largest(row, k, weights.floor, &mut candidates);
+        select::largest(view, k, weights.floor, &mut candidates);
         let kept = Kept::new(&candidates, weights);
         if kept.mass() >= target || candidates.len() < k {
             return kept.nucleus(target).pick(u);

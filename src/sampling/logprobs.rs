@@ -1,4 +1,5 @@
 //! Log-probabilities from raw logits.
+use super::row::View;
 use super::select::{self, Candidate};
 use super::{TokenLogprobs, softmax};
 
@@ -8,7 +9,7 @@ use super::{TokenLogprobs, softmax};
 #[must_use]
 pub fn logprobs(logits: &[f32], token: u32, top: usize) -> TokenLogprobs {
     let chosen = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
-    RawLogprobs::of(logits, top).with_chosen(chosen)
+    RawLogprobs::of(logits.into(), top).with_chosen(chosen)
 }
 
 /// What must be read from a row before it is transformed: its normaliser and its best tokens.
@@ -19,10 +20,10 @@ pub(super) struct RawLogprobs {
 }
 
 impl RawLogprobs {
-    pub(super) fn of(logits: &[f32], top: usize) -> Self {
-        let log_sum_exp = softmax::log_sum_exp(logits);
+    pub(super) fn of(row: View<'_>, top: usize) -> Self {
+        let log_sum_exp = softmax::log_sum_exp(row);
         let mut best: Vec<Candidate> = Vec::new();
-        select::largest(logits, top, f32::NEG_INFINITY, &mut best);
+        select::largest(row, top, f32::NEG_INFINITY, &mut best);
         let top = best.iter().map(|c| (c.id(), logprob(c.logit(), log_sum_exp))).collect();
         Self { log_sum_exp, top }
     }

@@ -21,6 +21,7 @@ mod nucleus;
 pub mod params;
 mod processors;
 mod rng;
+mod row;
 mod sampler;
 mod select;
 mod softmax;
@@ -31,6 +32,7 @@ mod tests;
 pub use logprobs::logprobs;
 pub use mask::TokenMask;
 pub use params::SamplingParams;
+pub use row::LogitRow;
 pub use sampler::Sampler;
 
 /// Log-probabilities of one position, from the raw logits (before penalties, bias, temperature and filters).

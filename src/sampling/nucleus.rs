@@ -184,11 +184,11 @@ mod tests {
         fn the_pick_is_the_one_of_the_sorted_row(
             row in rows(), temperature in 0.05f32..20.0, p in 0.01f64..1.0, u in 0.0f64..1.0, floor in prop::bool::ANY,
         ) {
-            let max = super::super::softmax::max(&row).unwrap();
+            let max = super::super::softmax::max((&row).into()).unwrap();
             let floor = if floor { max - 0.5 } else { f32::NEG_INFINITY };
             let weights = Weights { max, inverse_temperature: 1.0 / temperature, floor };
             let mut sorted = Vec::new();
-            select::largest(&row, row.len(), floor, &mut sorted);
+            select::largest((&row).into(), row.len(), floor, &mut sorted);
             let mut sum = 0.0;
             let sums: Vec<f64> = sorted.iter().map(|c| { sum += f64::from(weights.of(c.logit())); sum }).collect();
             let target = p * sum;

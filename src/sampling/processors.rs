@@ -1,37 +1,37 @@
 //! Transformations of single logits that also change what greedy decoding picks: bans, bias and penalties.
 use std::collections::HashMap;
 
-use super::{SamplingParams, TokenMask};
+use super::row::View;
+use super::{LogitRow, SamplingParams, TokenMask};
 
 /// A row of logits being changed in a few places, with the raw values of the places changed.
 pub(super) struct EditedRow<'a> {
-    logits: &'a mut [f32],
+    row: LogitRow<'a>,
     /// (id, raw logit) of every change, in order; an id may occur again after its first change.
     changes: Vec<(u32, f32)>,
 }
 
 impl<'a> EditedRow<'a> {
-    pub(super) fn new(logits: &'a mut [f32]) -> Self {
-        Self { logits, changes: Vec::new() }
+    pub(super) fn new(row: LogitRow<'a>) -> Self {
+        Self { row, changes: Vec::new() }
     }
 
-    pub(super) fn logits(&self) -> &[f32] {
-        self.logits
+    pub(super) fn view(&self) -> View<'_> {
+        self.row.view()
     }
 
     /// The logit of `id` before any change.
     pub(super) fn raw(&self, id: u32) -> f32 {
         match self.changes.iter().find(|(changed, _)| *changed == id) {
             Some(&(_, raw)) => raw,
-            None => self.logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY),
+            None => self.row.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY),
         }
     }
 
     /// Ids outside the row have no logit to change.
     fn edit(&mut self, id: u32, change: impl FnOnce(f32) -> f32) {
-        if let Some(logit) = self.logits.get_mut(id as usize) {
-            self.changes.push((id, *logit));
-            *logit = change(*logit);
+        if let Some(before) = self.row.change(id, change) {
+            self.changes.push((id, before));
         }
     }
 
@@ -44,7 +44,7 @@ impl<'a> EditedRow<'a> {
 
     /// Makes all tokens impossible that `mask` does not allow. [`Self::raw`] no longer knows what their logits were.
     pub(super) fn keep_only(&mut self, mask: TokenMask<'_>) {
-        mask.apply(self.logits);
+        mask.apply(self.row.lower());
     }
 
     /// Adds every bias to its logit.

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::logprobs::RawLogprobs;
 use super::processors::{EditedRow, TokensSeen};
-use super::{SampledToken, SamplingParams, TokenMask, draw, rng, softmax};
+use super::{LogitRow, SampledToken, SamplingParams, TokenMask, draw, rng, softmax};
 
 /// What a sequence's sampler remembers between tokens: the tokens seen, for the penalties. Rebuilt from tokens alone.
 #[derive(Debug, Clone)]
@@ -39,29 +39,34 @@ impl Sampler {
     }
 
     /// Picks the token for output position `output_index` (0 = first generated token) and remembers it.
-    /// `logits`: raw logits of one row, `[vocab]`; left unchanged unless transformed. `stop_tokens`: banned while
+    /// `row`: raw logits, `[vocab]`; left unchanged unless transformed. `stop_tokens`: banned while
     /// `output_index < params.min_tokens`.
     ///
     /// In a row without finite logits the lowest id that is not banned is picked, and 0 if all are banned.
-    pub fn sample(&mut self, logits: &mut [f32], output_index: usize, stop_tokens: &[u32]) -> SampledToken {
-        self.sample_within(logits, output_index, stop_tokens, None)
+    pub fn sample<'a>(
+        &mut self,
+        row: impl Into<LogitRow<'a>>,
+        output_index: usize,
+        stop_tokens: &[u32],
+    ) -> SampledToken {
+        self.sample_within(row, output_index, stop_tokens, None)
     }
 
     /// As [`Self::sample`], among the tokens of a grammar's mask. Where it allows nothing but stop tokens they are not
     /// banned.
-    pub fn sample_within(
+    pub fn sample_within<'a>(
         &mut self,
-        logits: &mut [f32],
+        row: impl Into<LogitRow<'a>>,
         output_index: usize,
         stop_tokens: &[u32],
         mask: Option<TokenMask<'_>>,
     ) -> SampledToken {
-        let params = &*self.params;
-        let raw = params.logprobs.map(|top| RawLogprobs::of(logits, usize::from(top)));
-        let must_end = || mask.is_some_and(|mask| mask.allows_only(stop_tokens, logits.len()));
+        let (params, row) = (&*self.params, row.into());
+        let raw = params.logprobs.map(|top| RawLogprobs::of(row.view(), usize::from(top)));
+        let must_end = || mask.is_some_and(|mask| mask.allows_only(stop_tokens, row.len()));
         let banned = if output_index < params.min_tokens && !must_end() { stop_tokens } else { &[] };
 
-        let mut row = EditedRow::new(logits);
+        let mut row = EditedRow::new(row);
         row.bias(&params.logit_bias);
         if let Some(seen) = &self.seen {
             row.penalise(params, seen);
@@ -73,11 +78,11 @@ impl Sampler {
         }
 
         let picked = if params.is_greedy() {
-            softmax::argmax(row.logits())
+            softmax::argmax(row.view())
         } else {
-            draw::draw(row.logits(), params, rng::uniform(params.seed, output_index as u64))
+            draw::draw(row.view(), params, rng::uniform(params.seed, output_index as u64))
         };
-        let vocab = row.logits().len() as u32;
+        let vocab = row.view().logits.len() as u32;
         let possible = |id: &u32| !banned.contains(id) && mask.is_none_or(|mask| mask.allows(*id));
         let id = picked.or_else(|| (0..vocab).find(possible)).unwrap_or(0);
         let logprobs = raw.map(|raw| raw.with_chosen(row.raw(id)));

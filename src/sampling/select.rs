@@ -1,5 +1,7 @@
 //! Selection of the largest logits without sorting the vocabulary.
 
+use super::row::View;
+
 /// A logit and its id as one integer that orders like (logit ascending, id descending): the largest candidate is the most
 /// likely token, and among equals the one with the lower id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,21 +29,26 @@ impl Candidate {
 /// Puts the `k` largest logits of `row` that are at least `floor` (and above minus infinity) into `out`, largest first.
 ///
 /// One pass over the row with a buffer of 2 `k`: once it is full, the smaller half goes and the `k`-th largest so far
-/// becomes the bar, which few of the remaining logits pass.
-pub(super) fn largest(row: &[f32], k: usize, floor: f32, out: &mut Vec<Candidate>) {
+/// becomes the bar, which few of the remaining logits pass. Runs that are known to hold none that does are not read.
+pub(super) fn largest(row: View<'_>, k: usize, floor: f32, out: &mut Vec<Candidate>) {
     out.clear();
-    let k = k.min(row.len());
+    let k = k.min(row.logits.len());
     if k == 0 {
         return;
     }
     let room = (2 * k).max(64);
     let mut bar = f32::NEG_INFINITY;
-    for (id, &x) in row.iter().enumerate() {
-        // Strictly above: an equal logit further on has a higher id and loses.
-        if x > bar && x >= floor {
-            out.push(Candidate::new(x, id as u32));
-            if out.len() == room {
-                bar = keep_largest(out, k);
+    for (start, bound, run) in row.runs() {
+        if bound <= bar || bound < floor {
+            continue;
+        }
+        for (id, &x) in (start..).zip(run) {
+            // Strictly above: an equal logit further on has a higher id and loses.
+            if x > bar && x >= floor {
+                out.push(Candidate::new(x, id as u32));
+                if out.len() == room {
+                    bar = keep_largest(out, k);
+                }
             }
         }
     }
@@ -88,7 +95,7 @@ mod tests {
             sorted.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]).then(a.cmp(&b)));
             sorted.truncate(k);
             let mut out = Vec::new();
-            largest(&row, k, floor, &mut out);
+            largest((&row).into(), k, floor, &mut out);
             prop_assert_eq!(out.iter().map(|c| c.id()).collect::<Vec<_>>(), sorted);
         }
     }

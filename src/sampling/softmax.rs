@@ -3,6 +3,8 @@
 //! The loops keep `LANES` independent partial results, which the compiler turns into vector instructions. Rust neither
 //! reorders nor fuses floating-point operations, so the bits are the same with any vector width.
 
+use super::row::View;
+
 pub(super) const LANES: usize = 16;
 /// Logits whose weights are summed together; `draw` finds the chunk first and the token in it second.
 pub(super) const CHUNK: usize = 512;
@@ -22,20 +24,38 @@ fn largest(row: &[f32]) -> f32 {
     lanes.into_iter().fold(f32::NEG_INFINITY, |max, x| if x > max { x } else { max })
 }
 
+/// The largest logit of a row as it stands, and the first run that has it: its first id and its logits. `None` when no logit is above
+/// minus infinity.
+#[expect(clippy::float_cmp, reason = "looks for the very value that was found")]
+fn best_run(row: View<'_>) -> Option<(f32, usize, &[f32])> {
+    // The first run with the greatest bound: if it holds that, no other holds more, nor as much before it.
+    let bound = largest(row.bounds());
+    let favourite = row.runs().nth(row.bounds().iter().position(|&b| b == bound)?)?;
+    let mut best = (largest(favourite.2), favourite.0, favourite.2);
+    if best.0 < bound {
+        for (start, bound, run) in row.runs().filter(|run| run.0 != favourite.0) {
+            let beats = |x: f32| x > best.0 || x == best.0 && start < best.1;
+            if beats(bound) {
+                let max = largest(run);
+                if beats(max) {
+                    best = (max, start, run);
+                }
+            }
+        }
+    }
+    (best.0 > f32::NEG_INFINITY).then_some(best)
+}
+
 /// The largest logit with plus infinity read as the largest finite number; `None` when no logit is above minus infinity.
-pub(super) fn max(row: &[f32]) -> Option<f32> {
-    let max = largest(row);
-    (max > f32::NEG_INFINITY).then_some(max.min(f32::MAX))
+pub(super) fn max(row: View<'_>) -> Option<f32> {
+    best_run(row).map(|(max, ..)| max.min(f32::MAX))
 }
 
 /// Lowest id among the largest logits; `None` when no logit is above minus infinity.
 #[expect(clippy::float_cmp, reason = "looks for the very value that was found")]
-pub(super) fn argmax(row: &[f32]) -> Option<u32> {
-    let max = largest(row);
-    if max == f32::NEG_INFINITY {
-        return None;
-    }
-    row.iter().position(|&x| x == max).map(|id| id as u32)
+pub(super) fn argmax(row: View<'_>) -> Option<u32> {
+    let (max, start, run) = best_run(row)?;
+    run.iter().position(|&x| x == max).map(|at| (start + at) as u32)
 }
 
 /// Below this, [`exp`] is 0.
@@ -120,10 +140,10 @@ impl Weights {
 }
 
 /// ln of the sum of e^x over the row; `None` when no logit is above minus infinity.
-pub(super) fn log_sum_exp(row: &[f32]) -> Option<f64> {
+pub(super) fn log_sum_exp(row: View<'_>) -> Option<f64> {
     let max = max(row)?;
     let weights = Weights { max, inverse_temperature: 1.0, floor: f32::NEG_INFINITY };
-    let total: f64 = row.chunks(CHUNK).map(|chunk| weights.sum(chunk)).sum();
+    let total: f64 = row.logits.chunks(CHUNK).map(|chunk| weights.sum(chunk)).sum();
     Some(f64::from(max) + total.ln())
 }
 
@@ -149,15 +169,15 @@ mod tests {
 
     #[test]
     fn argmax_takes_the_lowest_of_equals_and_skips_nan() {
-        assert_eq!(argmax(&[]), None);
-        assert_eq!(argmax(&[f32::NAN; 40]), None);
-        assert_eq!(argmax(&[f32::NEG_INFINITY; 3]), None);
-        assert_eq!(argmax(&[f32::NAN, -0.0, 0.0]), Some(1));
+        assert_eq!(argmax((&[]).into()), None);
+        assert_eq!(argmax((&[f32::NAN; 40]).into()), None);
+        assert_eq!(argmax((&[f32::NEG_INFINITY; 3]).into()), None);
+        assert_eq!(argmax((&[f32::NAN, -0.0, 0.0]).into()), Some(1));
         let mut row = vec![0.0; 100];
         (row[17], row[33], row[99]) = (2.0, 2.0, 2.0);
-        assert_eq!(argmax(&row), Some(17));
+        assert_eq!(argmax((&row).into()), Some(17));
         row[64] = f32::INFINITY;
-        assert_eq!(argmax(&row), Some(64));
+        assert_eq!(argmax((&row).into()), Some(64));
     }
 
     #[test]
@@ -165,8 +185,8 @@ mod tests {
         let row: Vec<f32> = (0..50_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 12.0).collect();
         let max = row.iter().copied().fold(f32::MIN, f32::max);
         let exact = f64::from(max) + row.iter().map(|&x| f64::from(x - max).exp()).sum::<f64>().ln();
-        assert!((log_sum_exp(&row).unwrap() - exact).abs() < 1e-7);
-        assert_eq!(log_sum_exp(&[f32::NEG_INFINITY]), None);
-        assert!(log_sum_exp(&[f32::INFINITY, 1.0, f32::NAN]).unwrap().is_finite());
+        assert!((log_sum_exp((&row).into()).unwrap() - exact).abs() < 1e-7);
+        assert_eq!(log_sum_exp((&[f32::NEG_INFINITY]).into()), None);
+        assert!(log_sum_exp((&[f32::INFINITY, 1.0, f32::NAN]).into()).unwrap().is_finite());
     }
 }

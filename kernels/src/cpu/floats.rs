@@ -81,6 +81,9 @@ pub struct FloatPairs {
 }
 
 impl FloatMatrix {
+    /// Consecutive outputs of which [`float_refine`] tells the largest.
+    pub const PEAK_OF: usize = STRIP;
+
     /// Bytes that a matrix of this shape takes when packed; `None` for block formats.
     pub fn bytes_for(ty: QuantType, rows: usize, cols: usize) -> Option<usize> {
         Self::strip_bytes(ty, cols)?.checked_mul(rows.div_ceil(STRIP))

@@ -32,7 +32,7 @@ pub use acts::{
 };
 #[cfg(all(test, target_arch = "x86_64"))]
 pub(crate) use matmul::matmul_with;
-pub use matmul::{PackedScratch, packed_gated_matmul, packed_matmul};
+pub use matmul::{PackedScratch, packed_gated_matmul, packed_matmul, packed_matmul_with_peaks};
 pub use refine::packed_refine;
 
 use super::quant::QuantType;
@@ -143,6 +143,9 @@ pub struct RowGroup {
 }
 
 impl PackedMatrix {
+    /// Consecutive outputs of which [`packed_matmul_with_peaks`] tells the largest.
+    pub const PEAK_OF: usize = LANES;
+
     /// Bytes that a matrix of this shape takes when packed; `None` if its format is not packed, or its rows are no whole number of blocks.
     pub fn bytes_for(ty: QuantType, rows: usize, cols: usize) -> Option<usize> {
         let packing = Packing::of(ty)?;

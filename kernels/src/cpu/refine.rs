@@ -7,12 +7,12 @@ use super::shared::SharedSlice;
 const STRIPS_MAX: usize = 32;
 
 /// For each row of `rows` products in `out` computes the strips again, of `lanes` products, whose largest is less than `margin` below the
-/// row's: `compute(row, strip, products)`. `peaks` stays between calls.
+/// row's: `compute(row, strip, products)`. `peaks` has the largest of each strip, before and after; `order` stays between calls.
 pub fn refine(
     cpu: &Cpu,
     (rows, lanes): (usize, usize),
-    out: &mut [f32],
-    peaks: &mut Vec<f32>,
+    (out, peaks): (&mut [f32], &mut [f32]),
+    order: &mut Vec<f32>,
     margin: f32,
     compute: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
 ) {
@@ -20,27 +20,27 @@ pub fn refine(
         return;
     }
     let (m, strips) = (out.len() / rows, rows.div_ceil(lanes));
-    // For each row the largest product of each strip, twice.
-    peaks.resize(2 * m * strips, 0.0);
-    let (peaks, out) = (SharedSlice::new(peaks), SharedSlice::new(out));
+    assert!(peaks.len() == m * strips, "refine: {} peaks of {m} rows of {strips} strips", peaks.len());
+    order.resize(m * strips, 0.0);
+    let (peaks, order, out) = (SharedSlice::new(peaks), SharedSlice::new(order), SharedSlice::new(out));
     cpu.for_pieces(m, 1, |start, end| {
         for row in start..end {
             // SAFETY: what belongs to a row is touched by the piece that has it.
-            let (peaks, out) = unsafe { (peaks.slice(2 * row * strips, 2 * strips), out.slice(row * rows, rows)) };
-            let (peaks, order) = peaks.split_at_mut(strips);
-            let limit = limit(out, lanes, peaks, order, margin);
-            for (s, _) in peaks.iter().enumerate().filter(|&(_, &peak)| peak >= limit) {
-                compute(row, s, &mut out[s * lanes..rows.min((s + 1) * lanes)]);
+            let (peaks, order) = unsafe { (peaks.slice(row * strips, strips), order.slice(row * strips, strips)) };
+            let limit = limit(peaks, order, margin);
+            for (s, peak) in peaks.iter_mut().enumerate().filter(|(_, peak)| **peak >= limit) {
+                let at = s * lanes;
+                // SAFETY: as above.
+                let products = unsafe { out.slice(row * rows + at, lanes.min(rows - at)) };
+                compute(row, s, products);
+                *peak = largest(products);
             }
         }
     });
 }
 
-/// From where on a strip's largest product makes it worth computing again. `peaks` gets these, for each strip; `order` is room for as many.
-fn limit(products: &[f32], lanes: usize, peaks: &mut [f32], order: &mut [f32], margin: f32) -> f32 {
-    for (peak, products) in peaks.iter_mut().zip(products.chunks(lanes)) {
-        *peak = largest(products);
-    }
+/// From where on a strip's largest product makes it worth computing again; `order` is room for as many as there are strips.
+fn limit(peaks: &[f32], order: &mut [f32], margin: f32) -> f32 {
     let limit = largest(peaks) - margin;
     if peaks.iter().filter(|&&peak| peak >= limit).count() <= STRIPS_MAX {
         return limit;
@@ -50,7 +50,7 @@ fn limit(products: &[f32], lanes: usize, peaks: &mut [f32], order: &mut [f32], m
 }
 
 /// The largest value; those that are no numbers are passed over.
-fn largest(values: &[f32]) -> f32 {
+pub fn largest(values: &[f32]) -> f32 {
     const WIDTH: usize = 8;
     // As many maxima side by side as the compiler likes to make vectors of.
     let mut lanes = [f32::NEG_INFINITY; WIDTH];
@@ -61,5 +61,10 @@ fn largest(values: &[f32]) -> f32 {
             *lane = larger(*lane, value);
         }
     }
-    rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
+    for width in [4, 2, 1] {
+        for i in 0..width {
+            lanes[i] = larger(lanes[i], lanes[i + width]);
+        }
+    }
+    rest.iter().fold(lanes[0], |a, &b| larger(a, b))
 }

@@ -127,7 +127,7 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
             sampled.push(lock(&samplers[id]).sample(row, generated[id], &[]).id);
         });
         let sampled: Vec<Vec<u32>> = draws.iter().map(|draw| std::mem::take(&mut lock(draw).1)).collect();
-        drop(draws);
+        drop((draws, rows));
         for (scheduled, tokens) in step.seqs.iter().zip(&sampled) {
             generated[scheduled.id.0 as usize] += tokens.len();
         }

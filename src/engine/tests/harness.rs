@@ -76,7 +76,7 @@ impl Runner for HashModel {
             } else {
                 row.iter().fold(1, |hash, x| mix(hash ^ u64::from(x.to_bits())))
             };
-            for logit in row {
+            for logit in row.into_logits() {
                 hash = mix(hash);
                 *logit = (hash >> 40) as f32 / (1 << 24) as f32 * 9.0 - 5.0;
             }

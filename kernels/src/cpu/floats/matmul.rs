@@ -25,7 +25,7 @@ pub struct FloatScratch {
     /// A strip for each thread.
     lanes: Vec<Mutex<Lines>>,
     /// Room for [`super::float_refine`].
-    pub(super) peaks: Vec<f32>,
+    pub(super) order: Vec<f32>,
 }
 
 impl std::fmt::Debug for FloatScratch {

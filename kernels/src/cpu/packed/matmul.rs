@@ -10,6 +10,7 @@ use crate::cpu::elementwise::Activation;
 use crate::cpu::isa::prefetch;
 use crate::cpu::memory::Lines;
 use crate::cpu::product;
+use crate::cpu::refine::largest;
 use crate::cpu::shared::{Rows, SharedSlice};
 use crate::cpu::strips::{Strips, for_tickets};
 
@@ -32,7 +33,7 @@ pub struct PackedScratch {
     /// Calls in which threads did so.
     calls: u64,
     /// Room for [`super::packed_refine`].
-    pub(super) peaks: Vec<f32>,
+    pub(super) order: Vec<f32>,
 }
 
 /// A tile that a thread has quantised for itself, in cache lines that no other touches.
@@ -136,6 +137,51 @@ pub fn packed_gated_matmul(
             };
             // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
             unsafe { gate.strips.put(s, rows, &out, gated) }
+        });
+    });
+}
+
+/// [`packed_matmul`] with one matrix, and in `peaks` for each row the largest product of each [`LANES`] in a row of the output, those that
+/// are no numbers passed over: taken while they are at hand, for who looks for the largest of many.
+///
+/// # Panics
+/// If the lengths do not fit together.
+#[allow(clippy::too_many_arguments)] // those of `packed_matmul` and the peaks
+pub fn packed_matmul_with_peaks(
+    cpu: &Cpu,
+    w: &PackedMatrix,
+    x: &[f32],
+    m: usize,
+    (out, peaks): (&mut [f32], &mut [f32]),
+    scratch: &mut PackedScratch,
+    precision: Precision,
+) {
+    let (outputs, cols) = (w.rows(), w.cols());
+    let strips = outputs.div_ceil(LANES);
+    assert!(m.checked_mul(strips) == Some(peaks.len()), "packed_matmul_with_peaks: {} peaks", peaks.len());
+    let shapes = [(outputs, cols)].into_iter();
+    if product::columns("packed_matmul_with_peaks", shapes, x, m, &mut [&mut *out]).is_none() {
+        return peaks.fill(0.0);
+    }
+    let (kernels, out, peaks) = (&cpu.isa.table().packed, SharedSlice::new(out), SharedSlice::new(peaks));
+    let source = Source { x, cols, precision, sums: w.has_offset() };
+    in_regions(cpu, kernels, source, scratch, |region| {
+        region.for_products(cpu, &[&w.strips], |_, s, rows, acts| {
+            let with_peaks = |out: Rows<'_>| {
+                let mut products = [[0.0; LANES]; WIDEST_TILE];
+                let products = &mut products[..acts.height];
+                // SAFETY: the table is this processor's.
+                unsafe { (kernels.dot)(&w.strip(s), acts, Rows::contiguous(products.as_flattened_mut(), LANES)) };
+                let lanes = LANES.min(outputs - s * LANES);
+                for (r, products) in (rows.0..).zip(&products[..rows.1]) {
+                    // SAFETY: a strip's peak in a row belongs to the strip, and that to one ticket.
+                    let peak = unsafe { peaks.slice(r * strips + s, 1) };
+                    peak[0] = largest(&products[..lanes]);
+                }
+                out.fill(products);
+            };
+            // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
+            unsafe { w.strips.put(s, rows, &out, with_peaks) }
         });
     });
 }

@@ -8,9 +8,10 @@ use crate::cpu::product;
 use crate::cpu::refine::refine;
 use crate::cpu::shared::Rows;
 
-/// Computes those of the products `out` of [`super::packed_matmul`] again that are near the largest of their row, with 16-bit activations:
+/// Computes those of the products `out` of [`super::packed_matmul_with_peaks`] again that are near the largest of their row, with 16-bit activations:
 /// for each row of `x` the strips of `w` whose largest product is less than `margin` below the row's. For logits: a token's
 /// probability is as right as its logit, and nearly all probability is near the largest. Costs a small part of a product.
+/// `peaks` are those of `out`, before and after.
 ///
 /// A row's result depends on nothing but that row; what is computed again has the bits of [`Precision::Exact`].
 ///
@@ -21,7 +22,7 @@ pub fn packed_refine(
     w: &PackedMatrix,
     x: &[f32],
     m: usize,
-    out: &mut [f32],
+    (out, peaks): (&mut [f32], &mut [f32]),
     scratch: &mut PackedScratch,
     margin: f32,
 ) {
@@ -38,7 +39,7 @@ pub fn packed_refine(
     let source = Source { x, cols: k, precision: Precision::Exact, sums: w.has_offset() };
     quantize_tiles(cpu, kernels, source, scratch);
     let acts = scratch.acts.bytes();
-    refine(cpu, (w.rows(), LANES), out, &mut scratch.peaks, margin, &|row, strip, out| {
+    refine(cpu, (w.rows(), LANES), (out, peaks), &mut scratch.order, margin, &|row, strip, out| {
         let tile = ActTile::new(1, groups, &acts[row * bytes..(row + 1) * bytes]);
         let mut products = [0.0; LANES];
         // SAFETY: the table is this processor's.
