@@ -212,6 +212,10 @@ pub struct KernelTable {
     pub widen_keys: unsafe fn(from: QuadPiece<'_>, len: usize, out: &mut [f32]),
     /// See [`super::kv::widen_values`].
     pub widen_values: unsafe fn(from: QuadPiece<'_>, head_dim: usize, width: usize, out: &mut [f32]),
+    /// See [`super::kv::round_key`].
+    pub round_key: unsafe fn(key: &[f32], pairs: &mut [u32], stride: usize) -> f32,
+    /// See [`super::kv::round_value`].
+    pub round_value: unsafe fn(value: &[f32], high: bool, pairs: &mut [u32]) -> f32,
     /// One row of RMS normalisation: `x`, `weight`, `eps`, `out`.
     pub rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
     /// `residual += x`.

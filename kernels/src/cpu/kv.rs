@@ -6,6 +6,7 @@
 
 use super::Cpu;
 use super::attention::span::PIECE as KEYS;
+use super::dispatch::KernelTable;
 use super::math::ROUND;
 use super::shared::SharedSlice;
 use half::f16;
@@ -220,6 +221,7 @@ pub(crate) fn check_quads(head_dim: usize, block_size: usize) {
 }
 
 /// The largest magnitude.
+#[inline(always)]
 fn largest(x: &[f32]) -> f32 {
     // Their order is that of their bits, with infinity and NaN on top.
     let bits = x.iter().fold(0, |m, v| m.max(v.abs().to_bits().cast_signed()));
@@ -227,6 +229,7 @@ fn largest(x: &[f32]) -> f32 {
 }
 
 /// The root of the sum of squares of a multiple of [`KEYS`] values, summed in as many lanes.
+#[inline(always)]
 fn norm(x: &[f32]) -> f32 {
     let mut lanes = [0.0; KEYS];
     for x in x.as_chunks::<KEYS>().0 {
@@ -236,6 +239,7 @@ fn norm(x: &[f32]) -> f32 {
 }
 
 /// The scale of values of some size that are rounded to integers of the size `to`, and its inverse.
+#[inline(always)]
 pub(crate) fn scale_of(size: f32, to: f32) -> (f32, f32) {
     let scale = size / to;
     if !size.is_finite() {
@@ -249,10 +253,37 @@ pub(crate) fn scale_of(size: f32, to: f32) -> (f32, f32) {
 }
 
 /// The 16-bit integer nearest to `x` times the inverse of a scale, ties to even; 0 where `x` is not finite.
+#[inline(always)]
 fn nearest(x: f32, inverse: f32) -> u16 {
     // The low bits of such a sum are the integer's.
     const { assert!(ROUND.to_bits() as u16 == 0) };
     (x * inverse + ROUND).to_bits() as u16
+}
+
+/// Rounds a head's key to pairs of 16-bit integers, every `stride`th of `pairs`; returns their scale. Inlined into each instruction set.
+#[inline(always)]
+pub(crate) fn round_key(key: &[f32], pairs: &mut [u32], stride: usize) -> f32 {
+    let (scale, inverse) = scale_of(norm(key), KEY_NORM);
+    let mut pairs = pairs.iter_mut().step_by(stride);
+    for x in key.as_chunks::<KEYS>().0 {
+        let rounded = x.map(|x| nearest(x, inverse));
+        // In this order: a zip that ends takes one more from its first part.
+        for (n, pair) in rounded.as_chunks::<2>().0.iter().zip(pairs.by_ref()) {
+            *pair = u32::from(n[0]) | u32::from(n[1]) << 16;
+        }
+    }
+    scale
+}
+
+/// Rounds a head's value to 16-bit integers, the high or the low ones of `pairs`; returns their scale. Inlined into each instruction set.
+#[inline(always)]
+pub(crate) fn round_value(value: &[f32], high: bool, pairs: &mut [u32]) -> f32 {
+    let shift = 16 * u32::from(high);
+    let (scale, inverse) = scale_of(largest(value), VALUE_MAX);
+    for (pair, &x) in pairs.iter_mut().zip(value) {
+        *pair = *pair & !(0xffff << shift) | u32::from(nearest(x, inverse)) << shift;
+    }
+    scale
 }
 
 /// Rounds the values of a group to 8 bits; returns their scale.
@@ -333,8 +364,8 @@ impl<'a> Target<'a> {
     /// Stores a head's value.
     ///
     /// # Safety
-    /// No other thread may touch the head's part of the block.
-    unsafe fn store_value(&self, place: Place, row: &[f32]) {
+    /// The table is this processor's. No other thread may touch the head's part of the block.
+    unsafe fn store_value(&self, table: &KernelTable, place: Place, row: &[f32]) {
         let token = place.head_block * place.block_size + place.offset;
         // SAFETY: the caller's promise.
         unsafe {
@@ -342,12 +373,8 @@ impl<'a> Target<'a> {
                 Target::F32(s) => s.slice(token * row.len(), row.len()).copy_from_slice(row),
                 Target::F16(s) => s.slice(token * row.len(), row.len()).convert_from_f32_slice(row),
                 Target::I16 { pairs, scales } => {
-                    let shift = token % 2 * 16;
-                    let (scale, inverse) = scale_of(largest(row), VALUE_MAX);
-                    scales.slice(token, 1)[0] = scale;
-                    for (pair, &x) in pairs.slice(token / 2 * row.len(), row.len()).iter_mut().zip(row) {
-                        *pair = *pair & !(0xffff << shift) | u32::from(nearest(x, inverse)) << shift;
-                    }
+                    let pairs = pairs.slice(token / 2 * row.len(), row.len());
+                    scales.slice(token, 1)[0] = (table.round_value)(row, token % 2 == 1, pairs);
                 }
                 Target::I8 { quads, scales } => {
                     let shift = token % 4 * 8;
@@ -368,8 +395,8 @@ impl<'a> Target<'a> {
     /// Stores a head's key: each dimension `block_size` behind the one before it.
     ///
     /// # Safety
-    /// No other thread may touch the head's part of the block.
-    unsafe fn store_key(&self, place: Place, row: &[f32]) {
+    /// The table is this processor's. No other thread may touch the head's part of the block.
+    unsafe fn store_key(&self, table: &KernelTable, place: Place, row: &[f32]) {
         let Place { head_block, offset, block_size: stride } = place;
         let at = head_block * stride * row.len() + offset;
         let len = (row.len() - 1) * stride + 1;
@@ -393,13 +420,9 @@ impl<'a> Target<'a> {
                     }
                 }
                 Target::I16 { pairs, scales } => {
-                    let (scale, inverse) = scale_of(norm(row), KEY_NORM);
-                    scales.slice(head_block * stride + offset, 1)[0] = scale;
                     let at = head_block * stride * (row.len() / 2) + offset;
                     let pairs = pairs.slice(at, (row.len() / 2 - 1) * stride + 1);
-                    for (pair, x) in pairs.iter_mut().step_by(stride).zip(row.as_chunks::<2>().0) {
-                        *pair = u32::from(nearest(x[0], inverse)) | u32::from(nearest(x[1], inverse)) << 16;
-                    }
+                    scales.slice(head_block * stride + offset, 1)[0] = (table.round_key)(row, pairs, stride);
                 }
                 Target::I8 { quads, scales } => {
                     let at = head_block * stride * (row.len() / 4) + offset;
@@ -460,6 +483,7 @@ pub fn write_kv(
     if let Some(slot) = slots.iter().find(|&&slot| slot as usize >= capacity) {
         panic!("write_kv: slot {slot} is outside a cache of {capacity} tokens");
     }
+    let table = cpu.isa.table();
     // Heads, not tokens, are spread over threads: two tokens of one slot then stay in order.
     let piece = STORED / (slots.len() * head_dim).max(1);
     cpu.for_pieces(2 * kv_heads, piece, move |start, end| {
@@ -469,12 +493,12 @@ pub fn write_kv(
                 let (b, offset) = (slot as usize / block_size, slot as usize % block_size);
                 let from = t * width + head * head_dim;
                 let place = Place { head_block: layout.head_block(b, head), offset, block_size };
-                // SAFETY: a head's keys (or values) in the cache are touched by the one piece that holds them.
+                // SAFETY: a head's keys (or values) in the cache are touched by the one piece that holds them; the table is this processor's.
                 unsafe {
                     if keys {
-                        k_cache.store_key(place, &k[from..from + head_dim]);
+                        k_cache.store_key(table, place, &k[from..from + head_dim]);
                     } else {
-                        v_cache.store_value(place, &v[from..from + head_dim]);
+                        v_cache.store_value(table, place, &v[from..from + head_dim]);
                     }
                 }
             }

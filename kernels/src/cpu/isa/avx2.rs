@@ -31,6 +31,8 @@ pub const TABLE: KernelTable = KernelTable {
     quads: None,
     widen_keys: attend::widen_keys,
     widen_values: attend::widen_values,
+    round_key: attend::round_key,
+    round_value: attend::round_value,
     rms_norm,
     add,
     gated,

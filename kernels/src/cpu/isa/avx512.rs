@@ -22,6 +22,8 @@ pub const TABLE: KernelTable = KernelTable {
     quads: Some(&quads::QUADS),
     widen_keys: attend::widen_keys,
     widen_values: attend::widen_values,
+    round_key: attend::round_key,
+    round_value: attend::round_value,
     rms_norm: elementwise::rms_norm,
     add: elementwise::add,
     gated: elementwise::gated,

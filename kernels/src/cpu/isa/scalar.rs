@@ -10,7 +10,7 @@ mod packed;
 use crate::cpu::dispatch::{FloatKernels, KernelTable, PackedKernels, TILE_ROWS, WeightRows};
 use crate::cpu::elementwise::{add_row, gated_row, rms_norm_row, sin_cos_row};
 use crate::cpu::encoder::{EncoderKernels, activate_rows, attend_head, layer_norm_row};
-use crate::cpu::kv::{widen_keys, widen_values};
+use crate::cpu::kv::{round_key, round_value, widen_keys, widen_values};
 use crate::cpu::math::ROUND;
 use crate::cpu::panel::{ACT_MAX, ActPanel, GROUP, GROUPS, PANEL, SMALLEST_AMAX, WeightPanel, unpack_panel};
 use crate::cpu::quant::{Mins, QuantType, dequantize};
@@ -33,6 +33,8 @@ pub const TABLE: KernelTable = KernelTable {
     quads: None,
     widen_keys: |from, len, out| widen_keys(from, len, out),
     widen_values: |from, head_dim, width, out| widen_values(from, head_dim, width, out),
+    round_key: |key, pairs, stride| round_key(key, pairs, stride),
+    round_value: |value, high, pairs| round_value(value, high, pairs),
     rms_norm: |x, w, eps, out| rms_norm_row(x, w, eps, out),
     add: |to, x| add_row(to, x),
     gated: |act, gate, up, out| gated_row(act, gate, up, out),
