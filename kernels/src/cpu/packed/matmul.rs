@@ -21,7 +21,7 @@ const CHUNK_BYTES: usize = 512 * 1024;
 const QUANTIZE_PIECE: usize = 4 * 1024;
 /// Most values that all threads together quantise where each has the tile for itself: that costs no more than to wait for each other and
 /// to read what another core has written.
-const OWN_VALUES: usize = 16 * 1024;
+const OWN_VALUES: usize = 32 * 1024;
 
 /// Buffers of [`packed_matmul`] that stay between calls.
 #[derive(Default)]
@@ -356,12 +356,11 @@ pub(super) fn quantize_tiles(cpu: &Cpu, kernels: &PackedKernels, source: Source<
         *acts = Lines::zeroed(bytes);
     }
     let out = SharedSlice::new(acts.bytes_mut());
-    // Of many tiles each is one run of groups; of fewer, runs are about as many as spread them evenly.
-    let (spread, height) = (4 * cpu.pool.threads(), plans[0].height);
-    let run = match (groups * plans.len()).div_ceil(spread).max(QUANTIZE_PIECE.div_ceil(height * GROUP)) {
-        run if plans.len() < spread && run < groups => groups.div_ceil(groups.div_ceil(run)),
-        _ => groups,
-    };
+    // Of many tiles each is one run of groups; of fewer, runs are as many as spread them evenly. Each run looks at whole rows first.
+    let (threads, height) = (cpu.pool.threads(), plans[0].height);
+    let even = (1..threads).find(|runs| plans.len() * runs % threads == 0).unwrap_or(threads);
+    let most = groups.div_ceil(QUANTIZE_PIECE.div_ceil(height * GROUP));
+    let run = groups.div_ceil(if plans.len() < 2 * threads { even.min(most) } else { 1 });
     let runs = groups.div_ceil(run);
     cpu.for_pieces(plans.len() * runs, QUANTIZE_PIECE.div_ceil(height * run * GROUP), |start, end| {
         for piece in start..end {

@@ -19,8 +19,5 @@ pub fn dot(strip: &FloatStrip<'_>, acts: &FloatTile<'_>, out: Rows<'_>) {
             }
         }
     }
-    for (row, sums) in sums[..acts.height].iter().enumerate() {
-        // SAFETY: row `row` has as many columns.
-        unsafe { out.at().add(row * out.stride()).copy_from_nonoverlapping(sums.as_ptr(), STRIP) }
-    }
+    out.fill(&sums[..acts.height]);
 }
