@@ -212,6 +212,39 @@ fn feed_forward_of_more_rows_than_go_through_together() {
 }
 
 #[test]
+fn feed_forward_of_packed_matrices_and_logits_with_peaks() {
+    let stored = |rows, cols, seed| {
+        let quantized = QTensor::quantize(&values(rows, cols, seed), GgmlDType::Q8_0).unwrap();
+        let bytes = MappedBytes::Owned(quantized.data().unwrap().as_ref().into());
+        Matrix::Mapped(MappedMatrix { ty: QuantType::Q8_0, rows, cols, bytes })
+    };
+    let [gate, up, down, output] =
+        [(96, 64, 1), (96, 64, 2), (40, 96, 3), (45, 64, 4)].map(|(r, c, s)| stored(r, c, s));
+    let x = values(100, 64, 5);
+    for cx in contexts() {
+        let placed = [&gate, &up, &down, &output].map(|matrix| cx.place(matrix.clone()));
+        let [gate, up, down, output] = &placed;
+        let plain = |weight| Projection { weight, bias: None };
+        let ffn = GatedFeedForward { gate: plain(gate), up: plain(up), down: plain(down), act: Activation::Silu };
+        // One op after the other.
+        let parts = matmul(&cx, &[plain(gate), plain(up)], own(&x)).unwrap();
+        let [g, u] = [0, 1].map(|i| parts[i].flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        let mut gated = vec![0.0; g.len()];
+        wick_kernels::gated_activation(&cx.kernels().unwrap().cpu, Activation::Silu, &g, &u, &mut gated);
+        let gated = Tensor::from_vec(gated, (100, 96), &Device::Cpu).unwrap();
+        let expected = matmul(&cx, &[plain(down)], gated).unwrap().swap_remove(0);
+        assert_close(&gated_feed_forward(&cx, &ffn, own(&x)).unwrap(), &expected, 0.0);
+        let (rows, peaks) = logits(&cx, output, own(&x), Some(3.0)).unwrap();
+        if peaks.run > 0 {
+            let largest = |run: &[f32]| run.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let want: Vec<f32> = rows.chunks(45).flat_map(|row| row.chunks(peaks.run).map(largest)).collect();
+            assert_eq!(peaks.values, want);
+        }
+        assert_eq!(peaks.run > 0, matches!(output, Matrix::Packed(_)));
+    }
+}
+
+#[test]
 fn the_memory_of_an_activation_serves_the_next_one() {
     for cx in contexts() {
         let kernels = cx.kernels().unwrap();

@@ -10,7 +10,7 @@ use crate::cpu::shared::{Rows, SharedSlice};
 
 /// As [`packed_refine`](crate::packed_refine), for products of [`super::float_matmul`] at `precision`: where that has rounded activations,
 /// those near the largest of their row are computed again with all their bits. `peaks` gets for each row the largest product of each
-/// [`STRIP`] in a row of the output.
+/// [`FloatMatrix::PEAK_OF`] in a row of the output.
 ///
 /// # Panics
 /// If the lengths do not fit together.

@@ -141,7 +141,7 @@ pub fn packed_gated_matmul(
     });
 }
 
-/// [`packed_matmul`] with one matrix, and in `peaks` for each row the largest product of each [`LANES`] in a row of the output, those that
+/// [`packed_matmul`] with one matrix, and in `peaks` for each row the largest product of each [`PackedMatrix::PEAK_OF`] in a row of the output, those that
 /// are no numbers passed over: taken while they are at hand, for who looks for the largest of many.
 ///
 /// # Panics
