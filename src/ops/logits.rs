@@ -21,8 +21,8 @@ pub struct Peaks {
 }
 
 /// Logits of the normed rows `x` `[rows, hidden]` on the host, `rows · vocab` values; with a `softcap`, `cap · tanh(logit / cap)`; and
-/// their peaks, so that who looks for the largest need not read them all. `x` is taken by value, for its memory, and must not be shared. The values are many: give their memory back with
-/// [`ExecContext::give_back`].
+/// their peaks, so that who looks for the largest need not read them all. `x` is taken by value, for its memory, and must not be
+/// shared. The values are many: give their memory back with [`ExecContext::give_back`].
 ///
 /// # Errors
 /// A shape does not fit, or candle failed.
@@ -60,9 +60,13 @@ pub fn logits(cx: &ExecContext, matrix: &Matrix, x: Tensor, softcap: Option<f32>
     drop(rows_of_x);
     kernels.recycle(x);
     if let Some(cap) = softcap {
-        // It keeps the order, so that peaks stay peaks.
-        for value in values.iter_mut().chain(&mut peaks.values) {
+        for value in &mut values {
             *value = cap * (*value / cap).tanh();
+        }
+        // Taken anew: a rounded tanh need not keep the order of what lies close.
+        let runs = values.chunks(vocab.max(1)).flat_map(|row| row.chunks(peaks.run.max(1)));
+        for (peak, run) in peaks.values.iter_mut().zip(runs) {
+            *peak = run.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         }
     }
     Ok((values, peaks))
