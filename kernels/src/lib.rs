@@ -29,4 +29,5 @@ pub use cpu::packed::{
 };
 pub use cpu::pool::{ThreadPool, Turn};
 pub use cpu::quant::{QuantType, dequantize};
+pub use cpu::refine::peaks_of;
 pub use cpu::rope::{Heads, Rotation, rotate_heads};

@@ -1,6 +1,8 @@
 //! The output matrix: the last op, and the way back to the host.
 use candle_core::{Result, Tensor};
-use wick_kernels::{FloatMatrix, PackedMatrix, Precision, float_refine, packed_matmul_with_peaks, packed_refine};
+use wick_kernels::{
+    FloatMatrix, PackedMatrix, Precision, float_refine, packed_matmul_with_peaks, packed_refine, peaks_of,
+};
 
 use super::context::ExecContext;
 use super::matmul::{cpu_shape, product, product_reference};
@@ -64,9 +66,8 @@ pub fn logits(cx: &ExecContext, matrix: &Matrix, x: Tensor, softcap: Option<f32>
             *value = cap * (*value / cap).tanh();
         }
         // Taken anew: a rounded tanh need not keep the order of what lies close.
-        let runs = values.chunks(vocab.max(1)).flat_map(|row| row.chunks(peaks.run.max(1)));
-        for (peak, run) in peaks.values.iter_mut().zip(runs) {
-            *peak = run.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        if peaks.run > 0 {
+            peaks_of(cpu, (vocab, peaks.run), &values, &mut peaks.values);
         }
     }
     Ok((values, peaks))

@@ -15,7 +15,7 @@ pub mod panel;
 pub mod pool;
 mod product;
 pub mod quant;
-mod refine;
+pub mod refine;
 pub mod rope;
 mod shared;
 mod strips;

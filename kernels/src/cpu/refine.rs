@@ -39,6 +39,28 @@ pub fn refine(
     });
 }
 
+/// The largest of each `lanes` in a row of the products `out`, of which `rows` are a row; those that are no numbers are passed over.
+///
+/// # Panics
+/// If there are not as many `peaks`.
+pub fn peaks_of(cpu: &Cpu, (rows, lanes): (usize, usize), out: &[f32], peaks: &mut [f32]) {
+    if rows == 0 {
+        return;
+    }
+    let (m, strips) = (out.len() / rows, rows.div_ceil(lanes));
+    assert!(peaks.len() == m * strips, "peaks_of: {} peaks of {m} rows of {strips} strips", peaks.len());
+    let peaks = SharedSlice::new(peaks);
+    cpu.for_pieces(m, 1, |start, end| {
+        for row in start..end {
+            // SAFETY: what belongs to a row is touched by the piece that has it.
+            let peaks = unsafe { peaks.slice(row * strips, strips) };
+            for (peak, products) in peaks.iter_mut().zip(out[row * rows..][..rows].chunks(lanes)) {
+                *peak = largest(products);
+            }
+        }
+    });
+}
+
 /// From where on a strip's largest product makes it worth computing again; `order` is room for as many as there are strips.
 fn limit(peaks: &[f32], order: &mut [f32], margin: f32) -> f32 {
     let limit = largest(peaks) - margin;

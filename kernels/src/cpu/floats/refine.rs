@@ -5,8 +5,8 @@ use super::{CHUNK, FloatMatrix, FloatScratch, FloatTile, STRIP};
 use crate::cpu::Cpu;
 use crate::cpu::packed::Precision;
 use crate::cpu::product;
-use crate::cpu::refine::{largest, refine};
-use crate::cpu::shared::{Rows, SharedSlice};
+use crate::cpu::refine::{peaks_of, refine};
+use crate::cpu::shared::Rows;
 
 /// As [`packed_refine`](crate::packed_refine), for products of [`super::float_matmul`] at `precision`: where that has rounded activations,
 /// those near the largest of their row are computed again with all their bits. `peaks` gets for each row the largest product of each
@@ -27,7 +27,7 @@ pub fn float_refine(
 ) {
     let shape = [(w.rows(), w.cols())].into_iter();
     let Some(cols) = product::columns("float_refine", shape, x, m, &mut [&mut *out]) else { return peaks.fill(0.0) };
-    peaks_of(cpu, w.rows(), out, peaks);
+    peaks_of(cpu, (w.rows(), STRIP), out, peaks);
     if Form::of(cpu, w.ty(), precision) == Form::Floats {
         return;
     }
@@ -44,21 +44,5 @@ pub fn float_refine(
         // SAFETY: the table is this processor's.
         unsafe { dot(&w.strip(strip), &tile, Rows::contiguous(&mut products, STRIP)) }
         out.copy_from_slice(&products[..out.len()]);
-    });
-}
-
-/// The largest of each strip of the products `out`, which are rows of `rows`.
-fn peaks_of(cpu: &Cpu, rows: usize, out: &[f32], peaks: &mut [f32]) {
-    let (m, strips) = (out.len() / rows, rows.div_ceil(STRIP));
-    assert!(peaks.len() == m * strips, "float_refine: {} peaks of {m} rows of {strips} strips", peaks.len());
-    let peaks = SharedSlice::new(peaks);
-    cpu.for_pieces(m, 1, |start, end| {
-        for row in start..end {
-            // SAFETY: what belongs to a row is touched by the piece that has it.
-            let peaks = unsafe { peaks.slice(row * strips, strips) };
-            for (peak, products) in peaks.iter_mut().zip(out[row * rows..][..rows].chunks(STRIP)) {
-                *peak = largest(products);
-            }
-        }
     });
 }

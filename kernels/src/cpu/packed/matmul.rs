@@ -14,8 +14,8 @@ use crate::cpu::refine::largest;
 use crate::cpu::shared::{Rows, SharedSlice};
 use crate::cpu::strips::{Strips, for_tickets};
 
-/// Bytes of activations of one parallel region, but for what few products touch: they are walked once for each ticket, so they should stay in a core's
-/// second-level cache too.
+/// Bytes of activations of one parallel region, but for what few products touch: they are walked once for each ticket, so they should
+/// stay in a core's second-level cache too.
 const CHUNK_BYTES: usize = 512 * 1024;
 /// Values that one piece of the quantising region takes, at least: a few microseconds.
 const QUANTIZE_PIECE: usize = 4 * 1024;
@@ -141,8 +141,8 @@ pub fn packed_gated_matmul(
     });
 }
 
-/// [`packed_matmul`] with one matrix, and in `peaks` for each row the largest product of each [`PackedMatrix::PEAK_OF`] in a row of the output, those that
-/// are no numbers passed over: taken while they are at hand, for who looks for the largest of many.
+/// [`packed_matmul`] with one matrix, and in `peaks` for each row the largest product of each [`PackedMatrix::PEAK_OF`] in a row of the
+/// output, those that are no numbers passed over: taken while they are at hand, for who looks for the largest of many.
 ///
 /// # Panics
 /// If the lengths do not fit together.

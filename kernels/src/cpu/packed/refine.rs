@@ -8,10 +8,10 @@ use crate::cpu::product;
 use crate::cpu::refine::refine;
 use crate::cpu::shared::Rows;
 
-/// Computes those of the products `out` of [`super::packed_matmul_with_peaks`] again that are near the largest of their row, with 16-bit activations:
-/// for each row of `x` the strips of `w` whose largest product is less than `margin` below the row's. For logits: a token's
-/// probability is as right as its logit, and nearly all probability is near the largest. Costs a small part of a product.
-/// `peaks` are those of `out`, before and after.
+/// Computes those of the products `out` of [`super::packed_matmul_with_peaks`] again that are near the largest of their row, with 16-bit
+/// activations: for each row of `x` the strips of `w` whose largest product is less than `margin` below the row's. For logits: a token's
+/// probability is as right as its logit, and nearly all probability is near the largest. Costs a small part of a product. `peaks` are
+/// those of `out`, before and after.
 ///
 /// A row's result depends on nothing but that row; what is computed again has the bits of [`Precision::Exact`].
 ///
