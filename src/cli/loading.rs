@@ -15,6 +15,7 @@ use crate::hub::{self, LocalModel};
 use crate::model::registry;
 use crate::ops::{ExecContext, KvDtype};
 use crate::runner::device::{DeviceChoice, Machine};
+use crate::runner::large_pages;
 use crate::runner::memory::available_bytes;
 use crate::runner::plan::{MemoryPlan, PlanInputs, PlanLimits};
 use crate::runner::{ModelRunner, RunnerOptions};
@@ -60,6 +61,7 @@ pub(super) struct PlannedEncoder {
     pub plan: EncoderPlan,
     limits: EncoderLimits,
     cx: ExecContext,
+    pool: Arc<ThreadPool>,
 }
 
 /// The memory that a model may plan with: what other models of this process have not planned. Of that, the cache that nobody
@@ -159,7 +161,7 @@ fn plan_encoder(
         local.alias
     );
     let available = if machine.device.is_cpu() { available(room) } else { None };
-    let cx = machine.context(pool, precision(args.activations));
+    let cx = machine.context(Arc::clone(&pool), precision(args.activations));
     let batch_tokens = args.batched_tokens.get();
     let plan = EncoderPlan::new(&files, &cx, batch_tokens, available)?;
     let limits = EncoderLimits {
@@ -168,7 +170,7 @@ fn plan_encoder(
         batch_tokens_max: batch_tokens,
     };
     let (alias, also) = (local.alias.clone(), local.aliases.clone());
-    Ok(PlannedEncoder { alias, also, files, text: Arc::new(text), plan, limits, cx })
+    Ok(PlannedEncoder { alias, also, files, text: Arc::new(text), plan, limits, cx, pool })
 }
 
 fn precision(activations: ActivationsArg) -> Precision {
@@ -347,6 +349,7 @@ impl PlannedEncoder {
             );
             let handle =
                 EncoderHandle::spawn(Box::new(model), info, self.limits).context("starting the encoder's thread")?;
+            large_pages::move_in_background(self.pool);
             Ok((handle, self.text))
         })
         .await
@@ -383,6 +386,7 @@ impl Planned {
             let runner = self.load()?;
             let engine = EngineHandle::spawn_observed(Box::new(runner), self.scheduler, self.queue, observer)
                 .context("starting the engine thread")?;
+            large_pages::move_in_background(self.pool);
             Ok((engine, self.text))
         })
         .await

@@ -1,10 +1,11 @@
 //! Values → tensors → values: runs one step on the device.
 //!
 //! [`ModelRunner`] is the real [`Runner`]; around it stand what it needs before a step can run: which device ([`device`]), how much memory
-//! ([`plan`]), the shape of the cache ([`kv_cache`]).
+//! ([`plan`]), the shape of the cache ([`kv_cache`]); what makes later steps faster ([`large_pages`]).
 pub mod batch;
 pub mod device;
 pub mod kv_cache;
+pub mod large_pages;
 pub mod memory;
 pub mod model_runner;
 pub mod plan;

@@ -1,37 +1,44 @@
 //! Memory that begins at lines of the cache: for weights, the KV cache, and for what kernels write in between.
 //!
 //! A step reads all weights, and keys and values from everywhere in the cache. With pages of 4 KiB each 64 lines end at a page that, more
-//! often than not, no translation is cached for: a walk through the page tables (in a virtual machine through two of them), and a break in the hardware's prefetching. Where the system
-//! has larger pages for those who ask (Linux), they are asked for: weights come from chunks in which matrices lie one behind the other,
-//! because one alone may be smaller than such a page.
+//! often than not, no translation is cached for: a walk through the page tables (in a virtual machine through two of them), and a break in
+//! the hardware's prefetching. So both lie in the large pages that Linux has for those who ask. The cache's are large when they are first
+//! written to. Weights are loaded into small pages, which are quicker to come by: a virtual machine's host has often taken back what large
+//! ones were made of, and gives it again in pieces of 4 KiB. They move into large ones later ([`move_to_large_page`]); their chunks
+//! hold matrices one behind the other, because one alone may be smaller than such a page.
 
 use super::Cpu;
+use super::large_pages::{self, LARGE_PAGE};
+use super::pool::lock;
 use super::shared::SharedSlice;
 use half::f16;
 use memmap2::MmapMut;
 use std::alloc::{Layout, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Bytes of a chunk: many large pages of 2 MiB. A block of half of that or more has one of its own.
 const CHUNK: usize = 32 << 20;
 /// Blocks begin at a multiple of this, and so do chunks at one of a large page.
 const ALIGN: usize = 64;
-const LARGE_PAGE: usize = 2 << 20;
 /// Most bytes that a thread fills at a time (or one part).
 const PIECE: usize = 2 << 20;
+const ALL: &str = "a fresh chunk has what it was made for: anything else is a bug";
 
 /// Where the next small block comes from. It is given back when all of its blocks are.
 static CURRENT: Mutex<Weak<Chunk>> = Mutex::new(Weak::new());
+/// Chunks of weights whose pages are small as yet, each from a byte on.
+static SMALL: Mutex<Vec<(Weak<Chunk>, usize)>> = Mutex::new(Vec::new());
 
 /// Bytes of the system, zero at first, parts of which are handed out once.
 struct Chunk {
-    /// The first large page.
+    /// The first large page, `skipped` bytes into the map.
     start: *mut u8,
+    skipped: usize,
     len: usize,
     used: Mutex<usize>,
-    _map: MmapMut,
+    map: MmapMut,
 }
 
 // SAFETY: the memory is reached by the blocks that own parts of it only.
@@ -40,26 +47,25 @@ unsafe impl Send for Chunk {}
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    /// `len` bytes, a multiple of [`ALIGN`]; from the byte `large_from` on, if it has as many, in large pages.
-    fn new(len: usize, large_from: usize) -> Chunk {
+    /// `len` bytes, a multiple of [`ALIGN`], in small pages.
+    fn new(len: usize) -> Chunk {
         let size = len.checked_add(LARGE_PAGE).expect("a matrix of 2^64 bytes is a bug");
         let Ok(mut map) = MmapMut::map_anon(size) else {
             handle_alloc_error(Layout::from_size_align(size, ALIGN).unwrap_or(Layout::new::<u8>()))
         };
         let base = map.as_mut_ptr();
         let skipped = base.addr().next_multiple_of(LARGE_PAGE) - base.addr();
-        let start = base.wrapping_add(skipped);
-        // Advice: where the system does not take it, pages are small.
-        #[cfg(target_os = "linux")]
-        if large_from < len {
-            let _ = map.advise_range(memmap2::Advice::HugePage, skipped + large_from, len - large_from);
-        }
-        Chunk { start, len, used: Mutex::new(0), _map: map }
+        Chunk { start: base.wrapping_add(skipped), skipped, len, used: Mutex::new(0), map }
+    }
+
+    /// Has what is touched from now on, from the byte `from` on, lie in large pages. False: the system has none.
+    fn advise_large(&self, from: usize) -> bool {
+        large_pages::advise(&self.map, self.skipped + from..self.skipped + self.len)
     }
 
     /// The next `len` bytes, if there are as many.
     fn take(self: &Arc<Self>, len: usize) -> Option<Block> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used = lock(&self.used);
         let end = used.checked_add(len).filter(|&end| end <= self.len)?;
         let at = std::mem::replace(&mut *used, end);
         Some(Block { at: self.start.wrapping_add(at), len, _chunk: self.clone() })
@@ -79,20 +85,33 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    /// `bytes` bytes, or some more, all zero, from a multiple of 64 on; where they are many, in large pages from the byte `large_from` on.
-    fn zeroed(bytes: usize, large_from: usize) -> Block {
-        let len = bytes.checked_next_multiple_of(ALIGN).expect("a matrix of 2^64 bytes is a bug");
-        let all = "a fresh chunk has what it was made for: anything else is a bug";
+    /// `bytes` bytes of a chunk of weights, or some more, all zero, from a multiple of 64 on.
+    fn zeroed(bytes: usize) -> Block {
+        let len = round_up(bytes);
         if len >= CHUNK / 2 {
-            return Arc::new(Chunk::new(len, large_from)).take(len).expect(all);
+            let chunk = Arc::new(Chunk::new(len));
+            lock(&SMALL).push((Arc::downgrade(&chunk), 0));
+            return chunk.take(len).expect(ALL);
         }
-        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&CURRENT);
         if let Some(block) = current.upgrade().and_then(|chunk| chunk.take(len)) {
             return block;
         }
-        let chunk = Arc::new(Chunk::new(CHUNK, 0));
+        let chunk = Arc::new(Chunk::new(CHUNK));
+        lock(&SMALL).push((Arc::downgrade(&chunk), 0));
         *current = Arc::downgrade(&chunk);
-        chunk.take(len).expect(all)
+        chunk.take(len).expect(ALL)
+    }
+
+    /// The same of a chunk of its own, in large pages from the byte `large_from` on, where it has as many.
+    fn large(bytes: usize, large_from: usize) -> Block {
+        let chunk = Arc::new(Chunk::new(round_up(bytes)));
+        if large_from < chunk.len {
+            // Where the system does not take the advice, pages are small.
+            chunk.advise_large(large_from);
+        }
+        let len = chunk.len;
+        chunk.take(len).expect(ALL)
     }
 
     /// `parts` parts of `part_bytes` bytes, a few at a time handed to `fill` as zeros. A part is first touched by the thread that fills it:
@@ -103,7 +122,7 @@ impl Block {
         part_bytes: usize,
         fill: &(dyn Fn(Range<usize>, &mut [u8]) + Sync),
     ) -> Block {
-        let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"), 0);
+        let mut block = Block::zeroed(part_bytes.checked_mul(parts).expect("a matrix of 2^64 bytes is a bug"));
         let shared = SharedSlice::new(block.bytes_mut());
         let piece = parts.div_ceil(8 * cpu.pool.threads()).min(PIECE / part_bytes.max(1)).max(1);
         cpu.for_pieces(parts, piece, |start, end| {
@@ -123,6 +142,33 @@ impl Block {
         // SAFETY: as above.
         unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
     }
+}
+
+fn round_up(bytes: usize) -> usize {
+    bytes.checked_next_multiple_of(ALIGN).expect("a matrix of 2^64 bytes is a bug")
+}
+
+/// Moves another 2 MiB of the weights that lie in small pages into a large one, where the system has those: less than a millisecond's work,
+/// but several where a virtual machine's host has to find the memory. Weights can be read meanwhile; whoever does may wait as long.
+/// False: nothing is left to move.
+pub fn move_to_large_page() -> bool {
+    let mut small = lock(&SMALL);
+    while let Some((chunk, from)) = small.last_mut() {
+        let (at, chunk) = (*from, chunk.upgrade());
+        *from += LARGE_PAGE;
+        // What a large page would not be full of stays where it is.
+        if let Some(chunk) = chunk
+            && at + LARGE_PAGE <= *lock(&chunk.used)
+        {
+            // Where no page can be moved at once, the system may still do it in its own time, which the advice allows.
+            let advised = at > 0 || chunk.advise_large(0);
+            if advised && large_pages::allowed() && large_pages::collapse(chunk.start.wrapping_add(at)) {
+                return true;
+            }
+        }
+        small.pop();
+    }
+    false
 }
 
 /// Numbers for which all bits are values, zeros being zero.
@@ -162,7 +208,7 @@ impl<T: Plain> Pages<T> {
 
     fn in_large_pages_from(byte: usize, len: usize) -> Pages<T> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a cache of 2^64 bytes is a bug");
-        Pages { block: Block::zeroed(bytes, byte), len, numbers: PhantomData }
+        Pages { block: Block::large(bytes, byte), len, numbers: PhantomData }
     }
 }
 
@@ -233,13 +279,18 @@ mod tests {
         let mut blocks: Vec<Block> = [0, 1, 64, 100_000, CHUNK / 2 - 1, CHUNK / 2 + 1, CHUNK - 5, 3 * CHUNK]
             .into_iter()
             .map(|bytes| {
-                let mut block = Block::zeroed(bytes, 0);
+                let mut block = Block::zeroed(bytes);
                 assert!(block.bytes().len() >= bytes && block.at.addr().is_multiple_of(ALIGN));
                 assert!(block.bytes().iter().all(|&b| b == 0));
                 block.bytes_mut().fill(0xff);
                 block
             })
             .collect();
+        // As many as there are, while they are read and after: the bytes stay.
+        while move_to_large_page() {
+            assert!(blocks.iter().all(|block| block.bytes().iter().step_by(1021).all(|&b| b == 0xff)));
+        }
+        assert!(blocks.iter().all(|block| block.bytes().iter().all(|&b| b == 0xff)));
         blocks.sort_by_key(|block| block.at);
         assert!(blocks.windows(2).all(|pair| pair[0].at.addr() + pair[0].len <= pair[1].at.addr()));
     }

@@ -7,6 +7,7 @@ pub mod encoder;
 pub mod floats;
 mod isa;
 pub mod kv;
+mod large_pages;
 pub mod math;
 pub mod matmul;
 pub mod memory;

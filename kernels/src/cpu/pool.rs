@@ -52,7 +52,8 @@ thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// What is behind the locks of this crate is valid after every statement.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -211,6 +212,12 @@ impl ThreadPool {
             tickets = self.line.moved.wait(tickets).unwrap_or_else(PoisonError::into_inner);
         }
         Turn(self)
+    }
+
+    /// Whether somebody has a turn.
+    pub fn is_taken(&self) -> bool {
+        let tickets = lock(&self.line.tickets);
+        tickets.next != tickets.serving
     }
 
     /// Runs `f(0)` to `f(tasks - 1)`, each once, on any thread and in any order, and returns when all are done. Regions of several callers

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::loading::plan_model;
 use super::say;
 use crate::config::BenchArgs;
+use crate::runner::large_pages;
 
 pub(super) async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.load.url.as_deref() {
@@ -30,6 +31,7 @@ async fn engine_alone(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let planned = plan_model(&args.model, &args.engine, &args.fetch).await?;
     let report = tokio::task::spawn_blocking(move || {
         let mut runner = planned.load()?;
+        large_pages::move_now();
         let runs = runner.describe();
         let mut rows = Vec::new();
         for &batch in &args.batch {
