@@ -23,7 +23,7 @@ pub use cpu::encoder::{
 pub use cpu::floats::{FloatMatrix, FloatScratch, float_matmul, float_refine};
 pub use cpu::kv::{KV_GROUP, KV_PIECE, KV_QUAD, KvLayout, KvSlice, KvSliceMut, write_kv};
 pub use cpu::matmul::{MatmulScratch, MatrixRef, matmul};
-pub use cpu::memory::{Pages, Plain, move_to_large_page};
+pub use cpu::memory::{Pages, Plain, Untouched, move_to_large_page};
 pub use cpu::packed::{
     PackedMatrix, PackedScratch, Precision, packed_gated_matmul, packed_matmul, packed_matmul_with_peaks, packed_refine,
 };

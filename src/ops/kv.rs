@@ -1,9 +1,10 @@
 //! The paged keys and values of all layers, and writing to them.
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use half::f16;
-use wick_kernels::{KV_GROUP, KV_PIECE, KV_QUAD, KvLayout, KvSlice, KvSliceMut, Pages};
+use wick_kernels::{KV_GROUP, KV_PIECE, KV_QUAD, KvLayout, KvSlice, KvSliceMut, Pages, Plain, Untouched};
 
 use super::batch::Indices;
 use super::context::ExecContext;
@@ -159,6 +160,21 @@ impl PagedKv {
         self.dtype
     }
 
+    /// Takes memory for blocks that will be written to soon, at most a large page of K and one of V each time: a step that reached several
+    /// new ones at once would wait for all of them. `used` blocks from the first on, or fewer, are all that were written to; `soon` are
+    /// expected.
+    pub fn touch_next(&mut self, cx: &ExecContext, used: usize, soon: usize) {
+        let blocks = self.shape.num_blocks.max(1);
+        let pages = [&mut self.k, &mut self.v].map(|store| store.untouched(used, soon, blocks));
+        if pages.iter().any(Option::is_some) {
+            let pages = pages.map(Mutex::new);
+            cx.spread(pages.len(), &|i| {
+                let page = pages[i].lock().unwrap_or_else(PoisonError::into_inner).take();
+                page.into_iter().for_each(Untouched::touch);
+            });
+        }
+    }
+
     /// One of its layers.
     pub fn layer(&mut self, layer: usize) -> LayerKv<'_> {
         LayerKv { kv: self, layer }
@@ -209,6 +225,21 @@ impl KvStore {
             Self::HostI16 { pairs, scales } => Ok(KvSlice::I16 { pairs, scales }),
             Self::HostI8 { quads, scales } => Ok(KvSlice::I8 { quads, scales }),
             Self::Tensors(_) => bail!("a KV cache made of tensors reached the CPU kernels"),
+        }
+    }
+
+    /// The next page of the first `soon` of `blocks` blocks that nobody has touched; see [`PagedKv::touch_next`]. Scales are few.
+    fn untouched(&mut self, used: usize, soon: usize, blocks: usize) -> Option<Untouched<'_>> {
+        fn of<T: Plain>(pages: &mut Pages<T>, [used, soon, blocks]: [usize; 3]) -> Option<Untouched<'_>> {
+            let block = pages.len() / blocks;
+            pages.untouched(used * block, soon * block)
+        }
+        let range = [used, soon, blocks];
+        match self {
+            Self::HostF16(values) => of(values, range),
+            Self::HostF32(values) => of(values, range),
+            Self::HostI16 { pairs: values, .. } | Self::HostI8 { quads: values, .. } => of(values, range),
+            Self::Tensors(_) => None,
         }
     }
 

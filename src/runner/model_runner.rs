@@ -143,6 +143,9 @@ impl Runner for ModelRunner {
         let batch = forward_batch(step, self.limits)?;
         let _turn = self.cx.turn();
         let (data, peaks) = self.decoder.forward(&self.cx, &batch, &mut self.kv)?;
+        // Every sequence may begin a block in the next step.
+        let used = batch.block_ids.iter().max().map_or(0, |&block| block as usize + 1);
+        self.kv.touch_next(&self.cx, used, used + batch.seqs.len());
         Ok(Logits { data, width, peaks })
     }
 

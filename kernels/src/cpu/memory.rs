@@ -190,6 +190,8 @@ plain!(f32, f16, u32, i8);
 pub struct Pages<T> {
     block: Block,
     len: usize,
+    /// Bytes before which all large pages have been touched.
+    touched: usize,
     numbers: PhantomData<T>,
 }
 
@@ -208,7 +210,29 @@ impl<T: Plain> Pages<T> {
 
     fn in_large_pages_from(byte: usize, len: usize) -> Pages<T> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a cache of 2^64 bytes is a bug");
-        Pages { block: Block::large(bytes, byte), len, numbers: PhantomData }
+        Pages { block: Block::large(bytes, byte), len, touched: 0, numbers: PhantomData }
+    }
+
+    /// The next large page that nobody has touched, if it is among those of the first `soon` numbers. The first `used` of them, or fewer, are
+    /// all that has been written to.
+    pub fn untouched(&mut self, used: usize, soon: usize) -> Option<Untouched<'_>> {
+        let next = self.touched.max((used * size_of::<T>()).next_multiple_of(LARGE_PAGE));
+        let is_soon = next < soon.min(self.len) * size_of::<T>();
+        self.touched = if is_soon { next + LARGE_PAGE } else { next };
+        // A number is as many bytes, for which all bits are values.
+        is_soon.then(|| Untouched(&mut self.block.bytes_mut()[next]))
+    }
+}
+
+/// A page whose memory the system gives when it is first written to.
+pub struct Untouched<'a>(&'a mut u8);
+
+impl Untouched<'_> {
+    /// Waits for the memory now. What is there stays.
+    pub fn touch(self) {
+        let byte = &raw mut *self.0;
+        // SAFETY: this is the only reference to it. The compiler must not leave the write out.
+        unsafe { byte.write_volatile(byte.read()) };
     }
 }
 
@@ -272,6 +296,22 @@ mod tests {
         pages[3 * CHUNK] = f16::ONE;
         assert_eq!(pages[3 * CHUNK], f16::ONE);
         assert!(Pages::<u32>::zeroed(0).is_empty());
+    }
+
+    #[test]
+    fn pages_are_touched_ahead_one_at_a_time() {
+        const PER_PAGE: usize = LARGE_PAGE / 4;
+        let mut pages = Pages::<u32>::zeroed(4 * PER_PAGE + 5);
+        let mut touch = |used, soon| pages.untouched(used, soon).map(Untouched::touch).is_some();
+        assert!(!touch(0, 0));
+        assert!(!touch(1, PER_PAGE), "the first page is in use");
+        assert!(touch(1, PER_PAGE + 1));
+        assert!(!touch(1, 2 * PER_PAGE));
+        assert!(touch(1, usize::MAX) && touch(1, usize::MAX), "one after the other");
+        assert!(touch(3 * PER_PAGE, usize::MAX), "the last one is not whole");
+        assert!(!touch(3 * PER_PAGE, usize::MAX));
+        assert!(!touch(4 * PER_PAGE + 5, usize::MAX));
+        assert!(pages.iter().all(|&x| x == 0));
     }
 
     #[test]
