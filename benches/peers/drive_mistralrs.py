@@ -41,7 +41,7 @@ def sender(engine, output):
 
 
 def engine_cells(engine, spec):
-    """Tokens a second of prefill and of decode at each batch; decode counts from every sequence's first token on.
+    """Tokens a second of prefill and of decode at each batch; decode counts while all sequences decode.
 
     Each figure is printed as soon as it is known: a slow peer is ended before the last one.
     """
@@ -50,8 +50,8 @@ def engine_cells(engine, spec):
         waiting = load.prompts(f"{spec['seed']} {name}", batch, prompt)
         began = time.perf_counter()
         answers, _ = load.closed_loop(sender(engine, output), waiting, batch, spec["timeout"])
-        first, end = max(a.times[0] for a in answers), max(a.times[-1] for a in answers)
-        later = sum(t > first for a in answers for t in a.times)
+        first, end = max(a.times[0] for a in answers), min(a.times[-1] for a in answers)
+        later = sum(first < t <= end for a in answers for t in a.times)
         return first - began, later / (end - first) if later else None
 
     run("warm-up", 1, 16, 2)

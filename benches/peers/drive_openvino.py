@@ -62,7 +62,7 @@ class Pipeline:
 
 
 def engine(pipeline, spec):
-    """Tokens a second of prefill and of decode at each batch; decode counts from every sequence's first token on.
+    """Tokens a second of prefill and of decode at each batch; decode counts while all sequences decode.
 
     Each figure is printed as soon as it is known: a slow peer is ended before the last one.
     """
@@ -74,8 +74,8 @@ def engine(pipeline, spec):
         while pipeline.running:
             pipeline.step()
         first = max(a.times[0] for a in answers)
-        end = max(a.times[-1] for a in answers)
-        later = sum(t > first for a in answers for t in a.times)
+        end = min(a.times[-1] for a in answers)
+        later = sum(first < t <= end for a in answers for t in a.times)
         return first - began, later / (end - first) if later else None
 
     run(1, 16, 2)

@@ -84,7 +84,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One round: until every sequence has its first token, and from then to the last token.
+/// One round: until every sequence has its first token, and from then until the first one ends.
 fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64) -> anyhow::Result<Times> {
     anyhow::ensure!(
         case.batch > 0 && case.decode > 1,
@@ -111,7 +111,7 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
     }
     let mut generated = vec![0; case.batch];
     let started = Instant::now();
-    let mut prefilled = None;
+    let (mut prefilled, mut ended) = (None, None);
     while !scheduler.is_idle() {
         let step = scheduler.schedule();
         anyhow::ensure!(step.preempted.is_empty(), "the KV cache is too small for this batch: raise --kv-memory");
@@ -133,13 +133,24 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
         }
         runner.recycle(logits);
         scheduler.commit(&step, &sampled);
+        let now = (started.elapsed().as_secs_f64(), generated.iter().sum::<usize>());
         if prefilled.is_none() && generated.iter().all(|&g| g > 0) {
-            prefilled = Some((started.elapsed().as_secs_f64(), generated.iter().sum::<usize>()));
+            prefilled = Some(now);
+        }
+        if ended.is_none() && generated.iter().any(|&g| g == case.decode) {
+            ended = Some(now);
         }
     }
-    let total = started.elapsed().as_secs_f64();
-    let (prefill, before) = prefilled.unwrap_or((total, 0));
-    Ok(Times { prefill, decode: total - prefill, decode_tokens: generated.iter().sum::<usize>() - before })
+    match (prefilled, ended) {
+        (Some((prefill, before)), Some((end, after))) if after > before => {
+            Ok(Times { prefill, decode: end - prefill, decode_tokens: after - before })
+        }
+        _ => anyhow::bail!(
+            "of {} sequences the first has its {} tokens before the last has one: raise --decode or --prefill-chunk",
+            case.batch,
+            case.decode
+        ),
+    }
 }
 
 impl fmt::Display for EngineReport {
