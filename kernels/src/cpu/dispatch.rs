@@ -254,4 +254,6 @@ pub struct PackedKernels {
     pub quantize: unsafe fn(source: &GroupSource<'_>, groups: &mut [u8], aside: &mut [u8]),
     /// The products of 16 rows of a matrix with a tile, to as many rows of 16 columns.
     pub dot: unsafe fn(strip: &Strip<'_>, acts: &ActTile<'_>, out: Rows<'_>),
+    /// The largest of the first `lanes` products of each row, for as many rows as there are peaks; those that are no numbers are passed over.
+    pub peaks: unsafe fn(products: &Rows<'_>, lanes: usize, peaks: Rows<'_>),
 }

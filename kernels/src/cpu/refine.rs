@@ -1,7 +1,7 @@
 //! Exact products where they matter: among the largest.
 
 use super::Cpu;
-use super::shared::SharedSlice;
+use super::shared::{Rows, SharedSlice};
 
 /// Most strips of a row that are computed again. Where more come near the largest, the row is flat: no single one of them matters much.
 const STRIPS_MAX: usize = 32;
@@ -59,6 +59,13 @@ pub fn peaks_of(cpu: &Cpu, (rows, lanes): (usize, usize), out: &[f32], peaks: &m
             }
         }
     });
+}
+
+/// The largest of the first `lanes` products of each row, to the first column of as many rows of `peaks`.
+pub fn peaks_of_rows(products: &Rows<'_>, lanes: usize, peaks: Rows<'_>) {
+    for r in 0..peaks.shape().0 {
+        peaks.set(r, largest(&products.row(r)[..lanes]));
+    }
 }
 
 /// From where on a strip's largest product makes it worth computing again; `order` is room for as many as there are strips.

@@ -40,6 +40,31 @@ impl<'a> Rows<'a> {
         (self.rows, self.columns)
     }
 
+    /// The same rows, until the result is gone.
+    pub fn reborrow(&mut self) -> Rows<'_> {
+        Rows { _borrow: PhantomData, ..*self }
+    }
+
+    /// Row `r`.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn row(&self, r: usize) -> &[f32] {
+        assert!(r < self.rows, "row {r} of {}: this is a bug", self.rows);
+        // SAFETY: row `r` has as many columns, and they are this value's alone.
+        unsafe { std::slice::from_raw_parts(self.at.add(r * self.stride), self.columns) }
+    }
+
+    /// Sets the first column of row `r`.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn set(&self, r: usize, value: f32) {
+        assert!(r < self.rows && self.columns > 0, "row {r} of {}: this is a bug", self.rows);
+        // SAFETY: there is one, and it is this value's alone.
+        unsafe { *self.at.add(r * self.stride) = value }
+    }
+
     /// Copies `rows` into the first rows.
     ///
     /// # Panics

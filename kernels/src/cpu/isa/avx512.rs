@@ -7,6 +7,7 @@ mod elementwise;
 mod floats;
 mod formats;
 mod integers;
+mod peaks;
 mod quads;
 mod shorts;
 
@@ -34,7 +35,12 @@ pub const TABLE: KernelTable = KernelTable {
         activate: elementwise::activate,
         attend: elementwise::attend_full,
     },
-    packed: PackedKernels { root_mean_squares: acts::root_mean_squares, quantize: acts::quantize, dot: dot::dot },
+    packed: PackedKernels {
+        root_mean_squares: acts::root_mean_squares,
+        quantize: acts::quantize,
+        dot: dot::dot,
+        peaks: peaks::peaks,
+    },
     floats: FloatKernels { dot: floats::dot, widen: floats::widen, pairs: None },
     ..avx2::TABLE
 };

@@ -14,6 +14,7 @@ use crate::cpu::kv::{round_key, round_value, widen_keys, widen_values};
 use crate::cpu::math::ROUND;
 use crate::cpu::panel::{ACT_MAX, ActPanel, GROUP, GROUPS, PANEL, SMALLEST_AMAX, WeightPanel, unpack_panel};
 use crate::cpu::quant::{Mins, QuantType, dequantize};
+use crate::cpu::refine::peaks_of_rows;
 use crate::cpu::rope::rotate_head;
 
 /// 32-bit lanes of the sums.
@@ -53,8 +54,12 @@ pub const TABLE: KernelTable = KernelTable {
     },
 };
 
-pub const PACKED: PackedKernels =
-    PackedKernels { root_mean_squares: packed::root_mean_squares, quantize: packed::quantize, dot: packed::dot };
+pub const PACKED: PackedKernels = PackedKernels {
+    root_mean_squares: packed::root_mean_squares,
+    quantize: packed::quantize,
+    dot: packed::dot,
+    peaks: peaks_of_rows,
+};
 
 fn quantize(x: &[f32], out: &mut [ActPanel]) {
     for (x, panel) in x.chunks(PANEL).zip(out) {

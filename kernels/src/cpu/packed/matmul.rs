@@ -10,7 +10,6 @@ use crate::cpu::elementwise::Activation;
 use crate::cpu::isa::prefetch;
 use crate::cpu::memory::Lines;
 use crate::cpu::product;
-use crate::cpu::refine::largest;
 use crate::cpu::shared::{Rows, SharedSlice};
 use crate::cpu::strips::{Strips, for_tickets};
 
@@ -167,18 +166,13 @@ pub fn packed_matmul_with_peaks(
     let source = Source { x, cols, precision, sums: w.has_offset() };
     in_regions(cpu, kernels, source, scratch, |region| {
         region.for_products(cpu, &[&w.strips], |_, s, rows, acts| {
-            let with_peaks = |out: Rows<'_>| {
-                let mut products = [[0.0; LANES]; WIDEST_TILE];
-                let products = &mut products[..acts.height];
+            let with_peaks = |mut out: Rows<'_>| {
+                // Whole lines, straight to where they belong: in parts they would fill the buffer of what waits for memory.
                 // SAFETY: the table is this processor's.
-                unsafe { (kernels.dot)(&w.strip(s), acts, Rows::contiguous(products.as_flattened_mut(), LANES)) };
+                unsafe { (kernels.dot)(&w.strip(s), acts, out.reborrow()) };
                 let lanes = LANES.min(outputs - s * LANES);
-                for (r, products) in (rows.0..).zip(&products[..rows.1]) {
-                    // SAFETY: a strip's peak in a row belongs to the strip, and that to one ticket.
-                    let peak = unsafe { peaks.slice(r * strips + s, 1) };
-                    peak[0] = largest(&products[..lanes]);
-                }
-                out.fill(products);
+                // SAFETY: a strip's peak in a row belongs to the strip, and that to one ticket; the table is this processor's.
+                unsafe { (kernels.peaks)(&out, lanes, peaks.rows(rows.0 * strips + s, 1, strips, rows.1)) };
             };
             // SAFETY: an output element belongs to one row of one strip, and that to one ticket.
             unsafe { w.strips.put(s, rows, &out, with_peaks) }

@@ -5,10 +5,12 @@
 use crate::cpu::dispatch::PackedKernels;
 use crate::cpu::isa::packed::{self, Dots, FIRST, Quants, SECOND, Vector, WHOLE, four, step, steps, tile::packed_dot};
 use crate::cpu::packed::{GROUP, GroupSource};
+use crate::cpu::refine::peaks_of_rows;
+use crate::cpu::shared::Rows;
 use std::arch::x86_64::*;
 
 /// The AVX2 kernels.
-pub const PACKED: PackedKernels = PackedKernels { root_mean_squares, quantize, dot };
+pub const PACKED: PackedKernels = PackedKernels { root_mean_squares, quantize, dot, peaks };
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn root_mean_squares(x: &[f32], cols: usize, out: &mut [f32]) {
@@ -18,6 +20,11 @@ fn root_mean_squares(x: &[f32], cols: usize, out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn quantize(source: &GroupSource<'_>, groups: &mut [u8], aside: &mut [u8]) {
     packed::acts::quantize::<true>(source, groups, aside);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn peaks(products: &Rows<'_>, lanes: usize, peaks: Rows<'_>) {
+    peaks_of_rows(products, lanes, peaks);
 }
 
 packed_dot!("avx2,fma,f16c", Pairs, 2);
