@@ -137,7 +137,7 @@ fn once(runner: &mut dyn Runner, config: SchedulerConfig, case: Case, round: u64
         if prefilled.is_none() && generated.iter().all(|&g| g > 0) {
             prefilled = Some(now);
         }
-        if ended.is_none() && generated.iter().any(|&g| g == case.decode) {
+        if ended.is_none() && generated.contains(&case.decode) {
             ended = Some(now);
         }
     }
