@@ -82,10 +82,8 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                 let fine = *field(Field::Fine, 0).cast::<u32>();
                 let low = aside.add(g * aside_bytes(R));
                 let sum = |sum: Sum, r: usize| low.add(sum.at(R) + 4 * r);
-                if R > 2 {
-                    for at in (0..Q::BYTES).step_by(LINE) {
-                        _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(AHEAD + at).cast());
-                    }
+                for at in (0..Q::BYTES).step_by(LINE) {
+                    _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(AHEAD + at).cast());
                 }
                 let mut dots = [_mm512_setzero_si512(); R];
                 // Products of the first half, where each half has a scale.

@@ -84,10 +84,8 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
             let record = records.add(g / S::GROUPS * (S::BYTES + S::GROUPS * Q::BYTES));
             let q = record.add(S::BYTES + i * Q::BYTES);
             let group = acts.add(g * group_bytes(height));
-            if R > 2 {
-                for at in (0..Q::BYTES).step_by(LINE) {
-                    D::V::prefetch(q.wrapping_add(AHEAD + at));
-                }
+            for at in (0..Q::BYTES).step_by(LINE) {
+                D::V::prefetch(q.wrapping_add(AHEAD + at));
             }
             let high = group.add(row * GROUP);
             let aside = aside.add(g * aside_bytes(height));
