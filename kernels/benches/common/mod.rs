@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
-use wick_kernels::{Cpu, Isa, ThreadPool};
+use wick_kernels::{Cpu, Isa, Pages, ThreadPool};
 
 /// What `cargo bench` was asked for.
 pub struct Setup {
@@ -39,16 +39,22 @@ impl Setup {
         (0..runs).map(time).fold(f64::INFINITY, f64::min)
     }
 
-    /// Bytes a second of reading memory on all threads, in 10^9: pieces of 4 MB of a buffer that no cache holds.
+    /// Bytes a second of reading memory on all threads, in 10^9: pieces of 8 MB of a buffer several times as large as models here, in
+    /// large pages, as a model's weights, asked for ahead, as kernels ask for them.
     pub fn bandwidth(&self) -> f64 {
-        let data = vec![1u64; 32 << 20];
-        let mut pieces = data.chunks_exact(1 << 19).cycle();
+        const PIECE: usize = 2 << 20;
+        const AHEAD: usize = 1024;
+        let mut data = Pages::<u32>::zeroed(if self.smoke { PIECE } else { 96 * PIECE });
+        data.iter_mut().for_each(|word| *word = 1);
+        let mut pieces = data.chunks_exact(PIECE).cycle();
         let seconds = self.best(320, || {
             let piece = pieces.next().expect("a cycle does not end");
-            let part = piece.len() / 16;
-            self.cpu.pool.run(16, &|t| {
-                let mut sums = [0u64; 16];
+            let threads = self.cpu.pool.threads();
+            let part = piece.len() / threads / 16 * 16;
+            self.cpu.pool.run(threads, &|t| {
+                let mut sums = [0u32; 16];
                 for chunk in piece[t * part..(t + 1) * part].chunks_exact(16) {
+                    ask_for(chunk.as_ptr().wrapping_add(AHEAD));
                     for (s, v) in sums.iter_mut().zip(chunk) {
                         *s ^= v;
                     }
@@ -56,7 +62,7 @@ impl Setup {
                 black_box(sums);
             });
         });
-        (4 << 20) as f64 / seconds / 1e9
+        size_of::<[u32; PIECE]>() as f64 / seconds / 1e9
     }
 
     /// Runs `chain`, which does `per_thread` of something, on all threads; how many a second, in 10^9.
@@ -118,4 +124,15 @@ impl Setup {
     pub fn multiply_add_roof(&self, _: bool) -> f64 {
         f64::NAN
     }
+}
+
+/// Asks for a line of memory that will be read soon, where the processor can be told.
+fn ask_for(at: *const u32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: any address may be asked for.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
