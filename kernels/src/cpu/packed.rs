@@ -3,10 +3,10 @@
 //! 16 rows of a matrix make a *strip*: one row for each 32-bit lane of a 512-bit register. A strip is a run of *records*: the scales of
 //! one or more groups of 32 columns, then the quants of each, all in whole lines of 64 bytes. So a product with one row, which
 //! memory bounds, walks through a matrix line by line, and one pointer says what it will want next; hardware's prefetching alone follows
-//! that on some processors, and on none as well with scales apart. The 32 values of a group are 8 *steps* of 4: a step of a strip is 64 bytes, 4 unsigned values for each
-//! of the 16 rows, which is what one `vpdpbusd` multiplies with 4 activations; narrower registers take a step in parts. Bits stay as few as
-//! the file has: as many lines as a value has bits hold a group's steps. As many steps as there are lines lie in the lines' low bits,
-//! which one instruction takes out, and the others, in pieces, in the bits that are left ([`pieces`]):
+//! that on some processors, and on none as well with scales apart. The 32 values of a group are 8 *steps* of 4: a step of a strip is 64 bytes,
+//! 4 unsigned values for each of the 16 rows, which is what one `vpdpbusd` multiplies with 4 activations; narrower registers take a step in
+//! parts. Bits stay as few as the file has: as many lines as a value has bits hold a group's steps. As many steps as there are lines lie in
+//! the lines' low bits, which one instruction takes out, and the others, in pieces, in the bits that are left ([`pieces`]):
 //!
 //! | formats | quants of a group | scales |
 //! |---|---|---|

@@ -62,7 +62,7 @@ pub fn peaks_of(cpu: &Cpu, (rows, lanes): (usize, usize), out: &[f32], peaks: &m
 }
 
 /// The largest of the first `lanes` products of each row, to the first column of as many rows of `peaks`.
-pub fn peaks_of_rows(products: &Rows<'_>, lanes: usize, peaks: Rows<'_>) {
+pub fn peaks_of_rows(products: &Rows<'_>, lanes: usize, mut peaks: Rows<'_>) {
     for r in 0..peaks.shape().0 {
         peaks.set(r, largest(&products.row(r)[..lanes]));
     }

@@ -59,7 +59,7 @@ impl<'a> Rows<'a> {
     ///
     /// # Panics
     /// If there are not as many.
-    pub fn set(&self, r: usize, value: f32) {
+    pub fn set(&mut self, r: usize, value: f32) {
         assert!(r < self.rows && self.columns > 0, "row {r} of {}: this is a bug", self.rows);
         // SAFETY: there is one, and it is this value's alone.
         unsafe { *self.at.add(r * self.stride) = value }
