@@ -133,7 +133,7 @@ def document(run):
         "Medians of interleaved runs, with the least and the most, and their number in the last column (n). The column",
         "after a peer is how many times better the first column is: over 1 it is ahead.",
         "",
-        f"Decode: from {sizes['context']} tokens of context on; llama.cpp's bench samples nothing. Served:",
+        f"Decode: from {sizes['context']} tokens of context on, while all decode; llama.cpp's bench samples nothing. Served:",
         f"{sizes['input']} tokens in, {sizes['output']} out, no two prompts alike.",
         f"Shared: {sizes['requests']} requests of {sizes['prefix']} common and {sizes['own']} own tokens in, "
         f"{sizes['shared_output']} out.",

@@ -58,6 +58,13 @@ impl Chunk {
         Chunk { start: base.wrapping_add(skipped), skipped, len, used: Mutex::new(0), map }
     }
 
+    /// The same for weights, which will move into large ones.
+    fn of_weights(len: usize) -> Arc<Chunk> {
+        let chunk = Arc::new(Chunk::new(len));
+        lock(&SMALL).push((Arc::downgrade(&chunk), 0));
+        chunk
+    }
+
     /// Has what is touched from now on, from the byte `from` on, lie in large pages. False: the system has none.
     fn advise_large(&self, from: usize) -> bool {
         large_pages::advise(&self.map, self.skipped + from..self.skipped + self.len)
@@ -89,16 +96,13 @@ impl Block {
     fn zeroed(bytes: usize) -> Block {
         let len = round_up(bytes);
         if len >= CHUNK / 2 {
-            let chunk = Arc::new(Chunk::new(len));
-            lock(&SMALL).push((Arc::downgrade(&chunk), 0));
-            return chunk.take(len).expect(ALL);
+            return Chunk::of_weights(len).take(len).expect(ALL);
         }
         let mut current = lock(&CURRENT);
         if let Some(block) = current.upgrade().and_then(|chunk| chunk.take(len)) {
             return block;
         }
-        let chunk = Arc::new(Chunk::new(CHUNK));
-        lock(&SMALL).push((Arc::downgrade(&chunk), 0));
+        let chunk = Chunk::of_weights(CHUNK);
         *current = Arc::downgrade(&chunk);
         chunk.take(len).expect(ALL)
     }
