@@ -86,7 +86,7 @@ fn main() {
                     100.0 * rate / roof
                 );
             }
-            for (count, context) in [(1, 512), (1, 4096), (1, 16384), (32, 300)] {
+            for (count, context) in [(1, 512), (1, 4096), (1, 16384), (32, 85), (32, 300)] {
                 let seconds = run(count, 1, context, cached);
                 let rate = cached.bytes(2 * count * context * kv_heads * head_dim) / seconds / 1e9;
                 println!(

@@ -9,15 +9,15 @@ pub mod packed;
 mod plan;
 pub(crate) mod span;
 
+use super::Cpu;
 use super::dispatch::KernelTable;
 use super::kv::{self, KvLayout, KvSlice, QuadPiece};
 use super::shared::SharedSlice;
-use super::{Cpu, Shares};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use packed::{PackedAttention, PackedRows, PackedSlice};
 use plan::{Item, Plan, Tile};
-use span::{PIECE, Piece, ROWS, SCORES, SPAN, SpanKv, SpanRows, Visible, empty_state, state_len};
+use span::{PIECE, Piece, ROWS, SCORES, SPAN, SpanKv, SpanRows, Visible, state_len};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
@@ -92,13 +92,12 @@ struct Lane {
 pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
     check(args, out.len());
     let AttentionScratch { lanes, plan, states } = scratch;
-    plan.fill(args, cpu.pool.threads());
+    plan.fill(args, cpu.pool.lanes(usize::MAX));
     if states.len() < plan.state_floats() {
         states.resize(plan.state_floats(), 0.0);
     }
-    let threads = cpu.pool.threads().min(plan.items().len());
-    if lanes.len() < threads {
-        lanes.resize_with(threads, Mutex::default);
+    if lanes.len() < plan.lanes() {
+        lanes.resize_with(plan.lanes(), Mutex::default);
     }
     let table = cpu.isa.table();
     let task = Task {
@@ -109,15 +108,15 @@ pub fn paged_attention(cpu: &Cpu, args: &AttentionArgs<'_>, out: &mut [f32], scr
         out: SharedSlice::new(out),
         states: SharedSlice::new(states),
     };
-    let shares = Shares::new(task.plan.shares(threads));
-    cpu.pool.run(threads, &|thread| {
+    let share = |lane| task.plan.share(lane);
+    cpu.pool.share_out(plan.lanes(), share, |thread, items| {
         let mut lane = lanes[thread].lock().unwrap_or_else(PoisonError::into_inner);
         lane.ahead.clear();
-        let take = || shares.take(thread).map(|item| &task.plan.items()[item]);
+        let take = || items.take().map(|item| &task.plan.items()[item]);
         let mut following = None;
         while let Some(item) = following.take().or_else(take) {
             // Known early, its first keys come from memory meanwhile. The last ones are left to whoever is free.
-            if shares.left(thread) > 1 {
+            if items.left() > 1 {
                 following = take();
             }
             task.run(item, following, &mut lane);
@@ -193,6 +192,16 @@ fn first_key(window: Option<usize>, position: usize) -> usize {
     window.map_or(0, |w| (position + 1).saturating_sub(w))
 }
 
+/// Where the states of a tile's rows over a span go.
+enum To<'a> {
+    /// To the lane's total: the first.
+    Total,
+    /// To the lane's total, added to what is there.
+    Sum,
+    /// To here, until those of the tile's other spans are known.
+    Slice(&'a mut [f32]),
+}
+
 /// Everything that the threads share.
 struct Task<'a> {
     table: &'static KernelTable,
@@ -214,15 +223,12 @@ impl Task<'_> {
         lane.scores.resize(SCORES, 0.0);
         lane.part.resize(state_len(ROWS, width), 0.0);
         lane.total.resize(floats, 0.0);
-        for (first, rows) in groups(tile.len(self.args)) {
-            let at = state_len(first, width);
-            empty_state(rows, &mut lane.total[at..at + state_len(rows, width)]);
-        }
         let following = following.map(|item| (&self.plan.tiles()[item.tile], item.spans.start));
         let after = |span: usize| if span + 1 < item.spans.end { Some((tile, span + 1)) } else { following };
         let Some(split) = &item.split else {
             for span in item.spans.clone() {
-                self.attend(tile, span, after(span), lane, None);
+                let to = if span == item.spans.start { To::Total } else { To::Sum };
+                self.attend(tile, span, after(span), lane, to);
             }
             return self.finish(tile, lane);
         };
@@ -230,13 +236,17 @@ impl Task<'_> {
         for span in item.spans.clone() {
             // SAFETY: a tile's span belongs to one item, and nobody reads it before the last item of the tile is done.
             let states = unsafe { self.states.slice(state_at(span), floats) };
-            self.attend(tile, span, after(span), lane, Some(states));
+            self.attend(tile, span, after(span), lane, To::Slice(states));
         }
         // Whoever comes last adds up what all have left: the others' writes are released by their subtraction and acquired by this one.
         if self.plan.pending(split).fetch_sub(1, Ordering::AcqRel) == 1 {
             for span in tile.spans(self.args) {
                 // SAFETY: all items of the tile are done.
                 let states = unsafe { self.states.slice(state_at(span), floats) };
+                if span == tile.spans(self.args).start {
+                    lane.total.copy_from_slice(states);
+                    continue;
+                }
                 for (first, rows) in groups(tile.len(self.args)) {
                     let at = state_len(first, width)..state_len(first + rows, width);
                     let mut visible = [(0, 0); ROWS];
@@ -286,16 +296,8 @@ impl Task<'_> {
         }
     }
 
-    /// The states of a tile's rows over one span: left in `states` if there is such, otherwise added to `lane.total`. `next`: what the thread
-    /// computes after it.
-    fn attend(
-        &self,
-        tile: &Tile,
-        span: usize,
-        next: Option<(&Tile, usize)>,
-        lane: &mut Lane,
-        mut states: Option<&mut [f32]>,
-    ) {
+    /// Computes the states of a tile's rows over one span. `next`: what the thread computes after it.
+    fn attend(&self, tile: &Tile, span: usize, next: Option<(&Tile, usize)>, lane: &mut Lane, mut to: To<'_>) {
         let d = self.args.layout.head_dim;
         let width = d.next_multiple_of(PIECE);
         let Lane { q, k, v, pieces, ahead, scores, part, total, q_packed, scratch } = lane;
@@ -331,13 +333,12 @@ impl Task<'_> {
             let mut visible = [(0, 0); ROWS];
             let visible = &mut visible[..rows];
             self.visible(tile, span, first, visible);
-            if visible.iter().all(|(low, high)| low == high) {
-                continue;
-            }
             let at = state_len(first, width)..state_len(first + rows, width);
-            let state = match &mut states {
-                Some(states) => &mut states[at.clone()],
-                None => &mut part[..state_len(rows, width)],
+            let state = match &mut to {
+                To::Sum if visible.iter().all(|(low, high)| low == high) => continue,
+                To::Sum => &mut part[..state_len(rows, width)],
+                To::Total => &mut total[at.clone()],
+                To::Slice(states) => &mut states[at.clone()],
             };
             let softcap = self.args.softcap;
             // SAFETY: the table is this processor's; `check` has seen that the blocks are inside the cache.
@@ -361,7 +362,7 @@ impl Task<'_> {
                     let q = &q[first * d..(first + rows) * d];
                     (self.table.attend)(&mut SpanRows { q, kv, visible, softcap, scores, state });
                 }
-                if states.is_none() {
+                if let To::Sum = to {
                     (self.table.fold)(&mut total[at], &part[..state_len(rows, width)], visible);
                 }
             }
@@ -391,10 +392,11 @@ impl Task<'_> {
         let blocks = self.args.seqs[tile.seq].blocks;
         let end = keys.end.min(start + SPAN);
         let mut position = keys.start.max(start) / PIECE * PIECE;
+        // Divided once: that takes as long as all else here.
+        let (mut index, mut offset) = (position / block_size, position % block_size);
         while position < end {
-            let offset = position % block_size;
             let len = PIECE.min(block_size - offset).min(end - position);
-            let head_block = layout.head_block(blocks[position / block_size] as usize, tile.kv_head);
+            let head_block = layout.head_block(blocks[index] as usize, tile.kv_head);
             let block = head_block * block_size * d;
             pieces.push(Piece {
                 // Packed keys lie as close as others: it is the dimensions that are fewer.
@@ -404,7 +406,10 @@ impl Task<'_> {
                 first: position - start,
                 len,
             });
-            position += len;
+            (position, offset) = (position + len, offset + len);
+            if offset == block_size {
+                (index, offset) = (index + 1, 0);
+            }
         }
     }
 

@@ -182,7 +182,7 @@ pub fn full_attention(cpu: &Cpu, args: &FullAttentionArgs<'_>, out: &mut [f32], 
         lanes.resize_with(cpu.pool.threads(), Mutex::default);
     }
     let out = SharedSlice::new(out);
-    cpu.for_each(tasks, |lane, task| {
+    cpu.pool.for_each(tasks, |lane, task| {
         let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
         let (seq, head) = (task / args.heads, task % args.heads);
         let (start, keys) = (starts[seq], args.lengths[seq]);

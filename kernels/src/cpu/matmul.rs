@@ -160,7 +160,7 @@ impl Batch<'_> {
                 Plan { matrix, row_bytes, rows_per_ticket, first }
             })
             .collect();
-        cpu.for_each(tickets, |lane, ticket| {
+        cpu.pool.for_each(tickets, |lane, ticket| {
             let mut lane = lanes[lane].lock().unwrap_or_else(PoisonError::into_inner);
             let i = plans.partition_point(|plan| plan.first <= ticket) - 1;
             let plan = &plans[i];

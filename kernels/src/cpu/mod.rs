@@ -24,7 +24,6 @@ mod strips;
 use dispatch::Isa;
 use pool::ThreadPool;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The processor as the kernels see it. Created once, passed to every kernel.
 #[derive(Debug)]
@@ -42,66 +41,7 @@ impl Cpu {
         let pieces = items.div_ceil(piece.max(1));
         // As many for each thread: their shares are equal then, and the same in regions over the same rows.
         let pieces = if pieces > 1 { pieces.next_multiple_of(self.pool.threads()).min(items) } else { pieces };
-        self.for_each(pieces, move |_, i| body(items * i / pieces, items * (i + 1) / pieces));
-    }
-
-    /// Runs `body(lane, item)` for each of `0..items`, once, where `lane` is the thread's number. Each thread has its own share, in order:
-    /// what follows upon another in memory, and the same part of the items in one region as in the next. When it has done its own it takes
-    /// from the others'.
-    ///
-    /// What a body holds by value lies side by side for the other threads; each reference that they must follow, to what this one
-    /// has just written, costs a way between cores.
-    pub(crate) fn for_each(&self, items: usize, body: impl Fn(usize, usize) + Sync) {
-        let lanes = self.pool.threads().min(items);
-        if lanes <= 1 {
-            (0..items).for_each(|item| body(0, item));
-            return;
-        }
-        let shares = Shares::new((1..=lanes).map(|lane| items * lane / lanes));
-        self.pool.run(lanes, &move |lane| {
-            while let Some(item) = shares.take(lane) {
-                body(lane, item);
-            }
-        });
-    }
-}
-
-/// The items of a region: each thread takes its own share in order, then what is left of the others'.
-pub(crate) struct Shares(Vec<Share>);
-
-/// A thread's share, in a cache line of its own.
-#[repr(align(64))]
-struct Share {
-    next: AtomicUsize,
-    end: usize,
-}
-
-impl Shares {
-    /// Shares that follow each other and end at `ends`, one for each thread.
-    pub(crate) fn new(ends: impl Iterator<Item = usize>) -> Shares {
-        let mut start = 0;
-        let share = |end| Share { next: AtomicUsize::new(std::mem::replace(&mut start, end)), end };
-        Shares(ends.map(share).collect())
-    }
-
-    /// The next item of thread `lane`; `None` if all are taken.
-    pub(crate) fn take(&self, lane: usize) -> Option<usize> {
-        self.0[lane..].iter().chain(&self.0[..lane]).find_map(|share| {
-            // Looked at first: to write would take the line from its owner.
-            let item = if share.left() > 0 { share.next.fetch_add(1, Ordering::Relaxed) } else { share.end };
-            (item < share.end).then_some(item)
-        })
-    }
-
-    /// Items of thread `lane`'s own share that nobody has taken.
-    pub(crate) fn left(&self, lane: usize) -> usize {
-        self.0[lane].left()
-    }
-}
-
-impl Share {
-    fn left(&self) -> usize {
-        self.end.saturating_sub(self.next.load(Ordering::Relaxed))
+        self.pool.for_each(pieces, move |_, i| body(items * i / pieces, items * (i + 1) / pieces));
     }
 }
 
@@ -110,6 +50,7 @@ mod tests {
     use super::*;
     use std::num::NonZeroUsize;
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn cpu(threads: usize) -> Cpu {
         Cpu { isa: Isa::detect(), pool: Arc::new(ThreadPool::new(NonZeroUsize::new(threads).unwrap())) }
@@ -120,7 +61,7 @@ mod tests {
         for (threads, items) in [1, 2, 3, 8].into_iter().flat_map(|t| [0, 1, 2, 5, 97].map(|items| (t, items))) {
             let cpu = cpu(threads);
             let done: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
-            cpu.for_each(items, |lane, item| {
+            cpu.pool.for_each(items, |lane, item| {
                 assert!(lane < threads);
                 done[item].fetch_add(1, Ordering::Relaxed);
             });
@@ -129,21 +70,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_other_shares_is_taken_too() {
-        let shares = Shares::new([2, 2, 5].into_iter());
-        assert_eq!((shares.left(0), shares.left(1), shares.left(2)), (2, 0, 3));
-        assert_eq!((shares.take(2), shares.take(0)), (Some(2), Some(0)));
-        let rest: Vec<_> = std::iter::from_fn(|| shares.take(1)).collect();
-        assert_eq!(rest, [3, 4, 1], "the next thread's first");
-        assert!(shares.take(0).is_none() && shares.left(2) == 0);
-    }
-
-    #[test]
     fn a_thread_that_is_held_up_keeps_nothing_but_the_item_it_has() {
         // Whoever takes the first item waits until all others are done: they must be the other thread's.
         let (cpu, items) = (cpu(2), 20);
         let others = AtomicUsize::new(0);
-        cpu.for_each(items, |_, item| {
+        cpu.pool.for_each(items, |_, item| {
             if item == 0 {
                 while others.load(Ordering::Acquire) < items - 1 {
                     std::thread::yield_now();

@@ -1,50 +1,78 @@
 //! A fixed set of threads that runs short parallel regions.
 //!
-//! A region is a number of tasks handed out one by one. The caller takes part and never waits for a thread that has not joined: on a busy
-//! machine a worker that is not scheduled costs its help, not a stall. Workers spin for some tens of microseconds after a region, which
-//! covers the gaps inside a model step, and then park.
+//! A region has items, of which each thread has a share; who has done its own takes from the others'. The caller takes part and never
+//! waits for a thread that has not joined: on a busy machine a worker that is not scheduled costs its help, not a stall. Workers spin
+//! for some tens of microseconds after a region, which covers the gaps inside a model step, and then park.
+//!
+//! A model's step has hundreds of regions of a few microseconds, and a cache line takes a tenth of one from core to core. So nothing is
+//! handed to and fro: the caller posts a region in one line, which workers read, and each worker says in a line of its own that it has
+//! joined, what is taken of its share, and that it has left.
 
+mod shares;
+
+pub(crate) use shares::Items;
+use shares::Taken;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::fmt;
 use std::hint::spin_loop;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 
 /// Turns of the spin loop before a thread parks: about 40 µs on Zen 3.
 const SPINS: u32 = 2000;
 
-/// Layout of [`Shared::state`]: workers inside the region, then flags, then the region's number.
-const ACTIVE: u64 = 0xffff;
-const OPEN: u64 = 1 << 16;
-const CALLER_PARKED: u64 = 1 << 17;
-const SHUTDOWN: u64 = 1 << 18;
-const REGION: u64 = 1 << 32;
+/// Turns after which the caller has seen what a worker said last.
+const SETTLED: u32 = 8;
 
-type Task<'a> = &'a (dyn Fn(usize) + Sync + 'a);
+/// Layout of [`Post::word`]: flags, then the region's threads, then its number.
+const OPEN: u64 = 1;
+const SHUTDOWN: u64 = 2;
+const LANES: u64 = 1 << 2;
+const LANES_MAX: u64 = (1 << 16) - 1;
+const REGION: u64 = 1 << 18;
 
-#[derive(Clone, Copy)]
-struct Job {
-    /// The lifetime is a fiction: `run` does not return while a worker is inside the region.
-    task: Task<'static>,
-    tasks: usize,
+/// Layout of [`Lane::state`]: whether the worker is inside a region, then the region's number.
+const INSIDE: u64 = 1;
+const STATE_REGION: u64 = 2;
+
+/// What a thread does in a region: given its number and the region's, it takes items until none is left.
+type Task<'a> = &'a (dyn Fn(usize, u64) + Sync + 'a);
+
+/// What the caller tells the workers, in lines that only it writes while regions follow upon each other.
+#[repr(align(128))]
+struct Post {
+    word: AtomicU64,
+    /// The lifetime is a fiction: a region does not end while a worker is inside.
+    task: UnsafeCell<Option<Task<'static>>>,
+    /// The caller is parked until the workers have left.
+    caller_waits: AtomicBool,
+    /// A task has panicked.
+    panicked: AtomicBool,
+}
+
+/// What a thread tells the others, in lines that only it writes while there is something left of its share. The caller's is the first.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Lane {
+    state: AtomicU64,
+    taken: Taken,
 }
 
 struct Shared {
-    state: AtomicU64,
-    next: AtomicUsize,
-    job: UnsafeCell<Option<Job>>,
+    post: Post,
+    lanes: Vec<Lane>,
     parked: Vec<AtomicBool>,
     caller: Mutex<Option<Thread>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     spins: u32,
 }
 
-// SAFETY: `job` is written by the caller that holds `ThreadPool::turn` while no region is open and no worker is active, and read by
-// workers only after they joined an open region (acquire on `state`).
+// SAFETY: `task` is written by the caller that holds `ThreadPool::turn` while no worker is inside a region, and read by workers inside.
 unsafe impl Sync for Shared {}
 
 thread_local! {
@@ -58,57 +86,42 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Takes tasks until none is left. A panic is kept for the caller, and the tasks not yet begun are dropped.
-    fn work(&self, job: Job) {
+    /// Does a thread's part of a region. A panic is kept for the caller, and the items not yet taken are dropped.
+    fn work(&self, task: Task<'_>, lane: usize, region: u64) {
         let outer = IN_TASK.replace(true);
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= job.tasks {
-                    break;
-                }
-                (job.task)(task);
-            }
-        }));
+        let result = catch_unwind(AssertUnwindSafe(|| task(lane, region)));
         IN_TASK.set(outer);
         if let Err(payload) = result {
-            self.next.store(job.tasks, Ordering::Relaxed);
+            self.lanes.iter().for_each(|lane| lane.taken.drop_rest(region));
             lock(&self.panic).get_or_insert(payload);
+            self.post.panicked.store(true, Ordering::Release);
         }
     }
 
     fn worker(&self, index: usize) {
-        let mut seen = 0;
-        let mut spins = 0;
+        let (lane, mut seen, mut spins) = (index + 1, 0, 0);
         loop {
-            let state = self.state.load(Ordering::SeqCst);
-            if state & SHUTDOWN != 0 {
+            let word = self.post.word.load(Ordering::SeqCst);
+            let region = word / REGION;
+            if word & SHUTDOWN != 0 {
                 return;
             }
-            if state & OPEN != 0 && state / REGION != seen {
-                if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-                    continue;
-                }
-                seen = state / REGION;
-                spins = 0;
-                // SAFETY: this worker is counted as active, so the job stays as it is until the decrement below.
-                let job = unsafe { *self.job.get() };
-                self.work(job.expect("an open region without a job is a bug"));
-                let before = self.state.fetch_sub(1, Ordering::AcqRel);
-                if before & ACTIVE == 1
-                    && before & CALLER_PARKED != 0
-                    && let Some(caller) = &*lock(&self.caller)
-                {
-                    caller.unpark();
-                }
+            if word & OPEN != 0 && region != seen && (lane as u64) < (word / LANES) & LANES_MAX {
+                (seen, spins) = (region, 0);
+                self.join(word, lane, region);
             } else if spins < self.spins {
                 spins += 1;
+                if spins == SETTLED {
+                    // The caller has read that this worker has left, by now: the line is taken back before it is needed.
+                    let state = &self.lanes[lane].state;
+                    state.store(state.load(Ordering::Relaxed), Ordering::Relaxed);
+                }
                 spin_loop();
             } else {
-                // Announce, look again, then sleep: the caller publishes first and looks at `parked` second, so one of the two sees the other.
+                // Announce, look again, then sleep. The caller posts first and looks at `parked` second, but may still be about to post when
+                // it looks: then it does this region alone, and sees the flag in the next.
                 self.parked[index].store(true, Ordering::SeqCst);
-                let state = self.state.load(Ordering::SeqCst);
-                if state & SHUTDOWN == 0 && (state & OPEN == 0 || state / REGION == seen) {
+                if self.post.word.load(Ordering::SeqCst) == word {
                     std::thread::park();
                 }
                 self.parked[index].store(false, Ordering::SeqCst);
@@ -117,20 +130,44 @@ impl Shared {
         }
     }
 
-    /// Waits until no worker is inside the (closed) region.
-    fn wait_idle(&self) {
+    /// Takes part in a region that was open a moment ago.
+    fn join(&self, word: u64, lane: usize, region: u64) {
+        let state = &self.lanes[lane].state;
+        // Announce, then look again: the caller closes first and looks at `state` second, so one of the two sees the other.
+        state.store((region * STATE_REGION) | INSIDE, Ordering::SeqCst);
+        if self.post.word.load(Ordering::SeqCst) == word {
+            // SAFETY: the caller waits until this worker has left, and posts nothing else before.
+            let task = unsafe { *self.post.task.get() };
+            self.work(task.expect("an open region without a task is a bug"), lane, region);
+        }
+        state.store(region * STATE_REGION, Ordering::SeqCst);
+        if self.post.caller_waits.load(Ordering::SeqCst)
+            && let Some(caller) = &*lock(&self.caller)
+        {
+            caller.unpark();
+        }
+    }
+
+    /// Closes a region of `lanes` threads for those that have not joined, and waits until the others have left.
+    fn close(&self, lanes: usize, region: u64) {
+        let workers = &self.lanes[1..lanes];
+        let joined = |lane: &Lane| lane.state.load(Ordering::SeqCst) / STATE_REGION == region;
+        if !workers.iter().all(joined) {
+            self.post.word.fetch_and(!OPEN, Ordering::SeqCst);
+        }
+        let inside = |lane: &Lane| lane.state.load(Ordering::SeqCst) == (region * STATE_REGION) | INSIDE;
         for _ in 0..self.spins.max(100) {
-            if self.state.load(Ordering::Acquire) & ACTIVE == 0 {
+            if !workers.iter().any(inside) {
                 return;
             }
             spin_loop();
         }
         *lock(&self.caller) = Some(std::thread::current());
-        self.state.fetch_or(CALLER_PARKED, Ordering::AcqRel);
-        while self.state.load(Ordering::Acquire) & ACTIVE != 0 {
+        self.post.caller_waits.store(true, Ordering::SeqCst);
+        while workers.iter().any(inside) {
             std::thread::park();
         }
-        self.state.fetch_and(!CALLER_PARKED, Ordering::AcqRel);
+        self.post.caller_waits.store(false, Ordering::SeqCst);
     }
 }
 
@@ -175,12 +212,16 @@ impl fmt::Debug for ThreadPool {
 impl ThreadPool {
     /// A pool of `threads` threads, the caller included. If the system refuses a thread, the pool has fewer.
     pub fn new(threads: NonZeroUsize) -> ThreadPool {
-        let wanted = (threads.get() - 1).min(ACTIVE as usize - 1);
+        let wanted = (threads.get() - 1).min(LANES_MAX as usize - 1);
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            next: AtomicUsize::new(0),
-            job: UnsafeCell::new(None),
+            post: Post {
+                word: AtomicU64::new(0),
+                task: UnsafeCell::new(None),
+                caller_waits: AtomicBool::new(false),
+                panicked: AtomicBool::new(false),
+            },
+            lanes: (0..=wanted).map(|_| Lane::default()).collect(),
             parked: (0..wanted).map(|_| AtomicBool::new(false)).collect(),
             caller: Mutex::new(None),
             panic: Mutex::new(None),
@@ -226,31 +267,84 @@ impl ThreadPool {
     /// # Panics
     /// If a task panics, with its payload, once the running tasks have ended; tasks not yet begun are dropped. The pool stays usable.
     pub fn run(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
-        if tasks <= 1 || self.workers.is_empty() || IN_TASK.get() {
-            (0..tasks).for_each(f);
+        self.for_each(tasks, |_, task| f(task));
+    }
+
+    /// Runs `body(lane, item)` for each of `0..items`, once, where `lane` is the thread's number. Each thread has its own share, in order:
+    /// what follows upon another in memory, and the same part of the items in one region as in the next. When it has done its own it takes
+    /// from the others'.
+    ///
+    /// What a body holds by value lies side by side for the other threads; each reference that they must follow, to what this one
+    /// has just written, costs a way between cores.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub(crate) fn for_each(&self, items: usize, body: impl Fn(usize, usize) + Sync) {
+        let lanes = self.lanes(items);
+        if lanes <= 1 {
+            (0..items).for_each(|item| body(0, item));
             return;
         }
+        let share = move |lane| items * lane / lanes..items * (lane + 1) / lanes;
+        self.share_out(lanes, share, move |lane, items| {
+            while let Some(item) = items.take() {
+                body(lane, item);
+            }
+        });
+    }
+
+    /// The threads that a region of `items` items is for: one where another region is running around it.
+    pub(crate) fn lanes(&self, items: usize) -> usize {
+        if IN_TASK.get() { 1 } else { self.threads().min(items) }
+    }
+
+    /// Runs `body(lane, items)` on up to `lanes` threads, as many as [`Self::lanes`] says at most: each takes items until none is left, all of
+    /// its `share` first. A thread that comes too late has no part in it.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub(crate) fn share_out<S: Fn(usize) -> Range<usize> + Copy + Sync>(
+        &self,
+        lanes: usize,
+        share: S,
+        body: impl Fn(usize, &Items<'_, S>) + Sync,
+    ) {
+        if lanes <= 1 {
+            let own = Lane::default();
+            own.taken.begin(1);
+            return body(0, &Items { lanes: &[own], region: 1, lane: 0, begun: Cell::new(true), share });
+        }
+        let all = &self.shared.lanes[..lanes];
+        self.region(lanes, &move |lane, region| {
+            body(lane, &Items { lanes: all, region, lane, begun: Cell::new(lane == 0), share });
+        });
+    }
+
+    fn region(&self, lanes: usize, task: Task<'_>) {
         let turn = lock(&self.turn);
-        let shared = &*self.shared;
-        // SAFETY: only the lifetime changes. No worker uses the reference after `wait_idle`, which this function reaches on every path.
-        let job = Job { task: unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(f) }, tasks };
-        // SAFETY: this thread holds the turn, no region is open, and the last one was left by all workers.
-        unsafe { *shared.job.get() = Some(job) };
-        shared.next.store(0, Ordering::Relaxed);
-        let state = shared.state.load(Ordering::Relaxed);
-        let region = (state / REGION + 1) & u64::from(u32::MAX);
-        shared.state.store((region * REGION) | OPEN, Ordering::SeqCst);
-        for (worker, parked) in self.workers.iter().zip(&shared.parked).take(tasks - 1) {
-            if parked.load(Ordering::SeqCst) {
+        let (shared, post) = (&*self.shared, &self.shared.post);
+        // SAFETY: only the lifetime changes. No worker uses the reference after `close`, which this function reaches on every path.
+        let posted = unsafe { std::mem::transmute::<Task<'_>, Task<'static>>(task) };
+        // SAFETY: this thread holds the turn, and the last region was left by all workers.
+        unsafe { *post.task.get() = Some(posted) };
+        let region = shares::after(post.word.load(Ordering::Relaxed) / REGION);
+        shared.lanes[0].taken.begin(region);
+        // Not waited for: this thread begins with its share while the line is on its way.
+        post.word.store((region * REGION) | (lanes as u64 * LANES) | OPEN, Ordering::Release);
+        for (worker, parked) in self.workers.iter().zip(&shared.parked).take(lanes - 1) {
+            if parked.load(Ordering::Relaxed) {
                 worker.thread().unpark();
             }
         }
-        shared.work(job);
-        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
-        shared.wait_idle();
-        let payload = lock(&shared.panic).take();
+        shared.work(task, 0, region);
+        shared.close(lanes, region);
+        // Looked at first: to write would take the line from the workers.
+        let payload = post.panicked.load(Ordering::Acquire).then(|| {
+            post.panicked.store(false, Ordering::Relaxed);
+            lock(&shared.panic).take()
+        });
         drop(turn);
-        if let Some(payload) = payload {
+        if let Some(payload) = payload.flatten() {
             resume_unwind(payload);
         }
     }
@@ -258,7 +352,7 @@ impl ThreadPool {
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
-        self.shared.state.fetch_or(SHUTDOWN, Ordering::SeqCst);
+        self.shared.post.word.fetch_or(SHUTDOWN, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker only panics through a bug in this file; there is nobody to tell during a drop.

@@ -154,7 +154,7 @@ pub fn for_tickets<const LANES: usize>(
             tickets += matrix.count().div_ceil(strips);
         }
         let body = &body;
-        cpu.for_each(blocks * tickets, move |lane, item| {
+        cpu.pool.for_each(blocks * tickets, move |lane, item| {
             let (block, ticket) = (item / tickets, item % tickets);
             let i = plans.partition_point(|plan| plan.first <= ticket) - 1;
             let plan = plans[i];

@@ -79,6 +79,8 @@ pub(super) struct Plan {
     /// For each split tile the items that are not done.
     pending: Vec<AtomicUsize>,
     states: usize,
+    /// Where each thread's share of the items ends.
+    ends: Vec<usize>,
 }
 
 impl Plan {
@@ -90,12 +92,15 @@ impl Plan {
         &self.items
     }
 
-    /// Where the shares of `threads` threads end: equally expensive runs of items, so that a sequence is computed, by and large, on the core
-    /// that computes its rows in the operations before and after.
-    pub(super) fn shares(&self, threads: usize) -> impl Iterator<Item = usize> {
-        let total = self.items.last().map_or(0, |item| item.cost_so_far);
-        let end = move |thread| self.items.partition_point(|item| item.cost_so_far * threads <= total * thread);
-        (1..=threads).map(end)
+    /// Threads that have a share of the items.
+    pub(super) fn lanes(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The items of a thread: equally expensive runs of them, so that a sequence is computed, by and large, on the core that computes its
+    /// rows in the operations before and after.
+    pub(super) fn share(&self, lane: usize) -> Range<usize> {
+        lane.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[lane]
     }
 
     /// Items of a split tile that are not done.
@@ -114,10 +119,9 @@ impl Plan {
         let wanted = if threads > 1 { threads * ITEMS } else { 1 };
         // Small tiles read the keys more often, but keep more threads busy.
         let mut rows = TILE;
-        while rows > TILE / 4 && self.cut(args, (rows / group).max(1)) < wanted {
+        while self.cut(args, (rows / group).max(1)) < wanted && rows > TILE / 4 {
             rows /= 2;
         }
-        self.cut(args, (rows / group).max(1));
         let cost = |tile: &Tile| tile.len(args) * tile.spans(args).len();
         let share = self.tiles.iter().map(cost).sum::<usize>().div_ceil(wanted).max(1);
         let width = args.layout.head_dim.next_multiple_of(PIECE);
@@ -141,6 +145,10 @@ impl Plan {
                 self.items.push(Item { tile: index, spans, split: split.clone(), cost_so_far });
             }
         }
+        let lanes = threads.min(self.items.len());
+        let end = |lane| self.items.partition_point(|item| item.cost_so_far * lanes <= cost_so_far * lane);
+        self.ends.clear();
+        self.ends.extend((1..=lanes).map(end));
     }
 
     /// Cuts the sequences into tiles of up to `tokens` tokens and returns their number.
@@ -207,11 +215,11 @@ mod tests {
             let all = costs(0..plan.items().len());
             let (total, largest) = (all.iter().sum::<usize>(), all.iter().max().copied().unwrap_or(0));
             let mut start = 0;
-            for end in plan.shares(threads) {
-                assert!(end >= start, "{seqs:?} on {threads} threads");
-                let cost: usize = costs(start..end).iter().sum();
+            for share in (0..plan.lanes()).map(|lane| plan.share(lane)) {
+                assert_eq!(share.start, start, "{seqs:?} on {threads} threads");
+                start = share.end;
+                let cost: usize = costs(share).iter().sum();
                 assert!(cost <= total / threads + largest, "{cost} of {total} on {threads} threads: {seqs:?}");
-                start = end;
             }
             assert_eq!(start, plan.items().len(), "{seqs:?} on {threads} threads");
         }

@@ -7,22 +7,22 @@ use crate::cpu::attention::packed::PackedRows;
 use crate::cpu::attention::span::{PIECE, Piece, STRIDE, Vector, Visible, blind};
 use std::arch::x86_64::*;
 
-/// Calls what is written for a number of registers that the compiler knows: `WIDE` of them at a time, then one, from the first number to the
-/// last.
+/// Calls what is written for a number of registers that the compiler knows, from the first number to the last: 4 of them at a time, then 2,
+/// then 1. With 6 rows of sums, 4 of keys or values and one that is broadcast, 29 of the 32 are taken.
 macro_rules! in_registers {
     ($at:ident in $range:expr, $width:ident => $call:expr) => {{
         let (mut $at, end) = $range;
-        while $at + WIDE <= end {
-            const $width: usize = WIDE;
-            $call;
-            $at += WIDE;
-        }
-        while $at < end {
-            const $width: usize = 1;
-            $call;
-            $at += 1;
-        }
+        in_registers!(@ 4, $at, end, $width, $call);
+        in_registers!(@ 2, $at, end, $width, $call);
+        in_registers!(@ 1, $at, end, $width, $call);
     }};
+    (@ $n:literal, $at:ident, $end:ident, $width:ident, $call:expr) => {
+        while $end - $at >= $n {
+            const $width: usize = $n;
+            $call;
+            $at += $n;
+        }
+    };
 }
 pub(super) use in_registers;
 

@@ -16,8 +16,6 @@ use std::arch::x86_64::*;
 /// The kernels. They need AVX-512 F, BW, DQ, VL and VNNI.
 pub static QUADS: PackedAttention = PackedAttention { query_words, scratch_words, take_query, attend };
 
-/// Registers of keys that are multiplied at once: with 6 rows 24 of sums, and one that is broadcast.
-const WIDE: usize = 4;
 /// Quads of a group of dimensions, and of a span of keys.
 const GROUP_QUADS: usize = KV_GROUP / 4;
 const SPAN_QUADS: usize = SPAN / 4;
@@ -30,7 +28,7 @@ fn query_words(head_dim: usize) -> usize {
 }
 
 /// Each row's weights: of each group the high bytes, then the low ones. Behind them one row's factors. (First, sums of a group for a piece of
-/// keys in `WIDE` registers a row, which are as large as one group's weights.)
+/// keys in 4 registers a row, which are as large as one group's weights.)
 fn scratch_words(head_dim: usize) -> usize {
     (ROWS * 2 * SPAN_QUADS + SPAN) * groups(head_dim)
 }
