@@ -452,6 +452,32 @@ fn sixteen_bits_have_a_norm_or_a_largest_value_and_pass_on_what_is_not_finite() 
     }
 }
 
+#[test]
+fn every_table_rounds_to_the_same_sixteen_bits() {
+    let (d, block_size, tokens) = (80, 16, 40);
+    let layout = KvLayout { layers: 2, layer: 1, kv_heads: 3, head_dim: d, block_size };
+    let mut rng = Rng(13);
+    let mut rows: Vec<f32> = (0..tokens * 3 * d).map(|_| rng.float() * 8.0).collect();
+    (rows[7], rows[3 * d + 9], rows[6 * d + 1]) = (f32::NAN, f32::INFINITY, 1e30);
+    rows[9 * d..10 * d].fill(0.0);
+    // Blocks in no order; the last tokens are written to one again.
+    let slots: Vec<u32> =
+        (0..tokens as u32).map(|t| [48, 0, 16, 48][t as usize / 16 + usize::from(t > 36)] + t % 16).collect();
+    let written = |isa| {
+        let words = 4 * 2 * 3 * block_size * d / 2;
+        let (mut k, mut v) = (vec![0x1234_5678; words], vec![0x1234_5678; words]);
+        let (mut k_scales, mut v_scales) = (vec![0.0; words * 2 / d], vec![0.0; words * 2 / d]);
+        let k_cache = KvSliceMut::I16 { pairs: &mut k, scales: &mut k_scales };
+        let v_cache = KvSliceMut::I16 { pairs: &mut v, scales: &mut v_scales };
+        write_kv(&cpu(isa, 3), &rows, &rows, &slots, layout, k_cache, v_cache);
+        (k, v, bits(&k_scales), bits(&v_scales))
+    };
+    let reference = written(Isa::Scalar);
+    for isa in isas() {
+        assert!(written(isa) == reference, "{isa:?}");
+    }
+}
+
 /// All in one dimension, or all alike: sums are as large as they can be, and exact.
 #[test]
 fn sums_of_sixteen_bits_never_overflow() {

@@ -7,7 +7,9 @@
 use super::Cpu;
 use super::attention::span::PIECE as KEYS;
 use super::dispatch::KernelTable;
+use super::isa::prefetch_line;
 use super::math::ROUND;
+use super::packed::LINE;
 use super::shared::SharedSlice;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -235,7 +237,10 @@ fn norm(x: &[f32]) -> f32 {
     for x in x.as_chunks::<KEYS>().0 {
         lanes.iter_mut().zip(x).for_each(|(lane, x)| *lane += x * x);
     }
-    lanes.iter().sum::<f32>().sqrt()
+    // Halves on halves: sixteen sums in a row would take longer than all else.
+    let lanes: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
+    let lanes: [f32; 4] = std::array::from_fn(|i| lanes[i] + lanes[i + 4]);
+    ((lanes[0] + lanes[2]) + (lanes[1] + lanes[3])).sqrt()
 }
 
 /// The scale of values of some size that are rounded to integers of the size `to`, and its inverse.
@@ -264,12 +269,12 @@ fn nearest(x: f32, inverse: f32) -> u16 {
 #[inline(always)]
 pub(crate) fn round_key(key: &[f32], pairs: &mut [u32], stride: usize) -> f32 {
     let (scale, inverse) = scale_of(norm(key), KEY_NORM);
-    let mut pairs = pairs.iter_mut().step_by(stride);
+    let mut at = 0;
     for x in key.as_chunks::<KEYS>().0 {
         let rounded = x.map(|x| nearest(x, inverse));
-        // In this order: a zip that ends takes one more from its first part.
-        for (n, pair) in rounded.as_chunks::<2>().0.iter().zip(pairs.by_ref()) {
-            *pair = u32::from(n[0]) | u32::from(n[1]) << 16;
+        for n in rounded.as_chunks::<2>().0 {
+            pairs[at] = u32::from(n[0]) | u32::from(n[1]) << 16;
+            at += stride;
         }
     }
     scale
@@ -318,6 +323,21 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Asks for the lines of a head's key or value in a cache with `packed` values in an element.
+    fn ask<T>(self, cache: &SharedSlice<'_, T>, packed: usize, keys: bool, head_dim: usize) {
+        let Place { head_block, offset, block_size } = self;
+        let start = head_block * block_size * head_dim / packed;
+        let line = LINE / size_of::<T>();
+        if keys {
+            (0..head_dim / packed).for_each(|i| prefetch_line(cache.address(start + i * block_size + offset)));
+        } else {
+            let start = start + offset / packed * head_dim;
+            (0..head_dim).step_by(line).for_each(|i| prefetch_line(cache.address(start + i)));
+        }
+    }
+}
+
 enum Target<'a> {
     F32(SharedSlice<'a, f32>),
     F16(SharedSlice<'a, f16>),
@@ -359,6 +379,16 @@ impl<'a> Target<'a> {
             "write_kv: the {name} cache has {len} values, no whole number of blocks of {block}"
         );
         (target, len)
+    }
+
+    /// Asks for the memory of a head's key or value, which is in no cache as a rule; on a key's way to so many lines a core waits for each few.
+    fn ask(&self, keys: bool, place: Place, head_dim: usize) {
+        match self {
+            Target::F32(s) => place.ask(s, 1, keys, head_dim),
+            Target::F16(s) => place.ask(s, 1, keys, head_dim),
+            Target::I16 { pairs, .. } => place.ask(pairs, 2, keys, head_dim),
+            Target::I8 { quads, .. } => place.ask(quads, 4, keys, head_dim),
+        }
     }
 
     /// Stores a head's value.
@@ -484,20 +514,37 @@ pub fn write_kv(
         panic!("write_kv: slot {slot} is outside a cache of {capacity} tokens");
     }
     let table = cpu.isa.table();
-    // Heads, not tokens, are spread over threads: two tokens of one slot then stay in order.
-    let piece = STORED / (slots.len() * head_dim).max(1);
-    cpu.for_pieces(2 * kv_heads, piece, move |start, end| {
-        for item in start..end {
-            let (head, keys) = (item / 2, item % 2 == 0);
-            for (t, &slot) in slots.iter().enumerate() {
-                let (b, offset) = (slot as usize / block_size, slot as usize % block_size);
-                let from = t * width + head * head_dim;
-                let place = Place { head_block: layout.head_block(b, head), offset, block_size };
-                // SAFETY: a head's keys (or values) in the cache are touched by the one piece that holds them; the table is this processor's.
-                unsafe {
-                    if keys {
+    let block_of = |t: usize| slots[t] as usize / block_size;
+    // A block's tokens stay on one thread, in order; those that follow each other, on the thread that has their rows elsewhere.
+    let mut runs: Vec<usize> = (0..slots.len()).filter(|&t| t == 0 || block_of(t) != block_of(t - 1)).collect();
+    let mut blocks: Vec<usize> = runs.iter().map(|&t| block_of(t)).collect();
+    blocks.sort_unstable();
+    if blocks.windows(2).any(|pair| pair[0] == pair[1]) {
+        runs.truncate(1);
+    }
+    let places = |t: usize| {
+        let (block, offset) = (block_of(t), slots[t] as usize % block_size);
+        (0..kv_heads).map(move |head| Place { head_block: layout.head_block(block, head), offset, block_size })
+    };
+    let ask = |run: usize| {
+        for place in places(runs[run]) {
+            k_cache.ask(true, place, head_dim);
+            v_cache.ask(false, place, head_dim);
+        }
+    };
+    cpu.for_pieces(runs.len(), STORED / width, |start, end| {
+        ask(start);
+        for run in start..end {
+            if run + 1 < end {
+                ask(run + 1);
+            }
+            let tokens = runs[run]..runs.get(run + 1).map_or(slots.len(), |&next| next);
+            for t in tokens {
+                for (head, place) in places(t).enumerate() {
+                    let from = t * width + head * head_dim;
+                    // SAFETY: a block's part of the cache is touched by the one piece that holds its run; the table is this processor's.
+                    unsafe {
                         k_cache.store_key(table, place, &k[from..from + head_dim]);
-                    } else {
                         v_cache.store_value(table, place, &v[from..from + head_dim]);
                     }
                 }

@@ -108,6 +108,11 @@ impl<'a, T> SharedSlice<'a, T> {
         SharedSlice { ptr: slice.as_mut_ptr(), len: slice.len(), _borrow: PhantomData }
     }
 
+    /// The address of element `index`, which need not be inside: to be asked for, not to be read.
+    pub fn address(&self, index: usize) -> *const T {
+        self.ptr.wrapping_add(index)
+    }
+
     /// The part `start..start + len`.
     ///
     /// # Safety

@@ -18,8 +18,8 @@ pub mod scalar;
 /// 4 / 8 / 12: 1.15 / 1.3 / 1.25; 2 KiB does nearly as well, into the second-level cache does not. Weights in the cache: no difference.
 const AHEAD: usize = 4096;
 
-/// Asks for the first [`AHEAD`] bytes of a run of weights: whoever has something else to do first need not wait for them.
-/// On x86-64; elsewhere the hardware's own prefetching has to do.
+/// Asks for the first [`AHEAD`] bytes of a run of weights, into the first-level cache: whoever has something else to do first need not wait
+/// for them. On x86-64; elsewhere the hardware's own prefetching has to do.
 pub fn prefetch(weights: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in weights.chunks(64).take(AHEAD / 64) {
@@ -29,6 +29,18 @@ pub fn prefetch(weights: &[u8]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = weights;
+}
+
+/// Asks for a line, any address, into the first-level cache. Where [`prefetch`] does.
+pub fn prefetch_line<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// How many of the `left` rows of a tile the next pass takes: as many as `most` allows, in passes of about the same size. `None` when the

@@ -28,16 +28,6 @@ pub fn widen_values(from: QuadPiece<'_>, head_dim: usize, width: usize, out: &mu
     kv::widen_values(from, head_dim, width, out);
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub fn round_key(key: &[f32], pairs: &mut [u32], stride: usize) -> f32 {
-    kv::round_key(key, pairs, stride)
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub fn round_value(value: &[f32], high: bool, pairs: &mut [u32]) -> f32 {
-    kv::round_value(value, high, pairs)
-}
-
 /// 512-bit registers.
 pub(super) struct Avx512;
 

@@ -15,8 +15,6 @@ use std::arch::x86_64::*;
 /// The kernels. They need AVX-512 F, BW, DQ, VL and VNNI.
 pub static SHORTS: PackedAttention = PackedAttention { query_words, scratch_words, take_query, attend };
 
-/// Registers of sums of a row: with 6 rows, 4 of keys or values and one that is broadcast, 29 of the 32.
-const WIDE: usize = 4;
 /// Pairs of keys in a span, each with a pair of weights.
 const SPAN_PAIRS: usize = SPAN / 2;
 /// Largest softmax weight, and what the weights of a span may add up to: times the largest value it is below 2^31, half a unit for
@@ -37,26 +35,70 @@ fn scratch_words(_: usize) -> usize {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
-    let pieces = q.as_chunks::<PIECE>().0;
+    let (out, step) = out.split_at_mut(q.len() / 2 * stride);
+    step[0] = round(q, scale, out, stride).to_bits();
+}
+
+/// [`crate::cpu::kv::round_key`], to the bit.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub fn round_key(key: &[f32], pairs: &mut [u32], stride: usize) -> f32 {
+    round(key, 1.0, pairs, stride)
+}
+
+/// Rounds a head times `scale` to pairs with a norm of [`KEY_NORM`], every `stride`th of `pairs`, and returns what a unit stands for.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn round(x: &[f32], scale: f32, pairs: &mut [u32], stride: usize) -> f32 {
+    let pieces = x.as_chunks::<PIECE>().0;
     let scale = _mm512_set1_ps(scale);
     let mut squares = _mm512_setzero_ps();
-    for q in pieces {
+    for x in pieces {
         // SAFETY: 64 bytes.
-        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(q.as_ptr()) }, scale);
-        squares = _mm512_fmadd_ps(x, x, squares);
+        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(x.as_ptr()) }, scale);
+        // Rounded twice, as the reference does.
+        squares = _mm512_add_ps(squares, _mm512_mul_ps(x, x));
     }
     let (step, inverse) = scale_of(_mm512_reduce_add_ps(squares).sqrt(), KEY_NORM);
-    for (at, q) in pieces.iter().enumerate() {
+    let mut places = 0;
+    for x in pieces {
         // SAFETY: 64 bytes.
-        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(q.as_ptr()) }, scale);
+        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(x.as_ptr()) }, scale);
         let n = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse))));
-        let mut pairs = [0_u32; PIECE / 2];
+        let mut rounded = [0_u32; PIECE / 2];
         // SAFETY: 32 bytes.
-        unsafe { _mm256_storeu_si256(pairs.as_mut_ptr().cast(), n) };
-        let places = out[at * (PIECE / 2) * stride..].iter_mut().step_by(stride);
-        places.zip(&pairs).for_each(|(to, pair)| *to = *pair);
+        unsafe { _mm256_storeu_si256(rounded.as_mut_ptr().cast(), n) };
+        for pair in rounded {
+            pairs[places] = pair;
+            places += stride;
+        }
     }
-    out[q.len() / 2 * stride] = step.to_bits();
+    step
+}
+
+/// [`crate::cpu::kv::round_value`], to the bit.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub fn round_value(value: &[f32], high: bool, pairs: &mut [u32]) -> f32 {
+    let pieces = value.as_chunks::<PIECE>().0;
+    let mut largest = _mm512_setzero_si512();
+    for x in pieces {
+        // SAFETY: 64 bytes.
+        let bits = unsafe { _mm512_loadu_si512(x.as_ptr().cast()) };
+        // As bits: what is no number is the largest.
+        largest = _mm512_max_epi32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(i32::MAX)));
+    }
+    let largest = f32::from_bits(_mm512_reduce_max_epi32(largest).cast_unsigned());
+    let (step, inverse) = scale_of(largest, VALUE_MAX);
+    // Every second 16 bits.
+    let mask = if high { 0xaaaa_aaaa } else { 0x5555_5555 };
+    for (x, pairs) in pieces.iter().zip(pairs.as_chunks_mut::<PIECE>().0) {
+        // SAFETY: 64 bytes each.
+        unsafe {
+            let n = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), _mm512_set1_ps(inverse)));
+            let n = if high { _mm512_slli_epi32::<16>(n) } else { n };
+            _mm512_mask_storeu_epi16(pairs.as_mut_ptr().cast(), mask, n);
+        }
+    }
+    step
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
