@@ -131,6 +131,30 @@ pub struct Strip<'a> {
     pub groups: usize,
     /// Its records, at a multiple of 64.
     pub records: &'a [u8],
+    pub turn: Turn,
+}
+
+/// Which of the tiles that a strip is multiplied with, one after the other, it is now.
+#[derive(Clone, Copy)]
+pub struct Turn {
+    pub number: usize,
+    pub of: usize,
+}
+
+impl Turn {
+    /// There is one tile.
+    pub const ONLY: Turn = Turn { number: 0, of: 1 };
+}
+
+impl Strip<'_> {
+    /// What to ask for beside the products of each group: so many lines, those of the first group so far behind the strip's beginning. Each
+    /// turn asks for its part of the next strip: the first alone would want more than memory gives, and the others nothing. `None` for a
+    /// tile alone, which asks for what it will soon use itself.
+    pub fn asked(&self) -> Option<(usize, usize)> {
+        let Turn { number, of } = self.turn;
+        let lines = self.records.len().div_ceil(LINE * of * self.groups.max(1));
+        (of > 1).then_some((self.records.len() + number * lines * LINE * self.groups, lines))
+    }
 }
 
 /// One group of one row, as plain numbers: value `i` is `d[i / 16] * (q[i] - offset) + min`.
@@ -178,8 +202,8 @@ impl PackedMatrix {
         self.packing.offset > 0
     }
 
-    fn strip(&self, index: usize) -> Strip<'_> {
-        Strip { ty: self.ty(), groups: self.cols() / GROUP, records: self.strips.strip(index) }
+    fn strip(&self, index: usize, turn: Turn) -> Strip<'_> {
+        Strip { ty: self.ty(), groups: self.cols() / GROUP, records: self.strips.strip(index), turn }
     }
 
     /// Row `row` as floats: equal to what [`super::quant::dequantize`] makes of the matrix it was packed from.
@@ -188,7 +212,7 @@ impl PackedMatrix {
     /// If there is no such row, or `out` has not as many values as the matrix has columns.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         let (strip, lane) = self.strips.place(row, out);
-        let strip = self.strip(strip);
+        let strip = self.strip(strip, Turn::ONLY);
         for (g, out) in out.chunks_exact_mut(GROUP).enumerate() {
             let group = strip.row_group(lane, g);
             for (i, y) in out.iter_mut().enumerate() {

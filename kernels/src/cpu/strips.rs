@@ -18,7 +18,7 @@ const MATRICES_MAX: usize = 4;
 /// Most threads for which the rows of four tiles are shared out, as those of many are: each block of tiles reads the weights once more.
 const FEW_THREADS: usize = 4;
 /// Tiles that are few: they fit into a core's first-level cache, or nearly.
-const FEW_TILES: usize = 3;
+pub const FEW_TILES: usize = 3;
 
 /// A weight matrix as strips of `LANES` rows; owns its bytes. The last strip of a matrix whose rows are no multiple of `LANES` is filled with
 /// zeros.

@@ -3,7 +3,7 @@
 use super::acts::{
     ActTile, GroupSource, Precision, TilePlan, WIDEST_TILE, aside_bytes, group_bytes, tile_bytes, tiles,
 };
-use super::{GROUP, LANES, PackedMatrix};
+use super::{GROUP, LANES, PackedMatrix, Turn};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::PackedKernels;
 use crate::cpu::elementwise::Activation;
@@ -11,7 +11,7 @@ use crate::cpu::isa::prefetch;
 use crate::cpu::memory::Lines;
 use crate::cpu::product;
 use crate::cpu::shared::{Rows, SharedSlice};
-use crate::cpu::strips::{Strips, for_tickets};
+use crate::cpu::strips::{FEW_TILES, Strips, for_tickets};
 
 /// Bytes of activations of one parallel region, but for what few products touch: they are walked once for each ticket, so they should
 /// stay in a core's second-level cache too.
@@ -89,10 +89,10 @@ pub(crate) fn matmul_with(
     let source = Source { x, cols, precision, sums: ws.iter().any(|w| w.has_offset()) };
     in_regions(cpu, kernels, source, scratch, |region| {
         let strips: Vec<&Strips<LANES>> = ws.iter().map(|w| &w.strips).collect();
-        region.for_products(cpu, &strips, |i, s, rows, acts| {
+        region.for_products(cpu, &strips, |i, (s, turn), rows, acts| {
             let w = ws[i];
             // SAFETY: the table is this processor's; an output element belongs to one row of one strip, and that to one ticket.
-            unsafe { w.strips.put(s, rows, &outs[i], |out| (kernels.dot)(&w.strip(s), acts, out)) }
+            unsafe { w.strips.put(s, rows, &outs[i], |out| (kernels.dot)(&w.strip(s, turn), acts, out)) }
         });
     });
 }
@@ -122,14 +122,14 @@ pub fn packed_gated_matmul(
     let (table, out) = (cpu.isa.table(), SharedSlice::new(out));
     let source = Source { x, cols, precision, sums: gate.has_offset() || up.has_offset() };
     in_regions(cpu, &table.packed, source, scratch, |region| {
-        region.for_products(cpu, &[&gate.strips], |_, s, rows, acts| {
+        region.for_products(cpu, &[&gate.strips], |_, (s, turn), rows, acts| {
             let gated = |out: Rows<'_>| {
                 let mut products = [[[0.0; LANES]; WIDEST_TILE]; 3];
                 let [gates, ups, both] = products.each_mut().map(|p| p[..acts.height].as_flattened_mut());
                 // SAFETY: the table is this processor's.
                 unsafe {
-                    (table.packed.dot)(&gate.strip(s), acts, Rows::contiguous(gates, LANES));
-                    (table.packed.dot)(&up.strip(s), acts, Rows::contiguous(ups, LANES));
+                    (table.packed.dot)(&gate.strip(s, turn), acts, Rows::contiguous(gates, LANES));
+                    (table.packed.dot)(&up.strip(s, turn), acts, Rows::contiguous(ups, LANES));
                     (table.gated)(act, gates, ups, both);
                 }
                 out.fill(both.as_chunks::<LANES>().0);
@@ -165,11 +165,11 @@ pub fn packed_matmul_with_peaks(
     let (kernels, out, peaks) = (&cpu.isa.table().packed, SharedSlice::new(out), SharedSlice::new(peaks));
     let source = Source { x, cols, precision, sums: w.has_offset() };
     in_regions(cpu, kernels, source, scratch, |region| {
-        region.for_products(cpu, &[&w.strips], |_, s, rows, acts| {
+        region.for_products(cpu, &[&w.strips], |_, (s, turn), rows, acts| {
             let with_peaks = |mut out: Rows<'_>| {
                 // Whole lines, straight to where they belong: in parts they would fill the buffer of what waits for memory.
                 // SAFETY: the table is this processor's.
-                unsafe { (kernels.dot)(&w.strip(s), acts, out.reborrow()) };
+                unsafe { (kernels.dot)(&w.strip(s, turn), acts, out.reborrow()) };
                 let lanes = LANES.min(outputs - s * LANES);
                 // SAFETY: a strip's peak in a row belongs to the strip, and that to one ticket; the table is this processor's.
                 unsafe { (kernels.peaks)(&out, lanes, peaks.rows(rows.0 * strips + s, 1, strips, rows.1)) };
@@ -216,22 +216,32 @@ struct Region<'a> {
 }
 
 impl Region<'_> {
-    /// Runs `body(i, strip, (first row, rows, height), tile)` for all strips of all `matrices` with all tiles.
+    /// Runs `body(i, (strip, turn), (first row, rows, height), tile)` for all strips of all `matrices` with all tiles.
     fn for_products(
         &self,
         cpu: &Cpu,
         matrices: &[&Strips<LANES>],
-        body: impl Fn(usize, usize, (usize, usize, usize), &ActTile<'_>) + Sync,
+        body: impl Fn(usize, (usize, Turn), (usize, usize, usize), &ActTile<'_>) + Sync,
     ) {
         let &Region { tiles, ref acts, groups, first_row } = self;
         for_tickets(cpu, matrices, tiles.len(), move |lane, i, range, part| {
             // SAFETY: the thread asks once for each ticket.
             let acts = unsafe { acts.of(lane, matrices[i].strip(range.start)) };
-            for tile in &tiles[part] {
+            let tiles = &tiles[part];
+            let multiply = |s: usize, turn: Turn| {
+                let tile = &tiles[turn.number];
                 let acts = &acts[tile.at..tile.at + tile_bytes(tile.height, groups)];
                 let acts = ActTile::new(tile.height, groups, acts);
-                let rows = (first_row + tile.first_row, tile.rows, tile.height);
-                range.clone().for_each(|s| body(i, s, rows, &acts));
+                body(i, (s, turn), (first_row + tile.first_row, tile.rows, tile.height), &acts);
+            };
+            if tiles.len() <= FEW_TILES {
+                for s in range {
+                    (0..tiles.len()).for_each(|number| multiply(s, Turn { number, of: tiles.len() }));
+                }
+            } else {
+                for number in 0..tiles.len() {
+                    range.clone().for_each(|s| multiply(s, Turn { number, of: 1 }));
+                }
             }
         });
     }

@@ -2,7 +2,7 @@
 
 use super::acts::{ActTile, Precision, TilePlan, tile_bytes};
 use super::matmul::{Source, quantize_tiles};
-use super::{GROUP, LANES, PackedMatrix, PackedScratch};
+use super::{GROUP, LANES, PackedMatrix, PackedScratch, Turn};
 use crate::cpu::Cpu;
 use crate::cpu::product;
 use crate::cpu::refine::refine;
@@ -43,7 +43,7 @@ pub fn packed_refine(
         let tile = ActTile::new(1, groups, &acts[row * bytes..(row + 1) * bytes]);
         let mut products = [0.0; LANES];
         // SAFETY: the table is this processor's.
-        unsafe { (kernels.dot)(&w.strip(strip), &tile, Rows::contiguous(&mut products, LANES)) }
+        unsafe { (kernels.dot)(&w.strip(strip, Turn::ONLY), &tile, Rows::contiguous(&mut products, LANES)) }
         out.copy_from_slice(&products[..out.len()]);
     });
 }

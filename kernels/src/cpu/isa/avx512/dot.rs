@@ -63,7 +63,9 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
     aside: *const u8,
     out: *mut f32,
     stride: usize,
+    asked: Option<(usize, usize)>,
 ) {
+    let (mut wanted, lines) = asked.map_or((records, 0), |(offset, lines)| (records.wrapping_add(offset), lines));
     // SAFETY: groups and records begin at multiples of their sizes; prefetched addresses may lie anywhere.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
@@ -82,8 +84,14 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                 let fine = *field(Field::Fine, 0).cast::<u32>();
                 let low = aside.add(g * aside_bytes(R));
                 let sum = |sum: Sum, r: usize| low.add(sum.at(R) + 4 * r);
-                for at in (0..Q::BYTES).step_by(LINE) {
-                    _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(AHEAD + at).cast());
+                if lines == 0 {
+                    for at in (0..Q::BYTES).step_by(LINE) {
+                        _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(AHEAD + at).cast());
+                    }
+                }
+                for _ in 0..lines {
+                    _mm_prefetch::<_MM_HINT_T1>(wanted.cast());
+                    wanted = wanted.wrapping_add(LINE);
                 }
                 let mut dots = [_mm512_setzero_si512(); R];
                 // Products of the first half, where each half has a scale.
@@ -192,6 +200,7 @@ fn tile_of<Q: Quants, S: Scales, const R: usize>(strip: &Strip<'_>, acts: &ActTi
             acts.aside.as_ptr(),
             out.at(),
             out.stride(),
+            strip.asked(),
         )
     }
 }

@@ -22,6 +22,8 @@ pub struct Pass {
     aside: *const u8,
     out: *mut f32,
     stride: usize,
+    /// See [`Strip::asked`].
+    asked: Option<(usize, usize)>,
 }
 
 impl Pass {
@@ -48,6 +50,7 @@ impl Pass {
             aside: acts.aside.as_ptr(),
             out: out.at(),
             stride: out.stride(),
+            asked: strip.asked(),
         }
     }
 
@@ -75,7 +78,8 @@ unsafe fn begin<D: Dots>(offset: u32, at: *const u8) -> <D::V as Vector>::Int {
 #[inline(always)]
 pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize>(pass: &Pass) {
     const { assert!(B * D::V::LANES == LANES) };
-    let &Pass { groups, records, height, row, acts, aside, out, stride } = pass;
+    let &Pass { groups, records, height, row, acts, aside, out, stride, asked } = pass;
+    let (mut wanted, lines) = asked.map_or((records, 0), |(offset, lines)| (records.wrapping_add(offset), lines));
     // SAFETY: `Pass::new` has checked the sizes: groups and records begin at multiples of their sizes. Prefetched addresses may lie anywhere.
     unsafe {
         let mut sums = [[D::V::float(0.0); B]; R];
@@ -84,8 +88,15 @@ pub unsafe fn rows<D: Dots, Q: Quants, S: Scales, const R: usize, const B: usize
             let record = records.add(g / S::GROUPS * (S::BYTES + S::GROUPS * Q::BYTES));
             let q = record.add(S::BYTES + i * Q::BYTES);
             let group = acts.add(g * group_bytes(height));
-            for at in (0..Q::BYTES).step_by(LINE) {
-                D::V::prefetch(q.wrapping_add(AHEAD + at));
+            if asked.is_none() {
+                for at in (0..Q::BYTES).step_by(LINE) {
+                    D::V::prefetch(q.wrapping_add(AHEAD + at));
+                }
+            } else if row == 0 {
+                for _ in 0..lines {
+                    D::V::prefetch(wanted);
+                    wanted = wanted.wrapping_add(LINE);
+                }
             }
             let high = group.add(row * GROUP);
             let aside = aside.add(g * aside_bytes(height));
