@@ -232,15 +232,12 @@ fn largest(x: &[f32]) -> f32 {
 
 /// The root of the sum of squares of a multiple of [`KEYS`] values, summed in as many lanes.
 #[inline(always)]
-fn norm(x: &[f32]) -> f32 {
+pub(crate) fn norm(x: &[f32]) -> f32 {
     let mut lanes = [0.0; KEYS];
     for x in x.as_chunks::<KEYS>().0 {
         lanes.iter_mut().zip(x).for_each(|(lane, x)| *lane += x * x);
     }
-    // Halves on halves: sixteen sums in a row would take longer than all else.
-    let lanes: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
-    let lanes: [f32; 4] = std::array::from_fn(|i| lanes[i] + lanes[i + 4]);
-    ((lanes[0] + lanes[2]) + (lanes[1] + lanes[3])).sqrt()
+    lanes.iter().sum::<f32>().sqrt()
 }
 
 /// The scale of values of some size that are rounded to integers of the size `to`, and its inverse.

@@ -9,7 +9,7 @@
 use super::integers::{ask_for_scales, factors, in_registers, pieces, soften};
 use crate::cpu::attention::packed::{AHEAD, PackedAttention, PackedRows};
 use crate::cpu::attention::span::{PIECE, ROWS, SPAN, STRIDE, by_rows, empty_state, seen};
-use crate::cpu::kv::{KEY_NORM, VALUE_MAX, scale_of};
+use crate::cpu::kv::{KEY_NORM, VALUE_MAX, norm, scale_of};
 use std::arch::x86_64::*;
 
 /// The kernels. They need AVX-512 F, BW, DQ, VL and VNNI.
@@ -35,41 +35,39 @@ fn scratch_words(_: usize) -> usize {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn take_query(q: &[f32], scale: f32, out: &mut [u32], stride: usize) {
+    let mut squares = _mm512_setzero_ps();
+    for q in q.as_chunks::<PIECE>().0 {
+        // SAFETY: 64 bytes.
+        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(q.as_ptr()) }, _mm512_set1_ps(scale));
+        squares = _mm512_fmadd_ps(x, x, squares);
+    }
     let (out, step) = out.split_at_mut(q.len() / 2 * stride);
-    step[0] = round(q, scale, out, stride).to_bits();
+    step[0] = round(q, scale, _mm512_reduce_add_ps(squares).sqrt(), out, stride).to_bits();
 }
 
 /// [`crate::cpu::kv::round_key`], to the bit.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub fn round_key(key: &[f32], pairs: &mut [u32], stride: usize) -> f32 {
-    round(key, 1.0, pairs, stride)
+    round(key, 1.0, norm(key), pairs, stride)
 }
 
-/// Rounds a head times `scale` to pairs with a norm of [`KEY_NORM`], every `stride`th of `pairs`, and returns what a unit stands for.
+/// Rounds a head times `scale`, which has this norm, to pairs with a norm of [`KEY_NORM`], every `stride`th of `pairs`, and returns what a unit
+/// stands for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn round(x: &[f32], scale: f32, pairs: &mut [u32], stride: usize) -> f32 {
-    let pieces = x.as_chunks::<PIECE>().0;
-    let scale = _mm512_set1_ps(scale);
-    let mut squares = _mm512_setzero_ps();
-    for x in pieces {
+fn round(x: &[f32], scale: f32, norm: f32, pairs: &mut [u32], stride: usize) -> f32 {
+    let (step, inverse) = scale_of(norm, KEY_NORM);
+    let mut place = 0;
+    for x in x.as_chunks::<PIECE>().0 {
         // SAFETY: 64 bytes.
-        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(x.as_ptr()) }, scale);
-        // Rounded twice, as the reference does.
-        squares = _mm512_add_ps(squares, _mm512_mul_ps(x, x));
-    }
-    let (step, inverse) = scale_of(_mm512_reduce_add_ps(squares).sqrt(), KEY_NORM);
-    let mut places = 0;
-    for x in pieces {
-        // SAFETY: 64 bytes.
-        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(x.as_ptr()) }, scale);
+        let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(x.as_ptr()) }, _mm512_set1_ps(scale));
         let n = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse))));
         let mut rounded = [0_u32; PIECE / 2];
         // SAFETY: 32 bytes.
         unsafe { _mm256_storeu_si256(rounded.as_mut_ptr().cast(), n) };
         for pair in rounded {
-            pairs[places] = pair;
-            places += stride;
+            pairs[place] = pair;
+            place += stride;
         }
     }
     step
