@@ -529,7 +529,7 @@ pub fn write_kv(
             v_cache.ask(false, place, head_dim);
         }
     };
-    cpu.for_pieces(runs.len(), STORED / width, |start, end| {
+    cpu.for_pieces(runs.len(), STORED / (2 * width), |start, end| {
         ask(start);
         for run in start..end {
             if run + 1 < end {

@@ -131,6 +131,7 @@ pub struct Strip<'a> {
     pub groups: usize,
     /// Its records, at a multiple of 64.
     pub records: &'a [u8],
+    /// See [`Strip::asked`].
     pub turn: Turn,
 }
 

@@ -19,24 +19,17 @@ pub mod scalar;
 const AHEAD: usize = 4096;
 
 /// Asks for the first [`AHEAD`] bytes of a run of weights, into the first-level cache: whoever has something else to do first need not wait
-/// for them. On x86-64; elsewhere the hardware's own prefetching has to do.
+/// for them.
 pub fn prefetch(weights: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in weights.chunks(64).take(AHEAD / 64) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 has the instruction.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = weights;
+    weights.chunks(64).take(AHEAD / 64).for_each(|line| prefetch_line(line.as_ptr()));
 }
 
-/// Asks for a line, any address, into the first-level cache. Where [`prefetch`] does.
+/// Asks for a line, any address, into the first-level cache. On x86-64; elsewhere the hardware's own prefetching has to do.
 pub fn prefetch_line<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: as above.
+        // SAFETY: every x86-64 has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
