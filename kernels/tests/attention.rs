@@ -453,6 +453,13 @@ fn sixteen_bits_have_a_norm_or_a_largest_value_and_pass_on_what_is_not_finite() 
 }
 
 #[test]
+fn no_sequences_are_no_work() {
+    for threads in [1, 3] {
+        Case::new(PLAIN, &[20], 3).run(&cpu(Isa::detect(), threads), &[], &[]);
+    }
+}
+
+#[test]
 fn every_table_rounds_to_the_same_sixteen_bits() {
     let (d, block_size, tokens) = (80, 16, 40);
     let layout = KvLayout { layers: 2, layer: 1, kv_heads: 3, head_dim: d, block_size };

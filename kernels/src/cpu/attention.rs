@@ -232,7 +232,8 @@ impl Task<'_> {
             }
             return self.finish(tile, lane);
         };
-        let state_at = |span: usize| split.states + (span - tile.spans(self.args).start) * floats;
+        let first_span = tile.spans(self.args).start;
+        let state_at = |span: usize| split.states + (span - first_span) * floats;
         for span in item.spans.clone() {
             // SAFETY: a tile's span belongs to one item, and nobody reads it before the last item of the tile is done.
             let states = unsafe { self.states.slice(state_at(span), floats) };
@@ -243,7 +244,7 @@ impl Task<'_> {
             for span in tile.spans(self.args) {
                 // SAFETY: all items of the tile are done.
                 let states = unsafe { self.states.slice(state_at(span), floats) };
-                if span == tile.spans(self.args).start {
+                if span == first_span {
                     lane.total.copy_from_slice(states);
                     continue;
                 }

@@ -50,40 +50,9 @@ mod tests {
     use super::*;
     use std::num::NonZeroUsize;
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn cpu(threads: usize) -> Cpu {
         Cpu { isa: Isa::detect(), pool: Arc::new(ThreadPool::new(NonZeroUsize::new(threads).unwrap())) }
-    }
-
-    #[test]
-    fn every_item_is_done_once_whoever_has_it() {
-        for (threads, items) in [1, 2, 3, 8].into_iter().flat_map(|t| [0, 1, 2, 5, 97].map(|items| (t, items))) {
-            let cpu = cpu(threads);
-            let done: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
-            cpu.pool.for_each(items, |lane, item| {
-                assert!(lane < threads);
-                done[item].fetch_add(1, Ordering::Relaxed);
-            });
-            assert!(done.iter().all(|times| times.load(Ordering::Relaxed) == 1), "{items} items on {threads} threads");
-        }
-    }
-
-    #[test]
-    fn a_thread_that_is_held_up_keeps_nothing_but_the_item_it_has() {
-        // Whoever takes the first item waits until all others are done: they must be the other thread's.
-        let (cpu, items) = (cpu(2), 20);
-        let others = AtomicUsize::new(0);
-        cpu.pool.for_each(items, |_, item| {
-            if item == 0 {
-                while others.load(Ordering::Acquire) < items - 1 {
-                    std::thread::yield_now();
-                }
-            } else {
-                others.fetch_add(1, Ordering::Release);
-            }
-        });
-        assert_eq!(others.into_inner(), items - 1);
     }
 
     #[test]

@@ -299,7 +299,7 @@ impl ThreadPool {
     }
 
     /// Runs `body(lane, items)` on up to `lanes` threads, as many as [`Self::lanes`] says at most: each takes items until none is left, all of
-    /// its `share` first. A thread that comes too late has no part in it.
+    /// its `share` first. A thread that comes too late has no part in it. Without lanes there is nothing to do.
     ///
     /// # Panics
     /// As [`Self::run`].
@@ -309,7 +309,10 @@ impl ThreadPool {
         share: S,
         body: impl Fn(usize, &Items<'_, S>) + Sync,
     ) {
-        if lanes <= 1 {
+        if lanes == 0 {
+            return;
+        }
+        if lanes == 1 {
             let own = Lane::default();
             own.taken.begin(1);
             return body(0, &Items { lanes: &[own], region: 1, lane: 0, begun: Cell::new(true), share });
@@ -358,5 +361,45 @@ impl Drop for ThreadPool {
             // A worker only panics through a bug in this file; there is nobody to tell during a drop.
             let _ = worker.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    fn pool(threads: usize) -> ThreadPool {
+        ThreadPool::new(NonZeroUsize::new(threads).unwrap())
+    }
+
+    #[test]
+    fn every_item_is_done_once_whoever_has_it() {
+        for (threads, items) in [1, 2, 3, 8].into_iter().flat_map(|t| [0, 1, 2, 5, 97].map(|items| (t, items))) {
+            let pool = pool(threads);
+            let done: Vec<AtomicUsize> = (0..items).map(|_| AtomicUsize::new(0)).collect();
+            pool.for_each(items, |lane, item| {
+                assert!(lane < threads);
+                done[item].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(done.iter().all(|times| times.load(Ordering::Relaxed) == 1), "{items} items on {threads} threads");
+        }
+    }
+
+    #[test]
+    fn a_thread_that_is_held_up_keeps_nothing_but_the_item_it_has() {
+        // Whoever takes the first item waits until all others are done: they must be the other thread's.
+        let (pool, items) = (pool(2), 20);
+        let others = AtomicUsize::new(0);
+        pool.for_each(items, |_, item| {
+            if item == 0 {
+                while others.load(Ordering::Acquire) < items - 1 {
+                    std::thread::yield_now();
+                }
+            } else {
+                others.fetch_add(1, Ordering::Release);
+            }
+        });
+        assert_eq!(others.into_inner(), items - 1);
     }
 }

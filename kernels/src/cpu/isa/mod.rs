@@ -12,7 +12,8 @@ pub mod neondot;
 mod packed;
 pub mod scalar;
 
-/// How far ahead tiles ask for weights, into the first-level cache. Several rows work on a line for so long that the hardware's prefetching
+/// How far ahead a tile alone asks for weights (two or three do it in turns, [`crate::cpu::packed::Strip::asked`]), into the first-level
+/// cache. Several rows work on a line for so long that the hardware's prefetching
 /// falls behind; one or two walk through records of lines so unevenly that it does not keep up. Measured on an Emerald Rapids, weights in
 /// memory, as many times as fast as without: 1.6 to 3.8 with one row (8 KiB is as good, 2 KiB less), on all tables. On a Zen 4, rows
 /// 4 / 8 / 12: 1.15 / 1.3 / 1.25; 2 KiB does nearly as well, into the second-level cache does not. Weights in the cache: no difference.

@@ -89,6 +89,7 @@ unsafe fn tile<Q: Quants, S: Scales, const R: usize>(
                         _mm_prefetch::<_MM_HINT_T0>(q.wrapping_add(AHEAD + at).cast());
                     }
                 }
+                // Into the second-level cache: the first is for what is at hand.
                 for _ in 0..lines {
                     _mm_prefetch::<_MM_HINT_T1>(wanted.cast());
                     wanted = wanted.wrapping_add(LINE);
