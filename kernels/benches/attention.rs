@@ -75,13 +75,12 @@ fn main() {
             }
             let roof = setup.multiply_add_roof(cached == Cached::Pairs);
             println!(" {}, its multiply-adds {roof:.0} GFLOP/s", cached.label());
-            for context in [512, 2048] {
-                let q_len = 512;
+            for (q_len, context) in [(512, 512), (512, 2048), (512, 8192), (64, 2048), (8, 2048)] {
                 let seconds = run(1, q_len, context, cached);
                 let keys: usize = (0..q_len).map(|i| context - i).sum();
                 let rate = (4 * keys * heads * head_dim) as f64 / seconds / 1e9;
                 println!(
-                    "  prefill, {q_len} tokens to {context:5}: {:8.0} us, {rate:6.1} GFLOP/s, {:3.0}% of the roof",
+                    "  prefill, {q_len:3} tokens to {context:5}: {:8.0} us, {rate:6.1} GFLOP/s, {:3.0}% of the roof",
                     seconds * 1e6,
                     100.0 * rate / roof
                 );

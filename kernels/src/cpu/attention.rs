@@ -17,7 +17,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use packed::{PackedAttention, PackedRows, PackedSlice};
 use plan::{Item, Plan, Tile};
-use span::{PIECE, Piece, ROWS, SCORES, SPAN, SpanKv, SpanRows, Visible, state_len};
+use span::{PIECE, Piece, ROWS, ROWS_MAX, SCORES, SPAN, SpanKv, SpanRows, Visible, state_len};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
@@ -221,7 +221,7 @@ impl Task<'_> {
         let floats = state_len(tile.len(self.args), width);
         self.take_queries(tile, lane);
         lane.scores.resize(SCORES, 0.0);
-        lane.part.resize(state_len(ROWS, width), 0.0);
+        lane.part.resize(state_len(self.most_rows(), width), 0.0);
         lane.total.resize(floats, 0.0);
         let following = following.map(|item| (&self.plan.tiles()[item.tile], item.spans.start));
         let after = |span: usize| if span + 1 < item.spans.end { Some((tile, span + 1)) } else { following };
@@ -248,9 +248,9 @@ impl Task<'_> {
                     lane.total.copy_from_slice(states);
                     continue;
                 }
-                for (first, rows) in groups(tile.len(self.args)) {
+                for (first, rows) in self.groups(tile) {
                     let at = state_len(first, width)..state_len(first + rows, width);
-                    let mut visible = [(0, 0); ROWS];
+                    let mut visible = [(0, 0); ROWS_MAX];
                     self.visible(tile, span, first, &mut visible[..rows]);
                     // SAFETY: the table is this processor's.
                     unsafe { (self.table.fold)(&mut lane.total[at.clone()], &states[at], &visible[..rows]) };
@@ -258,6 +258,18 @@ impl Task<'_> {
             }
             self.finish(tile, lane);
         }
+    }
+
+    /// Most query rows that the kernel computes together.
+    fn most_rows(&self) -> usize {
+        self.packed.map_or(ROWS, |packed| packed.rows)
+    }
+
+    /// Cuts the rows of a tile into groups that are computed together, as even as they go: the first row and the number of rows of each.
+    fn groups(&self, tile: &Tile) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let rows = tile.len(self.args);
+        let count = rows.div_ceil(self.most_rows());
+        (0..count).map(move |i| (i * rows / count, (i + 1) * rows / count - i * rows / count))
     }
 
     /// Scales and reorders the queries of a tile.
@@ -269,7 +281,7 @@ impl Task<'_> {
             Some(_) => lane.q_packed.resize(len * words, 0),
             None => lane.q.resize(len * d, 0.0),
         }
-        for (first, rows) in groups(len) {
+        for (first, rows) in self.groups(tile) {
             for r in 0..rows {
                 let at = tile.row_at(self.args, first + r);
                 let q = &self.args.q[at..at + d];
@@ -290,8 +302,7 @@ impl Task<'_> {
     /// The keys of a span that the rows of a tile from `first` on see.
     fn visible(&self, tile: &Tile, span: usize, first: usize, visible: &mut [Visible]) {
         let start = span * SPAN;
-        for (r, seen) in visible.iter_mut().enumerate() {
-            let position = tile.position(self.args, first + r);
+        for (seen, position) in visible.iter_mut().zip(tile.positions(self.args, first)) {
             let (low, high) = (first_key(self.args.window, position).max(start), (position + 1).min(start + SPAN));
             *seen = if low < high { (low - start, high - start) } else { (0, 0) };
         }
@@ -330,8 +341,8 @@ impl Task<'_> {
         (kv.pieces, kv.ahead) = (pieces, ahead);
         let words = self.packed.map_or(0, |packed| (packed.query_words)(d));
         scratch.resize(self.packed.map_or(0, |packed| (packed.scratch_words)(d)), 0);
-        for (first, rows) in groups(tile.len(self.args)) {
-            let mut visible = [(0, 0); ROWS];
+        for (first, rows) in self.groups(tile) {
+            let mut visible = [(0, 0); ROWS_MAX];
             let visible = &mut visible[..rows];
             self.visible(tile, span, first, visible);
             let at = state_len(first, width)..state_len(first + rows, width);
@@ -467,7 +478,7 @@ impl Task<'_> {
     fn finish(&self, tile: &Tile, lane: &Lane) {
         let d = self.args.layout.head_dim;
         let width = d.next_multiple_of(PIECE);
-        for (first, rows) in groups(tile.len(self.args)) {
+        for (first, rows) in self.groups(tile) {
             let state = &lane.total[state_len(first, width)..state_len(first + rows, width)];
             for r in 0..rows {
                 // SAFETY: a row's head belongs to one tile (`check` refused overlapping sequences), and a tile is finished once.
@@ -479,12 +490,6 @@ impl Task<'_> {
             }
         }
     }
-}
-
-/// Cuts `rows` rows into groups of up to [`ROWS`], as even as they go: the first row and the number of rows of each.
-fn groups(rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = rows.div_ceil(ROWS);
-    (0..count).map(move |i| (i * rows / count, (i + 1) * rows / count - i * rows / count))
 }
 
 fn packed_slice(cache: KvSlice<'_>) -> PackedSlice<'_> {

@@ -8,6 +8,8 @@ use super::span::{PIECE, Piece, SCORES, Visible};
 
 /// The kernels of an instruction set for one form of cache. Blocks and heads are multiples of `PIECE`.
 pub struct PackedAttention {
+    /// Most query rows that are computed together.
+    pub rows: usize,
     /// Words that the query of a head takes.
     pub query_words: fn(head_dim: usize) -> usize,
     /// Words of [`PackedRows::scratch`].
@@ -41,7 +43,7 @@ pub struct PackedRows<'a> {
     pub pieces: &'a [Piece],
     /// Pieces that are wanted next: they are asked for while these are computed. May be empty.
     pub ahead: &'a [Piece],
-    /// Of each row, 1..=`ROWS` of them.
+    /// Of each row, 1..=[`PackedAttention::rows`] of them.
     pub visible: &'a [Visible],
     pub softcap: Option<f32>,
     /// `SCORES` floats.

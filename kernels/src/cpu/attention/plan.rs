@@ -7,8 +7,11 @@ use std::sync::atomic::AtomicUsize;
 
 /// Query rows (tokens times heads of a KV head) that share one walk through the keys, if there is enough else to do for all threads.
 const TILE: usize = 48;
-/// Items for each thread: enough that a thread which is slowed down leaves work to the others.
-const ITEMS: usize = 4;
+/// Items for each thread: enough that a thread which is slowed down leaves work to the others, and that the last of them do not keep the
+/// others waiting for long.
+const ITEMS: usize = 8;
+/// What a span costs beside its rows, in rows: reading the keys and values.
+const SPAN_COST: usize = 8;
 
 /// Consecutive tokens of one sequence, with the query heads of one KV head: its rows are token by token, head by head.
 #[derive(Clone, Copy, Debug)]
@@ -32,15 +35,22 @@ impl Tile {
         (token * args.heads + self.kv_head * group + row % group) * args.layout.head_dim
     }
 
-    /// The position of a row in its sequence.
-    pub(super) fn position(&self, args: &AttentionArgs<'_>, row: usize) -> usize {
+    /// The positions of its rows from `row` on in their sequence. Divided once: that takes longer than all else for a row.
+    pub(super) fn positions(&self, args: &AttentionArgs<'_>, row: usize) -> impl Iterator<Item = usize> + use<> {
         let seq = &args.seqs[self.seq];
-        seq.context_len - seq.q_len + self.token + row / (args.heads / args.layout.kv_heads)
+        let group = args.heads / args.layout.kv_heads;
+        let first = seq.context_len - seq.q_len + self.token + row / group;
+        let mut head = row % group;
+        std::iter::successors(Some(first), move |position| {
+            head = if head + 1 == group { 0 } else { head + 1 };
+            Some(position + usize::from(head == 0))
+        })
     }
 
     /// The keys that its rows see.
     pub(super) fn keys(&self, args: &AttentionArgs<'_>) -> Range<usize> {
-        let first = self.position(args, 0);
+        let seq = &args.seqs[self.seq];
+        let first = seq.context_len - seq.q_len + self.token;
         first_key(args.window, first)..first + self.tokens
     }
 
@@ -58,7 +68,7 @@ pub(super) struct Item {
     pub(super) spans: Range<usize>,
     /// If other items have the tile's other spans.
     pub(super) split: Option<Split>,
-    /// What it and all before it cost, in rows times spans.
+    /// What it and all before it cost, in rows.
     cost_so_far: usize,
 }
 
@@ -122,8 +132,9 @@ impl Plan {
         while self.cut(args, (rows / group).max(1)) < wanted && rows > TILE / 4 {
             rows /= 2;
         }
-        let cost = |tile: &Tile| tile.len(args) * tile.spans(args).len();
-        let share = self.tiles.iter().map(cost).sum::<usize>().div_ceil(wanted).max(1);
+        let cost = |tile: &Tile, spans: usize| (tile.len(args) + SPAN_COST) * spans;
+        let whole = |tile: &Tile| cost(tile, tile.spans(args).len());
+        let share = self.tiles.iter().map(whole).sum::<usize>().div_ceil(wanted).max(1);
         let width = args.layout.head_dim.next_multiple_of(PIECE);
         self.items.clear();
         self.pending.clear();
@@ -132,7 +143,7 @@ impl Plan {
         for (index, tile) in self.tiles.iter().enumerate() {
             let spans = tile.spans(args);
             let parts =
-                if threads > 1 && cost(tile) > 2 * share { cost(tile).div_ceil(share).min(spans.len()) } else { 1 };
+                if threads > 1 && whole(tile) > 2 * share { whole(tile).div_ceil(share).min(spans.len()) } else { 1 };
             let split = (parts > 1).then_some(Split { states: self.states, pending: self.pending.len() });
             if parts > 1 {
                 self.states += spans.len() * state_len(tile.len(args), width);
@@ -141,7 +152,7 @@ impl Plan {
             for part in 0..parts {
                 let at = |part: usize| spans.start + part * spans.len() / parts;
                 let spans = at(part)..at(part + 1);
-                cost_so_far += tile.len(args) * spans.len();
+                cost_so_far += cost(tile, spans.len());
                 self.items.push(Item { tile: index, spans, split: split.clone(), cost_so_far });
             }
         }

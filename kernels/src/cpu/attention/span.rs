@@ -15,12 +15,14 @@ use half::f16;
 pub const SPAN: usize = 128;
 /// Keys in a row of a [`Piece`]; the widths of values and sums are padded to a multiple of it.
 pub const PIECE: usize = 16;
-/// Most query rows that are computed together.
+/// Most query rows that are computed together, with floats.
 pub const ROWS: usize = 6;
+/// Most query rows that any kernel computes together.
+pub const ROWS_MAX: usize = 12;
 /// Floats between the scores of two rows: a piece of few keys is written with what lies behind it.
 pub const STRIDE: usize = SPAN + PIECE;
-/// Floats for the scores of [`ROWS`] rows.
-pub const SCORES: usize = ROWS * STRIDE;
+/// Floats for the scores of [`ROWS_MAX`] rows.
+pub const SCORES: usize = ROWS_MAX * STRIDE;
 
 /// ln 2 in two parts; a whole number of up to 8 bits times the first is exact.
 pub const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
@@ -66,23 +68,20 @@ pub(crate) fn seen(visible: &[Visible]) -> Option<Visible> {
     seen.copied().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
 }
 
-/// Calls what is written for a number of rows that the compiler knows: 1..=[`ROWS`].
+/// Calls what is written for a number of rows that the compiler knows: one of the numbers behind it, 1..=[`ROWS`] if there are none.
 macro_rules! by_rows {
     ($b:expr, $rows:ident => $call:expr) => {
+        by_rows!($b, $rows => $call, [1, 2, 3, 4, 5, 6])
+    };
+    ($b:expr, $rows:ident => $call:expr, [$($n:literal),*]) => {
         match $b.visible.len() {
-            1 => by_rows!(@ 1, $rows, $call),
-            2 => by_rows!(@ 2, $rows, $call),
-            3 => by_rows!(@ 3, $rows, $call),
-            4 => by_rows!(@ 4, $rows, $call),
-            5 => by_rows!(@ 5, $rows, $call),
-            6 => by_rows!(@ 6, $rows, $call),
+            $($n => {
+                const $rows: usize = $n;
+                $call
+            })*
             n => unreachable!("{n} rows at once: this is a bug"),
         }
     };
-    (@ $n:literal, $rows:ident, $call:expr) => {{
-        const $rows: usize = $n;
-        $call
-    }};
 }
 pub(crate) use by_rows;
 
@@ -431,20 +430,21 @@ unsafe fn weigh<V: Vector, T: Element, const N: usize, const W: usize>(
 /// The processor has the instruction set of `V`.
 #[inline(always)]
 pub(crate) unsafe fn fold<V: Vector>(total: &mut [f32], part: &[f32], visible: &[Visible]) {
+    const LANES: usize = ROWS_MAX.next_multiple_of(PIECE);
     let rows = visible.len();
     let width = total.len() / rows - 2;
-    assert!(rows <= ROWS && part.len() == total.len(), "attention: states of different shapes: this is a bug");
-    let mut max = [0.0; ROWS];
-    let (mut old, mut new) = ([0.0; ROWS], [0.0; ROWS]);
+    assert!(rows <= ROWS_MAX && part.len() == total.len(), "attention: states of different shapes: this is a bug");
+    let mut max = [0.0; ROWS_MAX];
+    let (mut old, mut new) = ([0.0; LANES], [0.0; LANES]);
     for r in 0..rows {
         // Comparisons with NaN: see `soften`.
         max[r] = if part[r] > total[r] { part[r] } else { total[r] };
         (old[r], new[r]) = (total[r] - max[r], part[r] - max[r]);
     }
     for factors in [&mut old, &mut new] {
-        let exponents = *factors;
-        for (factor, x) in factors.iter_mut().zip(exponents) {
-            *factor = math::exp(x);
+        for at in (0..rows).step_by(V::LEN) {
+            // SAFETY: a register's floats from there on are among the lanes.
+            unsafe { V::store(factors[at..].as_mut_ptr(), V::exp(V::load(factors[at..].as_ptr()))) }
         }
     }
     for r in (0..rows).filter(|&r| visible[r].0 < visible[r].1) {

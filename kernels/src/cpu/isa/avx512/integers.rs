@@ -2,17 +2,19 @@
 
 #![allow(clippy::needless_range_loop)] // an index addresses several arrays and pointers at once
 
-use super::attend::Avx512;
 use crate::cpu::attention::packed::PackedRows;
-use crate::cpu::attention::span::{PIECE, Piece, STRIDE, Vector, Visible, blind};
+use crate::cpu::attention::span::{PIECE, Piece, SMALLEST, STRIDE, Visible, blind};
+use crate::cpu::math::ROUND;
 use std::arch::x86_64::*;
 
 /// Calls what is written for a number of registers that the compiler knows, from the first number to the last: 4 of them at a time, then 2,
-/// then 1. With 6 rows of sums, 4 of keys or values and one that is broadcast, 29 of the 32 are taken.
+/// then 1. With 6 rows of sums, 4 of keys or values and one that is broadcast, 29 of the 32 are taken; with more rows, 2 at a time.
 macro_rules! in_registers {
-    ($at:ident in $range:expr, $width:ident => $call:expr) => {{
+    ($at:ident in $range:expr, $rows:ident, $width:ident => $call:expr) => {{
         let (mut $at, end) = $range;
-        in_registers!(@ 4, $at, end, $width, $call);
+        if $rows <= 6 {
+            in_registers!(@ 4, $at, end, $width, $call);
+        }
         in_registers!(@ 2, $at, end, $width, $call);
         in_registers!(@ 1, $at, end, $width, $call);
     }};
@@ -50,8 +52,7 @@ pub unsafe fn ask_for_scales(b: &PackedRows<'_>, piece: &Piece, count: usize) {
 }
 
 /// Makes weights of the scores of all rows for the keys `from..to`, whole pieces, in their place: e^(score - the row's largest), and 0 for keys
-/// that a row does not see. Leaves the largest scores and the sums of the weights in the state. All rows side by side: each is a chain of
-/// operations that wait for each other.
+/// that a row does not see. Leaves the largest scores and the sums of the weights in the state.
 ///
 /// # Safety
 /// AVX-512 F, BW, DQ and VL; `b` is checked and has `R` rows; `from..to` holds all keys that some row sees.
@@ -74,18 +75,40 @@ pub unsafe fn soften<const R: usize>(b: &mut PackedRows<'_>, from: usize, to: us
             b.state[r] = _mm512_reduce_max_ps(max[r]);
             max[r] = _mm512_set1_ps(b.state[r]);
         }
-        let mut sums = [_mm512_setzero_ps(); R];
-        for at in (from..to).step_by(PIECE) {
-            for r in 0..R {
+        for r in 0..R {
+            let mut sum = _mm512_setzero_ps();
+            for at in (from..to).step_by(PIECE) {
                 let at = scores.add(r * STRIDE + at);
-                let weight = Avx512::exp(_mm512_sub_ps(_mm512_loadu_ps(at), max[r]));
-                sums[r] = _mm512_add_ps(sums[r], weight);
+                let weight = exp(_mm512_sub_ps(_mm512_loadu_ps(at), max[r]));
+                sum = _mm512_add_ps(sum, weight);
                 _mm512_storeu_ps(at, weight);
             }
+            b.state[R + r] = _mm512_reduce_add_ps(sum);
         }
-        for r in 0..R {
-            b.state[R + r] = _mm512_reduce_add_ps(sums[r]);
+    }
+}
+
+/// e^x for x <= 0 to 5e-7 relative, for weights that become integers of 16 bits: exactly 1 at 0 and exactly 0 below -87 and at minus infinity;
+/// NaN stays. x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial's (e^r - 1) / r is interpolated at the Chebyshev nodes.
+///
+/// # Safety
+/// AVX-512 F.
+#[inline(always)]
+unsafe fn exp(x: __m512) -> __m512 {
+    const TERMS: [f32; 6] = [0.008_363_173, 0.041_875_646, 0.166_665_78, 0.499_993_7, 1.0, 1.0];
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Rounded by a sum whose last bit is 1: half of what an instruction for it costs. What is too small for that is not kept.
+        let rounded = _mm512_fmadd_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E), _mm512_set1_ps(ROUND));
+        let n = _mm512_sub_ps(rounded, _mm512_set1_ps(ROUND));
+        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(std::f32::consts::LN_2), x);
+        let mut p = _mm512_set1_ps(TERMS[0]);
+        for c in &TERMS[1..] {
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(*c));
         }
+        // "Not less than" also holds for NaN.
+        let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(SMALLEST));
+        _mm512_maskz_scalef_ps(kept, p, n)
     }
 }
 
@@ -115,13 +138,44 @@ pub unsafe fn factors(
         // As bits: none is negative, and what is no number is the largest.
         let mut largest = _mm512_setzero_si512();
         for at in (from..to).step_by(PIECE) {
-            largest = _mm512_max_epi32(largest, _mm512_castps_si512(scales(at)));
+            let scales = scales(at);
+            _mm512_storeu_ps(to_factors.add(at), scales);
+            largest = _mm512_max_epi32(largest, _mm512_castps_si512(scales));
         }
         let largest = f32::from_bits(_mm512_reduce_max_epi32(largest).cast_unsigned());
         let inverse = if largest == 0.0 { 0.0 } else { most / largest };
         for at in (from..to).step_by(PIECE) {
-            _mm512_storeu_ps(to_factors.add(at), _mm512_mul_ps(scales(at), _mm512_set1_ps(inverse)));
+            let to = to_factors.add(at);
+            _mm512_storeu_ps(to, _mm512_mul_ps(_mm512_loadu_ps(to), _mm512_set1_ps(inverse)));
         }
         largest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[target_feature(enable = "avx512f")]
+    fn exp_of(x: f32) -> f32 {
+        // SAFETY: the feature that this function is compiled for, and called with.
+        _mm512_cvtss_f32(unsafe { exp(_mm512_set1_ps(x)) })
+    }
+
+    #[test]
+    fn exp_is_accurate_and_saturates() {
+        if !is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        // SAFETY: the processor has it.
+        let exp = |x| unsafe { exp_of(x) };
+        for i in 0..87_000 {
+            let x = i as f32 / -1000.0;
+            let want = f64::from(x).exp();
+            assert!((f64::from(exp(x)) - want).abs() < 5e-7 * want, "exp({x}) = {}", exp(x));
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!([exp(f32::NEG_INFINITY), exp(f32::MIN), exp(-87.1)], [0.0; 3]);
+        assert!(exp(f32::NAN).is_nan());
     }
 }

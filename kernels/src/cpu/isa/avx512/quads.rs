@@ -14,7 +14,7 @@ use crate::cpu::packed::FINE_MAX;
 use std::arch::x86_64::*;
 
 /// The kernels. They need AVX-512 F, BW, DQ, VL and VNNI.
-pub static QUADS: PackedAttention = PackedAttention { query_words, scratch_words, take_query, attend };
+pub static QUADS: PackedAttention = PackedAttention { rows: ROWS, query_words, scratch_words, take_query, attend };
 
 /// Quads of a group of dimensions, and of a span of keys.
 const GROUP_QUADS: usize = KV_GROUP / 4;
@@ -75,12 +75,11 @@ fn attend(b: &mut PackedRows<'_>) {
 
 #[inline(always)]
 unsafe fn rows<const R: usize>(b: &mut PackedRows<'_>) {
-    empty_state(R, b.state);
-    let Some((from, to)) = seen(b.visible) else { return };
+    let Some((from, to)) = seen(b.visible) else { return empty_state(R, b.state) };
     // SAFETY: the caller's promise.
     unsafe {
         let (begin, end) = pieces(b, (from, to));
-        in_registers!(index in (begin, end), W => score::<R, W>(b, index));
+        in_registers!(index in (begin, end), R, W => score::<R, W>(b, index));
         soften::<R>(b, from / PIECE * PIECE, to.next_multiple_of(PIECE));
         for g in 0..groups(b.head_dim) {
             if b.head_dim - g * KV_GROUP >= KV_GROUP {

@@ -8,12 +8,12 @@
 
 use super::integers::{ask_for_scales, factors, in_registers, pieces, soften};
 use crate::cpu::attention::packed::{AHEAD, PackedAttention, PackedRows};
-use crate::cpu::attention::span::{PIECE, ROWS, SPAN, STRIDE, by_rows, empty_state, seen};
+use crate::cpu::attention::span::{PIECE, ROWS_MAX, SPAN, STRIDE, by_rows, empty_state, seen};
 use crate::cpu::kv::{KEY_NORM, VALUE_MAX, norm, scale_of};
 use std::arch::x86_64::*;
 
 /// The kernels. They need AVX-512 F, BW, DQ, VL and VNNI.
-pub static SHORTS: PackedAttention = PackedAttention { query_words, scratch_words, take_query, attend };
+pub static SHORTS: PackedAttention = PackedAttention { rows: ROWS_MAX, query_words, scratch_words, take_query, attend };
 
 /// Pairs of keys in a span, each with a pair of weights.
 const SPAN_PAIRS: usize = SPAN / 2;
@@ -30,7 +30,7 @@ fn query_words(head_dim: usize) -> usize {
 
 /// The weights of each row, and one row's factors.
 fn scratch_words(_: usize) -> usize {
-    ROWS * SPAN_PAIRS + SPAN
+    ROWS_MAX * SPAN_PAIRS + SPAN
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -57,17 +57,21 @@ pub fn round_key(key: &[f32], pairs: &mut [u32], stride: usize) -> f32 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn round(x: &[f32], scale: f32, norm: f32, pairs: &mut [u32], stride: usize) -> f32 {
     let (step, inverse) = scale_of(norm, KEY_NORM);
-    let mut place = 0;
+    let words = x.len() / PIECE * PIECE / 2;
+    assert!(words == 0 || (words - 1) * stride < pairs.len(), "a head's pairs do not fit: this is a bug");
+    let mut to = pairs.as_mut_ptr();
     for x in x.as_chunks::<PIECE>().0 {
         // SAFETY: 64 bytes.
         let x = _mm512_mul_ps(unsafe { _mm512_loadu_ps(x.as_ptr()) }, _mm512_set1_ps(scale));
         let n = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse))));
         let mut rounded = [0_u32; PIECE / 2];
-        // SAFETY: 32 bytes.
-        unsafe { _mm256_storeu_si256(rounded.as_mut_ptr().cast(), n) };
-        for pair in rounded {
-            pairs[place] = pair;
-            place += stride;
+        // SAFETY: 32 bytes; every word has its place.
+        unsafe {
+            _mm256_storeu_si256(rounded.as_mut_ptr().cast(), n);
+            for pair in rounded {
+                *to = pair;
+                to = to.wrapping_add(stride);
+            }
         }
     }
     step
@@ -104,20 +108,19 @@ fn attend(b: &mut PackedRows<'_>) {
     b.check(&SHORTS, 2, 1);
     // SAFETY: this function is compiled for, and only called with, the features that it needs.
     unsafe {
-        by_rows!(b, R => rows::<R>(b));
+        by_rows!(b, R => rows::<R>(b), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     }
 }
 
 #[inline(always)]
 unsafe fn rows<const R: usize>(b: &mut PackedRows<'_>) {
-    empty_state(R, b.state);
-    let Some((from, to)) = seen(b.visible) else { return };
+    let Some((from, to)) = seen(b.visible) else { return empty_state(R, b.state) };
     // SAFETY: the caller's promise.
     unsafe {
         let (begin, end) = pieces(b, (from, to));
-        in_registers!(index in (begin, end), W => score::<R, W>(b, index));
+        in_registers!(index in (begin, end), R, W => score::<R, W>(b, index));
         let units = weights::<R>(b, (from / PIECE * PIECE, to.next_multiple_of(PIECE)));
-        in_registers!(column in (0, b.head_dim / PIECE), W => weigh::<R, W>(b, column * PIECE, begin, end, &units));
+        in_registers!(column in (0, b.head_dim / PIECE), R, W => weigh::<R, W>(b, column * PIECE, begin, end, &units));
     }
 }
 
@@ -189,7 +192,7 @@ unsafe fn weights<const R: usize>(b: &mut PackedRows<'_>, (from, to): (usize, us
     // SAFETY: the caller's promise; from..to is inside a span, and the last words of the scratch are for factors.
     unsafe {
         soften::<R>(b, from, to);
-        let (weights, shares) = b.scratch.split_at_mut(ROWS * SPAN_PAIRS);
+        let (weights, shares) = b.scratch.split_at_mut(ROWS_MAX * SPAN_PAIRS);
         let (weights, shares) = (weights.as_mut_ptr(), shares.as_mut_ptr().cast::<f32>());
         let scores = b.scores.as_ptr();
         let mut largest = 0.0;
@@ -201,10 +204,16 @@ unsafe fn weights<const R: usize>(b: &mut PackedRows<'_>, (from, to): (usize, us
             let most = (WEIGHTS_MAX / b.state[R + r]).min(WEIGHT_MAX);
             units[r] = largest / most;
             let most = _mm512_set1_ps(most);
-            for at in (from..to).step_by(PIECE) {
+            // Two pieces at a time; what they have beside from..to is not used.
+            let round = |at: usize| {
                 let share = _mm512_mul_ps(_mm512_loadu_ps(shares.add(at)), most);
-                let n = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(scores.add(r * STRIDE + at)), share));
-                _mm256_storeu_si256(weights.add(r * SPAN_PAIRS + at / 2).cast(), _mm512_cvtepi32_epi16(n));
+                _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(scores.add(r * STRIDE + at)), share))
+            };
+            for at in (from / (2 * PIECE) * (2 * PIECE)..to).step_by(2 * PIECE) {
+                // Packed by 128 bits.
+                let n = _mm512_packs_epi32(round(at), round(at + PIECE));
+                let n = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), n);
+                _mm512_storeu_si512(weights.add(r * SPAN_PAIRS + at / 2).cast(), n);
             }
         }
     }
