@@ -125,7 +125,7 @@ pub(super) async fn plan_models(
     }
     // Encoders first: what they take is fixed, and what they leave is for the others' caches.
     models.sort_by_key(|(_, is_encoder, _)| !is_encoder);
-    let hardware = Hardware { machine, pool: Arc::new(ThreadPool::new(threads(engine.threads))) };
+    let hardware = Hardware { machine, pool: pool(engine.threads) };
     let (mut taken, mut planned) = (0, Vec::with_capacity(names.len()));
     let count = models.len();
     for (i, (place, is_encoder, local)) in models.into_iter().enumerate() {
@@ -269,21 +269,26 @@ fn plan_local(local: &LocalModel, args: &EngineArgs, hardware: Hardware, room: R
     Ok(Planned { alias, also, files, text: Arc::new(text), plan, scheduler, runner, queue, pool })
 }
 
-/// The threads asked for, or one for each core; more than cores is slower, so it is said.
+/// The threads asked for, or one for each core.
 fn threads(asked: Option<NonZeroUsize>) -> NonZeroUsize {
-    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    match asked {
-        Some(n) if n > cores => {
-            tracing::warn!(
-                threads = n,
-                cores,
-                "more threads than cores: they wait for each other at every step, which is slower"
-            );
-            n
-        }
-        Some(n) => n,
-        None => cores,
+    asked.unwrap_or_else(cores)
+}
+
+fn cores() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// The threads that all models share; more than cores is slower, so it is said.
+fn pool(asked: Option<NonZeroUsize>) -> Arc<ThreadPool> {
+    let (threads, cores) = (threads(asked), cores());
+    if threads > cores {
+        tracing::warn!(
+            threads,
+            cores,
+            "more threads than cores: they wait for each other at every step, which is slower"
+        );
     }
+    Arc::new(ThreadPool::new(threads))
 }
 
 impl PlannedModel {

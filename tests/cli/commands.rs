@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::models::pulled;
-use crate::process::{Server, wick};
+use crate::process::{Server, command, wick};
 
 #[tokio::test]
 async fn models_lists_the_catalogue() {
@@ -69,6 +69,15 @@ async fn print_config_shows_the_plan_and_serves_nothing() {
         assert!(shown.contains(part), "`{part}` is not in: {shown}");
     }
     assert!(!shown.contains("wick serves"), "{shown}");
+}
+
+#[tokio::test]
+async fn more_threads_than_cores_are_warned_of_once() {
+    let more = (std::thread::available_parallelism().unwrap().get() + 1).to_string();
+    let args = ["serve", "smollm2-135m", "--port", "0", "--print-config", "--log", "warn", "--threads", &more];
+    let output = command(&args).output().await.unwrap();
+    let logged = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(logged.matches("more threads than cores").count(), 1, "{logged}");
 }
 
 #[tokio::test]
