@@ -75,7 +75,7 @@ async fn print_config_shows_the_plan_and_serves_nothing() {
 async fn more_threads_than_cores_are_warned_of_once() {
     let more = (std::thread::available_parallelism().unwrap().get() + 1).to_string();
     let args = ["serve", "smollm2-135m", "--port", "0", "--print-config", "--log", "warn", "--threads", &more];
-    let output = command(&args).output().await.unwrap();
+    let output = command(args).output().await.unwrap();
     let logged = String::from_utf8(output.stderr).unwrap();
     assert_eq!(logged.matches("more threads than cores").count(), 1, "{logged}");
 }
