@@ -50,10 +50,10 @@ async fn inspect_shows_the_file_and_the_decoder() {
 
 #[tokio::test]
 async fn chat_answers_one_question() {
-    let ask = ["chat", "smollm2-135m", "--temperature", "0", "--max-tokens", "8", "--kv-memory", "256MiB", "--prompt"];
-    let ask = async |threads: &str| {
-        wick(&[&ask[..], &["What is the capital of France?", "--threads", threads]].concat()).await.succeeded()
-    };
+    // With 8-bit activations the first word is a near tie, which not every instruction set decides alike.
+    let exact = ["--activations", "exact", "--temperature", "0", "--max-tokens", "8", "--kv-memory", "256MiB"];
+    let ask = ["chat", "smollm2-135m", "--prompt", "What is the capital of France?"];
+    let ask = async |threads: &str| wick(&[&ask[..], &exact, &["--threads", threads]].concat()).await.succeeded();
     let answer = ask("1").await;
     assert!(answer.contains("Paris") && answer.ends_with('\n'), "{answer:?}");
     assert_eq!(ask("2").await, answer, "the number of threads changes nothing");
