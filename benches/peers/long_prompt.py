@@ -73,13 +73,13 @@ def main():
     args = parser.parse_args()
     wick, file = peers.Wick(args), run.file_of(args.model, args.wick)
     wick.setup()
-    for server in range(args.servers):
-        with wick._server(file, {}) as running:
-            model = wick._model(running)
-            for number in range(args.rounds):
-                p99, median, first = one_round(wick.port, model, f"{server} {number}")
+    for number in range(args.servers):
+        with wick.running(file, {}) as server:
+            model = wick.ready(server)
+            for turn in range(args.rounds):
+                p99, median, first = one_round(wick.port, model, f"{number} {turn}")
                 print(
-                    f"server {server + 1}, round {number + 1}: p99 {p99 * 1e3:.1f} ms, median {median * 1e3:.1f} ms,"
+                    f"server {number + 1}, round {turn + 1}: p99 {p99 * 1e3:.1f} ms, median {median * 1e3:.1f} ms,"
                     f" ratio {p99 / median:.2f}; the long prompt's first token after {first:.2f} s",
                     flush=True,
                 )

@@ -36,13 +36,13 @@ class Http(Peer):
     def command(self, file, port, spec):
         raise NotImplementedError
 
-    def _server(self, file, spec):
+    def running(self, file, spec):
         self.port = process.free_port()
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{self.name}.log"
         return process.Running(self.command(file, self.port, spec), log, getattr(self, "env", None))
 
-    def _model(self, server):
+    def ready(self, server):
         """Waits until the server is ready; returns its name of the model."""
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
@@ -56,8 +56,8 @@ class Http(Peer):
         raise RuntimeError(f"not ready after {READY_SECONDS} s")
 
     def served(self, file, spec):
-        with self._server(file, spec) as server:
-            model = self._model(server)
+        with self.running(file, spec) as server:
+            model = self.ready(server)
             load.over_http(self.port, model, 2)(load.text(16, "warm-up"))
             waiting = load.prompts(spec["seed"], spec["requests"], spec["input"], spec["shared"])
             send = load.over_http(self.port, model, spec["output"])
@@ -66,7 +66,7 @@ class Http(Peer):
             return load.figures(answers, seconds, spec["output"]) | {"peak_mib": server.peak_mib()}
 
     def start(self, file, spec):
-        with self._server(file, spec) as server:
+        with self.running(file, spec) as server:
             # A server that is not there refuses the connection, one that still loads answers 503: asked again at once.
             send = load.over_http(self.port, self.served_name(file), 1)
             deadline = server.started + READY_SECONDS
