@@ -36,15 +36,15 @@ class Stream:
         selector.register(self.socket, selectors.EVENT_READ, self)
 
     def read(self, selector):
-        bytes = self.socket.recv(1 << 16)
-        if b"data: {" in bytes:
+        came = self.socket.recv(1 << 16)
+        if b"data: {" in came:
             self.times.append(time.perf_counter())
-        if not bytes:
+        if not came:
             selector.unregister(self.socket)
             self.socket.close()
             if b"data: [DONE]" not in self.last:
                 raise RuntimeError(f"an answer ended with {self.last[-300:]!r}")
-        self.last = (self.last + bytes)[-1000:]
+        self.last = (self.last + came)[-1000:]
 
 
 def one_round(port, model, seed):

@@ -35,11 +35,16 @@ impl Tile {
         (token * args.heads + self.kv_head * group + row % group) * args.layout.head_dim
     }
 
+    /// The position of its first token in its sequence.
+    fn first_position(&self, args: &AttentionArgs<'_>) -> usize {
+        let seq = &args.seqs[self.seq];
+        seq.context_len - seq.q_len + self.token
+    }
+
     /// The positions of its rows from `row` on in their sequence. Divided once: that takes longer than all else for a row.
     pub(super) fn positions(&self, args: &AttentionArgs<'_>, row: usize) -> impl Iterator<Item = usize> + use<> {
-        let seq = &args.seqs[self.seq];
         let group = args.heads / args.layout.kv_heads;
-        let first = seq.context_len - seq.q_len + self.token + row / group;
+        let first = self.first_position(args) + row / group;
         let mut head = row % group;
         std::iter::successors(Some(first), move |position| {
             head = if head + 1 == group { 0 } else { head + 1 };
@@ -49,8 +54,7 @@ impl Tile {
 
     /// The keys that its rows see.
     pub(super) fn keys(&self, args: &AttentionArgs<'_>) -> Range<usize> {
-        let seq = &args.seqs[self.seq];
-        let first = seq.context_len - seq.q_len + self.token;
+        let first = self.first_position(args);
         first_key(args.window, first)..first + self.tokens
     }
 

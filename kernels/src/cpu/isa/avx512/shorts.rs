@@ -58,6 +58,7 @@ pub fn round_key(key: &[f32], pairs: &mut [u32], stride: usize) -> f32 {
 fn round(x: &[f32], scale: f32, norm: f32, pairs: &mut [u32], stride: usize) -> f32 {
     let (step, inverse) = scale_of(norm, KEY_NORM);
     let words = x.len() / PIECE * PIECE / 2;
+    // Once for all: a check for each word takes as long as the rest.
     assert!(words == 0 || (words - 1) * stride < pairs.len(), "a head's pairs do not fit: this is a bug");
     let mut to = pairs.as_mut_ptr();
     for x in x.as_chunks::<PIECE>().0 {
