@@ -321,6 +321,14 @@ impl Task<'_> {
         ahead.clear();
         if let Some((tile, span)) = next.filter(|_| k_fits && v_fits) {
             self.find(tile, span, ahead);
+            // A line of each, for its page's address, which takes a virtual machine long: the kernel asks for the others. Integers' values it asks for
+            // itself.
+            for piece in ahead.iter() {
+                self.args.k.ask(piece.k);
+                if self.packed.is_none() {
+                    self.args.v.ask(piece.v);
+                }
+            }
         }
         let mut kv = SpanKv {
             k: self.args.k,

@@ -137,6 +137,17 @@ impl KvSlice<'_> {
         }
     }
 
+    /// Asks for the line with this element.
+    pub(crate) fn ask(&self, at: usize) {
+        match self {
+            KvSlice::F32(s) => prefetch_line(s.as_ptr().wrapping_add(at)),
+            KvSlice::F16(s) => prefetch_line(s.as_ptr().wrapping_add(at)),
+            KvSlice::I16 { pairs: words, .. } | KvSlice::I8 { quads: words, .. } => {
+                prefetch_line(words.as_ptr().wrapping_add(at))
+            }
+        }
+    }
+
     /// Scales of a head's key, or of its value.
     pub(crate) fn scales(&self, head_dim: usize) -> usize {
         match self {

@@ -4,6 +4,7 @@
 
 use crate::cpu::attention::packed::PackedRows;
 use crate::cpu::attention::span::{PIECE, Piece, SMALLEST, STRIDE, Visible, blind};
+use crate::cpu::isa::prefetch_line;
 use crate::cpu::math::ROUND;
 use std::arch::x86_64::*;
 
@@ -60,6 +61,10 @@ pub unsafe fn ask_for_scales(b: &PackedRows<'_>, piece: &Piece, count: usize) {
 pub unsafe fn soften<const R: usize>(b: &mut PackedRows<'_>, from: usize, to: usize) {
     for (scores, &visible) in b.scores.chunks_exact_mut(STRIDE).zip(b.visible) {
         blind(scores, visible, from, to, b.softcap);
+    }
+    // Where they are can be looked up beside the softmax. Asked for with the keys they would hold up those.
+    for piece in b.ahead {
+        prefetch_line(b.v.words.as_ptr().wrapping_add(piece.v));
     }
     let scores = b.scores.as_mut_ptr();
     // SAFETY: from..to is inside the rows of scores.
