@@ -6,6 +6,12 @@
 //! they wait in all grows with the square of their number, and what a prompt takes from those who decode it takes from them sooner or
 //! later; only how evenly their tokens come depends on it. What a step and a prompt token take is learnt from the last steps. Only the
 //! speed of the answers depends on it: how a prompt is cut into chunks changes no byte of any output.
+//!
+//! For guesses a step is taken to cost something fixed (reading the weights and what is cached), and as much again for each of its rows. A busy
+//! server hardly has a step without prompts, so that both are learnt from whatever steps there are: a row costs the median of the slopes between
+//! them (Theil 1950, Sen 1968), which one step that the system held up does not change.
+
+use std::collections::VecDeque;
 
 /// Steps shorter than this are left alone: nobody sees the difference, and short steps measure the machine's other work.
 const STEP_SECONDS_MIN: f64 = 0.005;
@@ -13,10 +19,16 @@ const STEP_SECONDS_MIN: f64 = 0.005;
 const QUEUE_STEPS_MAX: usize = 256;
 /// Fewer prompt tokens are not worth a pass over the weights.
 const CHUNK_MIN: usize = 8;
-/// What a guessed token costs, in tokens of a prompt: it has logits, too. (These are a fifth to a quarter of the products of small models.)
-const GUESS_TOKENS: f64 = 1.25;
+/// What a decoded or guessed token costs, in tokens of a prompt: it has logits, too. (These are a fifth to a quarter of the products of small
+/// models.)
+const LOGITS_TOKENS: f64 = 1.25;
 /// Sizes of batches that are told apart: 1, 2 to 3, 4 to 7, and so on.
 const BATCHES: usize = 8;
+/// Steps that are remembered of each.
+const STEPS: usize = 16;
+/// They tell what a row costs if they are this far apart, in tokens of a prompt, and if there are so many pairs of such.
+const APART: f64 = 8.0;
+const PAIRS_MIN: usize = 3;
 
 /// What the last steps say about the next one.
 #[derive(Debug, Default)]
@@ -29,12 +41,16 @@ pub(super) struct Pace {
     prompt_token: Recent,
     /// Decoding sequences of the last step.
     decodes: usize,
+    /// What steps computed, by the size of their batch.
+    rows: [Rows; BATCHES],
 }
 
 impl Pace {
     /// A step took so long with so many decoding sequences, guesses of theirs and prompt tokens.
     pub(super) fn observe(&mut self, decodes: usize, guesses: usize, prompt_tokens: usize, seconds: f64) {
         self.decodes = decodes;
+        let tokens = LOGITS_TOKENS * (decodes + guesses) as f64 + prompt_tokens as f64;
+        self.rows[batch(decodes)].push(tokens, seconds);
         let bare = (seconds - guesses as f64 * self.guess_seconds().unwrap_or(0.0)).max(0.0);
         if prompt_tokens == 0 && decodes > 0 {
             self.decode.push(decodes, seconds);
@@ -60,14 +76,15 @@ impl Pace {
         in_time.max(queued.div_ceil(QUEUE_STEPS_MAX)).max(CHUNK_MIN).min(most)
     }
 
-    /// What a step costs beside its rows, in rows: reading weights and what is cached. Nothing as long as nothing was learnt.
+    /// What a step costs beside its rows, in rows of guesses. Nothing as long as nothing was learnt.
     pub(super) fn fixed_rows(&self) -> Option<f32> {
-        let rows = self.bare.seconds(self.decodes)? / self.guess_seconds()?;
-        Some((rows - self.decodes as f64).max(0.0) as f32)
+        let token = nearest(&self.rows, self.decodes, |rows| rows.token)?;
+        let fixed = nearest(&self.rows, self.decodes, |rows| rows.fixed(token))?;
+        Some((fixed / (LOGITS_TOKENS * token)) as f32)
     }
 
     fn guess_seconds(&self) -> Option<f64> {
-        self.prompt_token.median().map(|seconds| GUESS_TOKENS * seconds.max(1e-9))
+        self.prompt_token.median().map(|seconds| LOGITS_TOKENS * seconds.max(1e-9))
     }
 }
 
@@ -80,12 +97,16 @@ impl Batches {
         self.0[batch(decodes)].push(seconds);
     }
 
-    /// What a step takes that decodes so many sequences; where none was seen yet, what the nearest smaller batch took, or
-    /// else the nearest larger one.
+    /// What a step takes that decodes so many sequences.
     fn seconds(&self, decodes: usize) -> Option<f64> {
-        let (smaller, larger) = self.0.split_at(batch(decodes) + 1);
-        smaller.iter().rev().chain(larger).find_map(Recent::median)
+        nearest(&self.0, decodes, Recent::median)
     }
+}
+
+/// What `known` knows of a batch of this size; where none was seen yet, of the nearest smaller one, or else of the nearest larger one.
+fn nearest<T>(batches: &[T; BATCHES], decodes: usize, known: impl FnMut(&T) -> Option<f64>) -> Option<f64> {
+    let (smaller, larger) = batches.split_at(batch(decodes) + 1);
+    smaller.iter().rev().chain(larger).find_map(known)
 }
 
 fn batch(decodes: usize) -> usize {
@@ -106,10 +127,51 @@ impl Recent {
     }
 
     fn median(&self) -> Option<f64> {
-        let mut sorted = self.values;
-        let known = &mut sorted[..self.count.min(self.values.len())];
-        known.sort_by(f64::total_cmp);
-        known.get(known.len() / 2).copied()
+        let mut values = self.values;
+        median(&mut values[..self.count.min(self.values.len())])
+    }
+}
+
+/// Of an even number the larger one of the two in the middle. Reorders the values.
+fn median(values: &mut [f64]) -> Option<f64> {
+    let middle = values.len() / 2;
+    (!values.is_empty()).then(|| *values.select_nth_unstable_by(middle, f64::total_cmp).1)
+}
+
+/// The last steps of a size of batch.
+#[derive(Debug, Default)]
+struct Rows {
+    /// What each computed, in tokens of a prompt, and its seconds.
+    last: VecDeque<(f64, f64)>,
+    /// What such a token costs, once they have told: more than nothing.
+    token: Option<f64>,
+}
+
+impl Rows {
+    fn push(&mut self, tokens: f64, seconds: f64) {
+        if self.last.len() == STEPS {
+            self.last.pop_front();
+        }
+        self.last.push_back((tokens, seconds));
+        let (mut slopes, mut count) = ([0.0; STEPS * (STEPS - 1) / 2], 0);
+        for (i, a) in self.last.iter().enumerate() {
+            for b in self.last.range(..i).filter(|b| (a.0 - b.0).abs() >= APART) {
+                slopes[count] = (a.1 - b.1) / (a.0 - b.0);
+                count += 1;
+            }
+        }
+        // They may have become too equal to tell: what they told before stands.
+        if count >= PAIRS_MIN {
+            self.token = median(&mut slopes[..count]).filter(|token| *token > 0.0).or(self.token);
+        }
+    }
+
+    /// Seconds of the last steps that are not their tokens'.
+    fn fixed(&self, token: f64) -> Option<f64> {
+        let mut fixed = Recent::default();
+        let last = self.last.iter().rev().take(fixed.values.len());
+        last.for_each(|(tokens, seconds)| fixed.push(seconds - token * tokens));
+        fixed.median().map(|seconds| seconds.max(0.0))
     }
 }
 
@@ -174,19 +236,42 @@ mod tests {
     #[test]
     fn the_cost_of_a_step_is_told_in_rows() {
         assert_eq!(Pace::default().fixed_rows(), None);
-        // 20 ms beside 8 guesses of 1.25 ms.
+        // 20 ms beside 8 tokens of 1.25 ms.
         let mut pace = pace(30.0, 1.0);
         assert_eq!(pace.fixed_rows(), Some(16.0));
-        for _ in 0..5 {
-            pace.observe(8, 6, 0, 0.0275);
+        for _ in 0..8 {
+            pace.observe(8, 0, 0, 0.020);
+            pace.observe(8, 8, 0, 0.030);
         }
         assert_eq!(pace.fixed_rows(), Some(8.0), "what guesses took is not the step's");
-        // 27.5 ms more, of 1 ms a token: who decodes waits for the guesses anyway.
-        assert_eq!(pace.chunk(100, 1, 128), 27);
+        // 30 ms more, of 1 ms a token: who decodes waits for the guesses anyway.
+        assert_eq!(pace.chunk(100, 1, 128), 30);
         for _ in 0..5 {
             pace.observe(8, 0, 0, 0.002);
         }
         assert_eq!(pace.fixed_rows(), Some(0.0));
+    }
+
+    #[test]
+    fn a_busy_server_learns_from_steps_that_all_have_prompts() {
+        let mut pace = Pace::default();
+        let mut rng = 1_u64;
+        for i in 0..40 {
+            rng = rng.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let (prompt, guesses, noise) = ((rng >> 33) % 120, (rng >> 45) % 6, (rng >> 55) as f64 / 512.0);
+            let tokens = prompt as f64 + 1.25 * (32.0 + guesses as f64);
+            // The system holds every seventh step up.
+            let held_up = if i % 7 == 0 { 3.0 } else { 1.0 };
+            pace.observe(
+                32,
+                guesses as usize,
+                prompt as usize,
+                held_up * (0.98 + 0.04 * noise) * (0.016 + 0.0004 * tokens),
+            );
+        }
+        // 16 ms are 32 guesses of 0.5 ms.
+        let fixed = pace.fixed_rows().unwrap();
+        assert!((25.0..40.0).contains(&fixed), "{fixed}");
     }
 
     #[test]
