@@ -10,6 +10,8 @@
 //! For guesses a step is taken to cost something fixed (reading the weights and what is cached), and as much again for each of its rows. A busy
 //! server hardly has a step without prompts, so that both are learnt from whatever steps there are: a row costs the median of the slopes between
 //! them (Theil 1950, Sen 1968), which one step that the system held up does not change.
+//! (Not so for chunks: beside one long prompt all steps have chunks of one size, which tell nothing, and a step that seems longer without its
+//! prompt would get a longer one. The last steps without prompts do not drift.)
 
 use std::collections::VecDeque;
 
